@@ -1,0 +1,31 @@
+"""Packages `conf/` and `sweeps/` from the top level as questtrain.conf and questtrain.sweeps."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "([^"]+)"', (ROOT / "src/questtrain/__init__.py").read_text()
+).group(1)
+
+
+def yaml_packages(folder: str) -> dict[str, str]:
+    """Package name → folder for a tree of YAML files; each folder holds an __init__.py."""
+    return {
+        ".".join(["questtrain", *path.parent.relative_to(ROOT).parts]): str(
+            path.parent.relative_to(ROOT)
+        )
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+
+
+YAML = yaml_packages("conf") | yaml_packages("sweeps")
+
+setup(
+    version=VERSION,
+    packages=[*find_packages("src"), *sorted(YAML)],
+    package_dir={"": "src", **YAML},
+    package_data={name: ["*.yaml"] for name in YAML} | {"questtrain": ["py.typed"]},
+)

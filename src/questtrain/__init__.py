@@ -1,0 +1,27 @@
+"""questtrain: pretraining of Llama models with quantized weights and activations (QuEST)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from questtrain.inference.load import load as load
+    from questtrain.quant.linear import QuantLinear as QuantLinear
+    from questtrain.quant.linear import convert as convert
+
+_PUBLIC = {
+    "QuantLinear": "questtrain.quant.linear",
+    "convert": "questtrain.quant.linear",
+    "load": "questtrain.inference.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names on first use: they need torch, and ``--help`` does not."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'questtrain' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_PUBLIC[name]), name)

@@ -1,0 +1,55 @@
+"""Typed config, its validation, and everything that follows from it by arithmetic.
+
+Imports neither torch nor anything of ours but `questtrain.errors`, so that every wing (and
+``questtrain --help``) can afford it.
+"""
+
+from questtrain.config.bits import Bits, NumberFormat, parse_bits
+from questtrain.config.derived import (
+    flops_per_token,
+    intermediate_size,
+    non_embedding_params,
+    packed_block_bytes,
+    quantized_params,
+    steps,
+    tokens,
+    total_params,
+    training_bytes,
+)
+from questtrain.config.schema import (
+    DataConfig,
+    LoggerConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    QuantConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from questtrain.config.validation import hadamard_block, is_skipped, validate
+
+__all__ = [
+    "Bits",
+    "DataConfig",
+    "LoggerConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "NumberFormat",
+    "OptimConfig",
+    "QuantConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "flops_per_token",
+    "hadamard_block",
+    "intermediate_size",
+    "is_skipped",
+    "non_embedding_params",
+    "packed_block_bytes",
+    "parse_bits",
+    "quantized_params",
+    "steps",
+    "tokens",
+    "total_params",
+    "training_bytes",
+    "validate",
+]

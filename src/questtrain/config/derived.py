@@ -1,0 +1,81 @@
+"""Quantities that follow from a config by arithmetic: parameters, tokens, FLOPs, memory."""
+
+from __future__ import annotations
+
+from questtrain.config.bits import Bits
+from questtrain.config.schema import ModelConfig, TrainConfig
+
+FFN_MULTIPLE = 256
+
+
+def intermediate_size(model: ModelConfig) -> int:
+    """SwiGLU width: 8/3 of the hidden size, rounded up to a multiple of 256, unless given."""
+    if model.intermediate_size is not None:
+        return model.intermediate_size
+    width = 8 * model.hidden_size // 3
+    return -(-width // FFN_MULTIPLE) * FFN_MULTIPLE
+
+
+def quantized_params(model: ModelConfig) -> int:
+    """Weights of the blocks' seven linear layers: Q, K, V, O, gate, up and down."""
+    hidden = model.hidden_size
+    return model.num_layers * (4 * hidden * hidden + 3 * hidden * intermediate_size(model))
+
+
+def non_embedding_params(model: ModelConfig) -> int:
+    """Everything but the embedding and the LM head: the N of the scaling law."""
+    norms = (2 * model.num_layers + 1) * model.hidden_size
+    return quantized_params(model) + norms
+
+
+def total_params(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters with the (untied) embedding and LM head."""
+    return non_embedding_params(model) + 2 * vocab_size * model.hidden_size
+
+
+def tokens(config: TrainConfig) -> int:
+    """Training tokens that the run will see: whole steps of whole batches."""
+    return steps(config) * config.batch_size * config.sequence_length
+
+
+def steps(config: TrainConfig) -> int:
+    """Optimizer steps: tokens_per_param × nominal size in whole batches, at most max_steps."""
+    wanted = config.tokens_per_param * config.model.nominal_params
+    derived = int(wanted // (config.batch_size * config.sequence_length))
+    return derived if config.max_steps is None else min(derived, config.max_steps)
+
+
+def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -> float:
+    """Training FLOPs a token (forward + backward = 3 × forward), recomputation not counted.
+
+    Matrix products only: 6 a weight for the block linears and the LM head, and causal attention's
+    two products, ``12·layers·hidden·length`` halved by the causal mask.
+    """
+    linears = quantized_params(model) + vocab_size * model.hidden_size
+    attention = model.num_layers * model.hidden_size * sequence_length
+    return 6.0 * linears + 6.0 * attention
+
+
+def packed_block_bytes(model: ModelConfig, bits: Bits) -> int:
+    """Bytes of the block linears' weights: packed codes and one fp32 scale an output row."""
+    codes = quantized_params(model) * bits.weight.storage_bits // 8
+    if not bits.weight.quantized:
+        return codes
+    rows = model.num_layers * (5 * model.hidden_size + 2 * intermediate_size(model))
+    return codes + 4 * rows
+
+
+def training_bytes(config: TrainConfig, vocab_size: int) -> int:
+    """Estimated peak device memory of training, in bytes.
+
+    Weights, gradients and AdamW's two moments in fp32 (16 bytes a parameter), the activations of
+    one micro-batch that the backward needs, and the logits in bf16 with their fp32 softmax.
+    """
+    model = config.model
+    micro_batch_tokens = (config.micro_batch_size or config.batch_size) * config.sequence_length
+    hidden, width = model.hidden_size, intermediate_size(model)
+    saved_values = model.num_layers * (9 * hidden + 3 * width)
+    bytes_per_value = 2 + (1 if config.bits != "bf16" else 0)
+    activations = micro_batch_tokens * saved_values * bytes_per_value
+    logits = micro_batch_tokens * vocab_size * 6
+    return 16 * total_params(model, vocab_size) + activations + logits

@@ -1,0 +1,137 @@
+"""Typed configuration: one dataclass a component, gathered in `TrainConfig`.
+
+The YAML files under ``conf/`` hold the values; these classes hold the types. The command line
+converts Hydra's result into them once, and no component sees anything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelConfig:
+    """Shape of a Llama (quest.md's table 3). ``None`` means derived, see `questtrain.config`."""
+
+    name: str
+    nominal_params: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int | None = None
+    vocab_size: int | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    init_std: float = 0.02
+
+
+@dataclass
+class QuantConfig:
+    """One method: how an operand is rotated, scaled, rounded, and differentiated.
+
+    ``*_rotation`` is ``hadamard`` (the product is taken in the rotated space), ``hadamard-back``
+    (quantized there, rotated back), ``none``, or ``auto``: the cheapest valid pair. Trust is given
+    as ``trust_scale`` (t: up to t times the grid's half-width) or ``trust_error`` (T: an error of
+    at most T row rms); with neither, the published default of the format.
+    """
+
+    method: str = "quest"
+    rotation: str = "hadamard"
+    weight_rotation: str = "auto"
+    activation_rotation: str = "auto"
+    hadamard_block: int = 128
+    trust_scale: float | None = None
+    trust_error: float | None = None
+    skip: list[str] = field(default_factory=lambda: ["lm_head"])
+
+
+@dataclass
+class DataConfig:
+    """Where the tokens come from; see docs/data.md."""
+
+    name: str
+    source: str
+    files: list[str] = field(default_factory=list)
+    validation_files: list[str] = field(default_factory=list)
+    tokenizer: str | None = None
+    text_field: str = "text"
+    hub_dataset: str | None = None
+    hub_subset: str | None = None
+    validation_fraction: float = 0.02
+    vocab_size: int | None = None
+    max_tokens: int | None = None
+    cache_dir: str = "~/.cache/questtrain"
+    num_workers: int | None = None
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; weight decay applies to the matrices of the blocks' linear layers only."""
+
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    """Learning rate as a fraction of its peak; see `questtrain.train.schedule`."""
+
+    name: str = "cosine"
+    warmup_fraction: float = 0.1
+    start_ratio: float = 0.01
+    final_ratio: float = 0.1
+    decay_fraction: float = 0.2
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides ``metrics.jsonl``."""
+
+    name: str = "none"
+    project: str = "questtrain"
+    entity: str | None = None
+    mode: str = "online"
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoopConfig:
+    """The training loop's own settings."""
+
+    autocast: str = "auto"
+    validation_tokens: int = 524_288
+    keep_checkpoints: int = 2
+    threads: int | None = None
+
+
+@dataclass
+class TrainConfig:
+    """One run, fully resolved."""
+
+    model: ModelConfig
+    data: DataConfig
+    quant: QuantConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    logger: LoggerConfig
+    train: LoopConfig
+    bits: str
+    name: str | None
+    runs_dir: str
+    seed: int
+    tokens_per_param: float
+    max_steps: int | None
+    batch_size: int
+    micro_batch_size: int | None
+    sequence_length: int
+    lr: float
+    device: str
+    compile: str
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    resume: str

@@ -1,0 +1,31 @@
+"""The one exception that means "the input is wrong", and how its message is phrased."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input: the command line prints the message alone and exits with code 2."""
+
+
+class TrainingStopped(Exception):
+    """A run that cannot go on (diverged, out of memory): message alone, exit code 1."""
+
+
+def nearest(value: str, choices: Iterable[str]) -> str | None:
+    """The choice closest to ``value``, or None when nothing comes close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
+    return by_lower[matches[0]] if matches else None
+
+
+def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
+    """`unknown model '110M': choose from 30M, 100M, …. Did you mean '100M'?`"""
+    choices = list(choices)
+    message = f"unknown {what} {str(value)!r}: choose from {', '.join(choices)}."
+    close = nearest(str(value), choices)
+    if close is not None:
+        message += f" Did you mean {close!r}?"
+    return UserError(message)

@@ -1,0 +1,161 @@
+"""Llama as QuEST trains it: every variant, BF16 included, is this one code path.
+
+Pre-norm blocks with RMSNorm, rotary attention and SwiGLU, no biases, untied embedding and head
+(quest.md, "Models and training"). The blocks' seven linear layers are `QuantLinear`; embedding,
+norms and LM head are never quantized.
+
+Shape suffixes: B batch, T tokens, S tokens seen so far (cache included), D hidden size, H heads,
+K head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from questtrain.config import (
+    ModelConfig,
+    QuantConfig,
+    intermediate_size,
+    is_skipped,
+    parse_bits,
+)
+from questtrain.model.cache import KVCache
+from questtrain.quant import QuantLinear
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, layer: int, linear: LinearFactory) -> None:
+        super().__init__()
+        size, prefix = config.hidden_size, f"layers.{layer}.attention"
+        self.layer = layer
+        self.num_heads = config.num_heads
+        self.q_proj = linear(size, size, f"{prefix}.q_proj")
+        self.k_proj = linear(size, size, f"{prefix}.k_proj")
+        self.v_proj = linear(size, size, f"{prefix}.v_proj")
+        self.o_proj = linear(size, size, f"{prefix}.o_proj")
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None
+    ) -> Tensor:
+        q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), rotary)
+        k_BHSK = rotate(self._split_heads(self.k_proj(x_BTD)), rotary)
+        v_BHSK = self._split_heads(self.v_proj(x_BTD))
+        mask = None
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
+            mask = cache.causal_mask(q_BHTK.shape[2], k_BHSK.shape[2], x_BTD.device)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None
+        )
+        out: Tensor = self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+        return out
+
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: ``down(silu(gate(x)) · up(x))``."""
+
+    def __init__(self, config: ModelConfig, layer: int, linear: LinearFactory) -> None:
+        super().__init__()
+        size, width, prefix = config.hidden_size, intermediate_size(config), f"layers.{layer}.mlp"
+        self.gate_proj = linear(size, width, f"{prefix}.gate_proj")
+        self.up_proj = linear(size, width, f"{prefix}.up_proj")
+        self.down_proj = linear(width, size, f"{prefix}.down_proj")
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        return out
+
+
+class Block(nn.Module):
+    """One transformer block; the residual stream stays in the embedding's dtype (fp32)."""
+
+    def __init__(self, config: ModelConfig, layer: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention = Attention(config, layer, linear)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = FeedForward(config, layer, linear)
+
+    def forward(
+        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
+        out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        return out
+
+
+class LinearFactory:
+    """Makes the blocks' linear layers: quantized, unless ``quant.skip`` names the layer."""
+
+    def __init__(self, bits: str, quant: QuantConfig) -> None:
+        self.bits = parse_bits(bits)
+        self.quant = quant
+
+    def __call__(self, in_features: int, out_features: int, name: str) -> nn.Linear:
+        bits = parse_bits("bf16") if is_skipped(name, self.quant.skip) else self.bits
+        return QuantLinear(in_features, out_features, bits=bits, method=self.quant)
+
+
+class Llama(nn.Module):
+    """Token ids ``[B, T]`` → logits ``[B, T, V]``."""
+
+    def __init__(self, config: ModelConfig, bits: str, quant: QuantConfig) -> None:
+        super().__init__()
+        if config.vocab_size is None:
+            raise ValueError("model.vocab_size must be known when the model is built")
+        self.config = config
+        linear = LinearFactory(bits, quant)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+        """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
+        past = 0 if cache is None else cache.length
+        positions_T = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)
+        rotary = self._rotary(positions_T)
+        x_BTD = self.embed_tokens(tokens_BT)
+        for block in self.layers:
+            x_BTD = block(x_BTD, rotary, cache)
+        if cache is not None:
+            cache.length = past + tokens_BT.shape[1]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+        return logits_BTV
+
+    def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of the rotary angles, fp32 ``[T, K]``, halves repeated."""
+        width = self.config.hidden_size // self.config.num_heads
+        even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
+        angles = torch.outer(positions_T.float(), self.config.rope_theta ** (-even / width))
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """N(0, init_std), with the blocks' output projections scaled down by √(2·layers)."""
+        std = self.config.init_std
+        output_std = std / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                continue
+            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+            parameter.normal_(0.0, output_std if is_output else std, generator=generator)
+
+
+def rotate(x_BHTK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding on (first half, second half) pairs, computed in fp32."""
+    cos, sin = rotary
+    x = x_BHTK.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTK.dtype)

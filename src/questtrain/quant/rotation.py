@@ -1,0 +1,86 @@
+"""Rotations: which space an operand is quantized in, and which space its product is taken in.
+
+A rotation is a property of each operand, and a product is right only if both operands are in the
+same space: ``x_h·w_hᵀ = x·wᵀ`` because H is orthonormal, while ``x_h·wᵀ`` is noise.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from questtrain.config import Bits, QuantConfig, hadamard_block
+from questtrain.errors import UserError
+from questtrain.kernels import hadamard_signs, hadamard_transform
+
+log = logging.getLogger(__name__)
+
+
+class NoRotation(nn.Module):
+    """The operand stays in the original space; computes in at least fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class HadamardRotation(nn.Module):
+    """Block-diagonal Hadamard transform along the last dimension, its own inverse."""
+
+    signs: Tensor
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.register_buffer("signs", hadamard_signs(block), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return hadamard_transform(x, self.signs)
+
+    def extra_repr(self) -> str:
+        return f"block={self.signs.shape[0]}"
+
+
+def build_rotation(kind: str, width: int, block: int) -> nn.Module:
+    """A rotation for operands of ``width`` columns; a smaller block is used where it must be."""
+    if kind == "none":
+        return NoRotation()
+    largest = hadamard_block(width, block)
+    if largest < block:
+        _log_smaller_block(width, block, largest)
+    return HadamardRotation(largest)
+
+
+@functools.lru_cache(maxsize=None)
+def _log_smaller_block(width: int, block: int, largest: int) -> None:
+    log.warning("width %d is no multiple of %d: its Hadamard block is %d", width, block, largest)
+
+
+def pair_rotations(bits: Bits, quant: QuantConfig) -> tuple[str, str]:
+    """The rotation of the weight and of the activation: ``none``, ``hadamard`` (stay rotated) or
+    ``hadamard-back`` (rotate, quantize, rotate back).
+
+    ``auto`` stays rotated where both operands are quantized and rotates back where one is not.
+    Raises UserError where the two would meet in different spaces.
+    """
+    weight, activation = quant.weight_rotation, quant.activation_rotation
+    if weight == "auto":
+        weight = _auto(bits.weight.quantized, bits.activation.quantized, quant, activation)
+    if activation == "auto":
+        activation = _auto(bits.activation.quantized, bits.weight.quantized, quant, weight)
+    if (weight == "hadamard") != (activation == "hadamard"):
+        raise UserError(
+            f"quant.weight_rotation={weight} and quant.activation_rotation={activation} would"
+            " multiply a rotated operand with an unrotated one: choose hadamard for both, or"
+            " hadamard-back for the one that is rotated."
+        )
+    return weight, activation
+
+
+def _auto(quantized: bool, partner_quantized: bool, quant: QuantConfig, partner: str) -> str:
+    if partner == "hadamard":
+        return "hadamard"
+    if quant.rotation == "none" or not quantized:
+        return "none"
+    return "hadamard" if partner == "auto" and partner_quantized else "hadamard-back"
