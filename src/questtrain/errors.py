@@ -11,7 +11,9 @@ class UserError(Exception):
 
 
 class TrainingStopped(Exception):
-    """A run that cannot go on (diverged, out of memory): message alone, exit code 1."""
+    """A run that ends early (diverged, out of memory, a signal): message alone, its exit code."""
+
+    exit_code = 1
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:

@@ -73,8 +73,7 @@ def parse_bits(text: str) -> Bits:
         )
     for label in match.groups():
         if label not in LABELS:
-            close = min(LABELS, key=lambda known: abs(float(known) - _as_float(label)))
-            suggestion = spelled.replace(label, close)
+            suggestion = f"w{_closest(match['weight'])}a{_closest(match['activation'])}"
             raise UserError(
                 f"unknown bits {text!r}: {label} bits is not a format; choose W and A from"
                 f" {', '.join(LABELS)}. Did you mean {suggestion!r}?"
@@ -82,8 +81,10 @@ def parse_bits(text: str) -> Bits:
     return Bits(NumberFormat(match["weight"]), NumberFormat(match["activation"]))
 
 
-def _as_float(label: str) -> float:
+def _closest(label: str) -> str:
+    """The format whose number of bits is closest; w4 where ``label`` is no number."""
     try:
-        return float(label)
+        wanted = float(label)
     except ValueError:
-        return 4.0
+        wanted = 4.0
+    return min(LABELS, key=lambda known: abs(float(known) - wanted))

@@ -31,10 +31,13 @@ def validate(config: TrainConfig) -> None:
 def _check_model(model: ModelConfig) -> None:
     for key in ("num_layers", "hidden_size", "num_heads", "nominal_params"):
         _positive(f"model.{key}", getattr(model, key))
+    for key in ("intermediate_size", "vocab_size"):
+        if getattr(model, key) is not None:
+            _positive(f"model.{key}", getattr(model, key))
     if model.hidden_size % 16:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is no multiple of 16; the nearest are"
-            f" {model.hidden_size // 16 * 16 or 16} and {-(-model.hidden_size // 16) * 16}."
+            f" {max(model.hidden_size // 16, 1) * 16} and {(model.hidden_size // 16 + 1) * 16}."
         )
     if model.hidden_size % model.num_heads or (model.hidden_size // model.num_heads) % 2:
         valid = [
@@ -88,7 +91,8 @@ def _check_run(config: TrainConfig) -> None:
     ):
         if value not in choices:
             raise unknown(name, value, choices)
-    micro = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    micro = config.batch_size if config.micro_batch_size is None else config.micro_batch_size
+    micro = min(micro, config.batch_size)
     config.micro_batch_size = micro
     if micro < 1 or config.batch_size % micro:
         divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]

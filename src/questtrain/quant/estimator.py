@@ -59,7 +59,7 @@ class _MaskedStraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         ctx.save_for_backward(mask)
-        return values.clone()
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]

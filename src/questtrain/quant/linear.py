@@ -67,15 +67,22 @@ def convert(
     """Turn every `nn.Linear` inside ``module`` into a `QuantLinear`, in place; returns it.
 
     Weights and biases are kept (the same Parameters, so an optimizer made before still holds
-    them). ``skip`` are shell-style patterns of dotted module names that stay as they are.
+    them), and a layer used in two places stays one layer. ``skip`` are shell-style patterns
+    of dotted module names that stay as they are.
     """
     if isinstance(module, nn.Linear) and not isinstance(module, QuantLinear):
         return _converted(module, bits, method)
-    for name, child in list(module.named_modules()):
+    converted: dict[nn.Module, QuantLinear] = {}
+    for name, child in list(module.named_modules(remove_duplicate=False)):
+        if isinstance(child, nn.TransformerEncoderLayer):
+            # Its fused inference path would read the weights without calling the layers.
+            child.activation_relu_or_gelu = 0
         if type(child) is not nn.Linear or is_skipped(name, list(skip)):
             continue
+        if child not in converted:
+            converted[child] = _converted(child, bits, method)
         parent_name, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent_name), attribute, _converted(child, bits, method))
+        setattr(module.get_submodule(parent_name), attribute, converted[child])
     return module
 
 

@@ -1,0 +1,44 @@
+# Everything here makes .venv first, if there is none.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN := runs/first
+
+.PHONY: help train test test-all test-gpu lint clean
+
+help:
+	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
+	@echo "make test      the test suite     make test-all   with the slow tests"
+	@echo "make test-gpu  the GPU tests      make lint       ruff and mypy; edits nothing"
+
+$(READY): requirements.lock pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(READY)
+
+train: $(READY)
+	$(BIN)/questtrain train model=nano bits=w4a4 data=stdlib name=$(notdir $(RUN))
+	@echo
+	@echo "a sample:"
+	@$(BIN)/questtrain generate run=$(RUN) prompt="def " max_new_tokens=80
+	@echo
+	@echo "the loss picture: $(RUN)/figures/loss.png"
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache

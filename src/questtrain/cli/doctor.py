@@ -1,0 +1,144 @@
+"""``questtrain doctor``: what works on this machine, and what to do about the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+
+from questtrain.cli.arguments import parse_arguments
+
+HELP = """usage: questtrain doctor [--json]
+
+Checks this machine: Python and torch, GPU, compiler, kernels, hub, prepared data, disk.
+Exit code 0 where training works, 1 where it does not.
+"""
+
+PACKAGES = ("hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "wandb")
+SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ``state`` is ok, note (something optional is absent) or problem."""
+
+    what: str
+    state: str
+    text: str
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
+    if arguments.help:
+        print(HELP, end="")
+        return 0
+    findings = examine()
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{SIGNS[finding.state]} {finding.what:<10} {finding.text}")
+    return int(any(finding.state == "problem" for finding in findings))
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order of what is needed first."""
+    checks: tuple[Callable[[], Finding], ...] = (
+        _python,
+        _packages,
+        _torch,
+        _gpu,
+        _compiler,
+        _hub,
+        _data,
+        _disk,
+    )
+    return [check() for check in checks]
+
+
+def _python() -> Finding:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Finding("python", "ok", f"{platform.python_version()}, {cores} CPU cores")
+
+
+def _packages() -> Finding:
+    versions, missing = [], []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        return Finding("packages", "problem", f"missing: {', '.join(missing)}; pip install them")
+    return Finding("packages", "ok", ", ".join(versions))
+
+
+def _torch() -> Finding:
+    try:
+        import torch
+    except ImportError as error:
+        return Finding("torch", "problem", f"cannot be imported: {error}")
+    return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("gpu", "note", "no CUDA device: training runs on the CPU, for small models")
+    count = torch.cuda.device_count()
+    properties = torch.cuda.get_device_properties(0)
+    text = (
+        f"{count} × {properties.name}, {properties.total_memory / 2**30:.0f} GiB,"
+        f" compute capability {properties.major}.{properties.minor}, CUDA {torch.version.cuda}"
+    )
+    (torch.ones(2, device="cuda") * 2).sum().item()
+    return Finding("gpu", "ok", text)
+
+
+def _compiler() -> Finding:
+    import torch
+
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is not None:
+        return Finding("compiler", "ok", f"{compiler}: torch.compile works")
+    state = "problem" if torch.cuda.is_available() else "note"
+    return Finding("compiler", state, "no C++ compiler: install one, or train with compile=false")
+
+
+def _hub() -> Finding:
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return Finding("hub", "note", "HF_HUB_OFFLINE is set: only what the hub cache holds")
+    address = urlparse(endpoint)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        return Finding(
+            "hub",
+            "note",
+            f"{endpoint} is not reachable ({error}): data=stdlib and data=text work without it",
+        )
+    return Finding("hub", "ok", f"{endpoint} is reachable")
+
+
+def _data() -> Finding:
+    cache = Path(os.environ.get("QUESTTRAIN_CACHE", "~/.cache/questtrain")).expanduser()
+    prepared = sorted(path.parent.name for path in cache.glob("*/manifest.json"))
+    if not prepared:
+        return Finding("data", "note", f"nothing prepared yet in {cache}")
+    return Finding("data", "ok", f"prepared in {cache}: {', '.join(prepared)}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free
+    state = "ok" if free > 2 << 30 else "problem"
+    return Finding("disk", state, f"{free / 2**30:.0f} GiB free here")

@@ -1,0 +1,75 @@
+"""``questtrain generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from questtrain.cli.arguments import parse_arguments
+from questtrain.cli.hydra_config import compose_mapping, to_yaml
+from questtrain.config.loading import config_from_mapping
+from questtrain.errors import UserError
+
+HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
+
+Continues a prompt with the newest checkpoint of a run.
+
+  run             the run's folder, as `questtrain train` printed it
+  prompt          the text to continue
+  max_new_tokens  [128]
+  temperature     0 takes the most likely token every time   [0.8]
+  top_p           sample from the smallest set of tokens with this probability   [0.95]
+  seed            [0]
+  step            another checkpoint than the newest
+  device          auto, cpu, cuda, cuda:N   [auto]
+"""
+
+
+@dataclass
+class GenerateConfig:
+    run: str
+    prompt: str
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    device: str
+    step: int | None
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
+    if arguments.help:
+        print(HELP, end="")
+        return 0
+    mapping = compose_mapping("generate", GenerateConfig, arguments.overrides)
+    if arguments.show_config:
+        print(to_yaml(mapping), end="")
+        return 0
+    config = config_from_mapping(GenerateConfig, mapping)
+    _check(config)
+
+    from questtrain.inference import generate_text, load_run
+
+    trained = load_run(config.run, config.device, config.step)
+    print(config.prompt, end="", flush=True)
+    for piece in generate_text(
+        trained,
+        config.prompt,
+        config.max_new_tokens,
+        config.temperature,
+        config.top_p,
+        config.seed,
+    ):
+        print(piece, end="", flush=True)
+    print()
+    return 0
+
+
+def _check(config: GenerateConfig) -> None:
+    if config.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={config.max_new_tokens} must be at least 1.")
+    if not config.temperature >= 0:
+        raise UserError(f"temperature={config.temperature} must not be negative.")
+    if not 0 < config.top_p <= 1:
+        raise UserError(f"top_p={config.top_p} must lie in (0, 1].")

@@ -1,0 +1,84 @@
+"""``questtrain train``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
+
+SETTINGS = {
+    "model": "size: {model}",
+    "bits": "w<W>a<A>, W and A in 1, 1.58, 2..8, 16 (w4a4, w1a1, w2a16), or bf16   [w4a4]",
+    "method": "how operands are quantized: {method}",
+    "data": "{data}   (docs/data.md)",
+    "tokens_per_param": "training tokens a parameter of the nominal size   [100]",
+    "max_steps": "stop (and end the schedule) after this many steps",
+    "batch_size": "sequences a step   [512; nano 8]",
+    "micro_batch_size": "sequences at once on the device; lower it when memory is short",
+    "sequence_length": "tokens a sequence   [512; nano 256]",
+    "lr": "peak learning rate   [by size, table 3 of the paper]",
+    "optim": "{optim}: optim.weight_decay, optim.beta1, optim.gradient_clip, …",
+    "schedule": "{schedule}: schedule.warmup_fraction, schedule.final_ratio, …",
+    "logger": "{logger}; metrics.jsonl is always written",
+    "name": "the run's folder below runs_dir   [from the settings]",
+    "runs_dir": "[runs]",
+    "seed": "of the initial weights and of the data's order   [0]",
+    "device": "auto, cpu, cuda, cuda:N   [auto]",
+    "compile": "torch.compile: auto (on GPUs), true, false   [auto]",
+    "log_every": "steps between rows of metrics   [10]",
+    "eval_every": "steps between validations   [500; nano 100]",
+    "checkpoint_every": "steps between checkpoints   [1000; nano 200]",
+    "resume": "auto: go on where the folder stopped; never; must   [auto]",
+}
+
+EXAMPLES = """
+  questtrain train model=nano bits=w4a4 data=stdlib          minutes on two CPU cores
+  questtrain train model=100M bits=w4a4                      C4, 100 tokens a parameter
+  questtrain train model=30M bits=w1a1 data=text data.files='docs/**/*.md' \\
+      data.tokenizer=tokenizer.json
+  questtrain train model=30M bits=bf16 logger=wandb seed=1 schedule=wsd
+"""
+
+
+def help_page() -> str:
+    """What ``questtrain train --help`` prints."""
+    choices = {group: ", ".join(group_choices(group)) for group in GROUPS}
+    lines = [f"  {key:<18}{text.format(**choices)}" for key, text in SETTINGS.items()]
+    return (
+        "usage: questtrain train [key=value …]\n\n"
+        "Trains one Llama with quantized weights and activations. The same command, given again,\n"
+        "continues an interrupted run exactly where its last checkpoint is.\n\n"
+        "settings (Hydra's override grammar)\n" + "\n".join(lines) + "\n\n"
+        "Deeper settings live in their group: quant.trust_scale, quant.skip, model.num_layers,\n"
+        "train.validation_tokens, …; --cfg job shows them all.\n\n"
+        "options\n"
+        "  --cfg job         print the resolved configuration and stop\n"
+        "  --config-dir DIR  your own YAML files (DIR/model/my-size.yaml, …) beside ours\n"
+        "  --help            this page\n\n"
+        "examples" + EXAMPLES
+    )
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
+    if arguments.help:
+        print(help_page(), end="")
+        return 0
+    config = train_config(arguments)
+    if arguments.show_config:
+        print(to_yaml(asdict(config)), end="")
+        return 0
+    from questtrain.train.run import train
+
+    folder, record = train(config)
+    print(
+        f"validation loss {record['val_loss']:.4f} after {record['tokens']:,} tokens"
+        f" ({record['wall_seconds']:,.0f} s)",
+        file=sys.stderr,
+    )
+    print(f"loss picture    {folder / 'figures' / 'loss.png'}", file=sys.stderr)
+    print(folder)
+    return 0

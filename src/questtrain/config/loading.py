@@ -1,0 +1,108 @@
+"""From plain nested mappings (YAML, Hydra's result) to the typed config, with type checks."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from questtrain.config.schema import TrainConfig
+from questtrain.errors import UserError, nearest
+
+Config = TypeVar("Config")
+
+NOT_SET = "???"
+"""How YAML files mark a value that the user must give (OmegaConf's convention)."""
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def config_from_mapping(kind: type[Config], mapping: Mapping[str, Any]) -> Config:
+    """Build a config dataclass; UserError names an unknown key, a missing one, a wrong type."""
+    config: Config = _build(kind, mapping, "")
+    return config
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read a run's ``config.yaml``."""
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} is not a run: it holds no {path.name}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(mapping, dict):
+        raise UserError(f"{path} holds no configuration.")
+    return config_from_mapping(TrainConfig, mapping)
+
+
+def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a config dataclass: 'lr', 'optim.beta1', …."""
+    names = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if is_dataclass(hint):
+            names += setting_names(typing.cast(type[Any], hint), f"{prefix}{name}.")
+        else:
+            names.append(prefix + name)
+    return names
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping → {'model.hidden_size': 640, …}."""
+    flat: dict[str, Any] = {}
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _build(kind: Any, mapping: Any, prefix: str) -> Any:
+    if not isinstance(mapping, Mapping):
+        raise UserError(f"{prefix.rstrip('.')}={mapping!r} must be a group of settings.")
+    hints = typing.get_type_hints(kind)
+    for key in mapping:
+        if key not in hints:
+            close = nearest(str(key), hints)
+            advice = f" Did you mean '{prefix}{close}'?" if close else ""
+            raise UserError(f"unknown setting '{prefix}{key}'.{advice}")
+    values = {}
+    for field in fields(kind):
+        if mapping.get(field.name, NOT_SET) != NOT_SET:
+            values[field.name] = _convert(
+                mapping[field.name], hints[field.name], prefix + field.name
+            )
+        elif field.name in mapping or _is_required(field):
+            raise UserError(f"{prefix}{field.name} is not set; give {prefix}{field.name}=….")
+    return kind(**values)
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    if is_dataclass(hint):
+        return _build(hint, value, key + ".")
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if typing.get_origin(hint) is list:
+        items = value if isinstance(value, list) else [value]
+        return [_convert(item, typing.get_args(hint)[0], key) for item in items]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint is str and isinstance(value, (bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if type(value) is not hint:
+        raise UserError(f"{key}={value!r} must be {_KINDS[hint]}.")
+    return value

@@ -1,0 +1,77 @@
+"""The cache folder: where it is, who writes into it, and what killed writers left there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from questtrain.config.schema import DataConfig
+from questtrain.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def cache_dir(config: DataConfig) -> Path:
+    """``config.cache_dir`` as an absolute path."""
+    return Path(config.cache_dir).expanduser().absolute()
+
+
+@contextmanager
+def cache_errors(config: DataConfig) -> Iterator[None]:
+    """Turn a file-system error into advice about data.cache_dir."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot use data.cache_dir={config.cache_dir}: {error}. Choose a writable folder with "
+            "data.cache_dir=… or the variable QUESTTRAIN_CACHE"
+        ) from error
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two preparers do not do the same work twice.
+
+    Correctness does not rest on it: every file is written under a name of its process and renamed.
+    On a file system without locks both work, and write the same bytes.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / ".lock")
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("another process is preparing %s; waiting for it", folder)
+            lock.acquire()
+    except NotImplementedError:
+        log.warning("%s has no file locks: going on without one", folder)
+        yield
+        return
+    try:
+        _remove_leftovers(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files whose process is gone."""
+    for path in folder.rglob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+        if match and not _is_alive(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,93 @@
+"""Files of the Hugging Face hub: the local cache first, then one quick look, then the download.
+
+`hf_hub_download` alone retries an unreachable hub for half a minute a file. Here a single request
+without retries, under a deadline that also covers the name lookup, decides whether to go on.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from questtrain.errors import UserError
+
+DEADLINE_SECONDS = 8.0
+
+
+class HubUnreachableError(UserError):
+    """No answer from the hub, or offline mode is on, and the file is not in the local cache."""
+
+
+class HubFileMissingError(UserError):
+    """The repository exists, the file does not."""
+
+
+def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
+    """Local path of a hub file, downloaded if the local cache lacks it.
+
+    Raises HubUnreachableError within about `DEADLINE_SECONDS` when the hub cannot be reached,
+    HubFileMissingError when the repository lacks the file, and UserError when it refuses access.
+    """
+    from huggingface_hub import hf_hub_download
+
+    cached = _cached(repo, filename, repo_type)
+    if cached is not None:
+        return cached
+    check_hub(repo, filename, repo_type)
+    try:
+        return Path(hf_hub_download(repo, filename, repo_type=repo_type))
+    except OSError as error:
+        raise HubUnreachableError(f"the download of {repo}/{filename} failed: {error}") from error
+
+
+def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:
+    """Return if ``filename`` is in the local cache or the hub offers it now; else raise."""
+    if _cached(repo, filename, repo_type) is not None:
+        return
+    outcome: list[Exception | None] = []
+    # A name lookup cannot be interrupted, so the deadline needs a thread that may be left behind.
+    thread = threading.Thread(
+        target=lambda: outcome.append(_request(repo, filename, repo_type)), daemon=True
+    )
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    if not outcome:
+        raise HubUnreachableError(f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds")
+    if outcome[0] is not None:
+        raise outcome[0]
+
+
+def _cached(repo: str, filename: str, repo_type: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, filename, repo_type=repo_type, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise UserError(f"{repo!r} is not the name of a hub repository: {error}") from error
+
+
+def _request(repo: str, filename: str, repo_type: str) -> Exception | None:
+    """Ask for the file's metadata once; None means that it can be downloaded."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(
+            hf_hub_url(repo, filename, repo_type=repo_type), timeout=DEADLINE_SECONDS / 2
+        )
+    except errors.GatedRepoError:
+        return UserError(
+            f"the hub repository {repo!r} is gated: accept its licence on the hub and log in "
+            "(`hf auth login`, or the variable HF_TOKEN)"
+        )
+    except errors.RepositoryNotFoundError:
+        return UserError(f"the hub has no repository {repo!r}, or it is private to others")
+    except errors.EntryNotFoundError:
+        return HubFileMissingError(f"the hub repository {repo!r} has no file {filename!r}")
+    except errors.OfflineModeIsEnabled:
+        return HubUnreachableError("offline mode is on (HF_HUB_OFFLINE)")
+    except Exception as error:  # requests or httpx, by the version of huggingface_hub
+        return HubUnreachableError(f"the hub cannot be reached ({error})")
+    return None

@@ -1,0 +1,62 @@
+"""What is in a prepared folder, for ``questtrain data inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from questtrain.data.shards import TokenDataset, TokenSplit
+
+SAMPLE_TOKENS = 256
+
+
+def describe(dataset: TokenDataset) -> dict[str, Any]:
+    """Plain data about ``dataset``, ready for a table or for JSON.
+
+    ``train`` and ``validation`` are about what the run that opened it reads; ``bytes`` are bytes
+    on disk, ``bytes_per_token`` is UTF-8 text per token (None for tokens made elsewhere),
+    ``unigram_entropy`` is in nats, ``sample`` is the decoded beginning of the first document.
+    """
+    manifest = dataset.manifest
+    return {
+        "name": manifest.name,
+        "folder": str(dataset.folder),
+        "complete": manifest.complete,
+        "source": manifest.source,
+        "tokenizer": dataset.tokenizer.name,
+        "tokenizer_sha256": manifest.tokenizer["sha256"],
+        "vocab_size": dataset.vocab_size,
+        "bos_id": manifest.bos_id,
+        "dtype": np.dtype(manifest.dtype).name,
+        "train": _describe_split(dataset.train),
+        "validation": _describe_split(dataset.validation),
+        "unigram_entropy": dataset.unigram_entropy,
+        "skipped": manifest.skipped,
+        "sample": _sample(dataset),
+    }
+
+
+def _describe_split(split: TokenSplit) -> dict[str, Any]:
+    records = [shard.record for shard in split]
+    documents = [record.documents for record in records if record.documents is not None]
+    text_bytes = [record.text_bytes for record in records if record.text_bytes is not None]
+    tokens = sum(record.tokens for record in records)
+    known = bool(records) and len(text_bytes) == len(records)
+    return {
+        "shards": len(records),
+        "tokens": split.num_tokens,
+        "documents": sum(documents) if len(documents) == len(records) else None,
+        "bytes": sum(shard.path.stat().st_size for shard in split),
+        "bytes_per_token": sum(text_bytes) / tokens if known else None,
+    }
+
+
+def _sample(dataset: TokenDataset) -> str:
+    """The first document of the training split, up to the next BOS, cut short and decoded."""
+    if not dataset.train.shards:
+        return ""
+    ids = dataset.train.shards[0].tokens[:SAMPLE_TOKENS].tolist()
+    bos = dataset.manifest.bos_id
+    end = ids.index(bos, 1) if bos in ids[1:] else len(ids)
+    return dataset.tokenizer.decode(ids[:end])

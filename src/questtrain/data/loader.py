@@ -1,0 +1,98 @@
+"""Deterministic batches from token shards.
+
+A shard of n tokens holds ⌊(n - 1) / T⌋ windows; window i reads tokens i·T … i·T + T, so that every
+input position is used once and its target is the token after it. Sample s of a run (batch t holds
+samples t·B … t·B + B - 1) belongs to epoch ⌊s / windows⌋ and reads the window at which that
+epoch's permutation puts it: a pure function of (data, seed, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questtrain.data.permutation import permute
+from questtrain.data.shards import Shard
+from questtrain.errors import UserError
+
+
+class Windows:
+    """All windows of T + 1 tokens of some shards, by number."""
+
+    def __init__(self, shards: Iterable[Shard], sequence_length: int) -> None:
+        self.shards = tuple(shards)
+        self.sequence_length = sequence_length
+        per_shard = [max(0, shard.num_tokens - 1) // sequence_length for shard in self.shards]
+        self.ends: NDArray[np.int64] = np.cumsum(per_shard, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]."""
+        length = self.sequence_length
+        out = np.empty((len(numbers), length + 1), np.int64)
+        for row, number in enumerate(numbers):
+            index = int(np.searchsorted(self.ends, number, side="right"))
+            first = int(self.ends[index - 1]) if index else 0
+            start = (int(number) - first) * length
+            out[row] = self.shards[index].tokens[start : start + length + 1]
+        return out
+
+    def require_one(self, what: str) -> None:
+        """Raise UserError unless there is at least one window."""
+        if len(self) == 0:
+            longest = max((shard.num_tokens for shard in self.shards), default=0)
+            raise UserError(
+                f"the {what} data is smaller than one window: sequence_length="
+                f"{self.sequence_length} needs {self.sequence_length + 1:,} tokens in one shard, "
+                f"the longest shard has {longest:,}. Lower sequence_length or add data"
+            )
+
+
+class Loader:
+    """The training batches of one run; see the module's docstring for their order."""
+
+    def __init__(
+        self, shards: Iterable[Shard], batch_size: int, sequence_length: int, seed: int
+    ) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self._windows = Windows(shards, sequence_length)
+        self._windows.require_one("training")
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in an epoch."""
+        return len(self._windows)
+
+    def epoch(self, step: int) -> int:
+        """Epoch, from 0, of the first sample of batch ``step``."""
+        return step * self.batch_size // self.num_windows
+
+    def batch(self, step: int, rows: slice = slice(None)) -> NDArray[np.int64]:
+        """Rows ``rows`` of the batch at ``step``: int64 [rows, T + 1], inputs and last target.
+
+        A rank or a micro-batch asks for its rows only; together they are the same batch.
+        """
+        row_numbers = np.arange(self.batch_size, dtype=np.int64)[rows]
+        samples = row_numbers + step * self.batch_size
+        epoch, position = np.divmod(samples, self.num_windows)
+        windows = permute(position, self.num_windows, self.seed, epoch)
+        return self._windows.read(windows.astype(np.int64))
+
+
+def validation_batches(
+    shards: Iterable[Shard], batch_size: int, sequence_length: int, max_tokens: int
+) -> Iterator[NDArray[np.int64]]:
+    """The first ⌊max_tokens / T⌋ windows (at least one) in order, as int64 [rows, T + 1].
+
+    Always the same windows, so that losses compare across runs; the last batch may be shorter.
+    """
+    windows = Windows(shards, sequence_length)
+    windows.require_one("validation")
+    count = min(len(windows), max(1, max_tokens // sequence_length))
+    for start in range(0, count, batch_size):
+        yield windows.read(np.arange(start, min(start + batch_size, count), dtype=np.int64))

@@ -1,0 +1,242 @@
+"""A source and a tokenizer → a folder of token shards, made once.
+
+The folder's name holds a hash of all that defines the tokens, so that another tokenizer or a
+changed file is another folder. What exists is never made again: a killed preparation continues
+with the missing pieces, and a source that can grow (C4) gets more pieces when a run needs more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from questtrain.config.schema import DataConfig
+from questtrain.data.atomic import atomic_write
+from questtrain.data.cache import cache_dir, cache_errors, exclusive
+from questtrain.data.piece import PieceTask
+from questtrain.data.pool import Schedule, make_pieces
+from questtrain.data.records import (
+    FORMAT,
+    MANIFEST,
+    Manifest,
+    PieceRecord,
+    ShardRecord,
+    Split,
+    read_manifest,
+    read_piece,
+)
+from questtrain.data.shards import TokenDataset, open_dataset, token_dtype, unigram_entropy
+from questtrain.data.sources import Piece, Source, list_source
+from questtrain.data.tokenizer import Tokenizer
+from questtrain.data.tokenizer_choice import choose_tokenizer
+from questtrain.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDataset:
+    """Make the token shards of ``config`` as far as they are missing, and open them.
+
+    ``tokens_needed`` bounds the work for sources that can grow; the others are made whole, so that
+    a longer run reads the same data in the same order. ``config.max_tokens`` bounds every source.
+    Returns at once when everything exists. Raises UserError for bad input.
+    """
+    _check(config)
+    source = list_source(config)
+    if not source.growable:
+        tokens_needed = None
+    limits = [limit for limit in (tokens_needed, config.max_tokens) if limit is not None]
+    with cache_errors(config):
+        job = _Job(config, source, choose_tokenizer(config, source), min(limits, default=None))
+        if not job.is_ready():
+            job.make()
+        dataset = open_dataset(job.folder, tokens_needed, config.max_tokens)
+    _check_splits(dataset, config)
+    return dataset
+
+
+class _Job:
+    """One folder to fill: which pieces it needs and which it has."""
+
+    def __init__(
+        self, config: DataConfig, source: Source, tokenizer: Tokenizer, limit: int | None
+    ) -> None:
+        self.config, self.source, self.tokenizer, self.limit = config, source, tokenizer, limit
+        self.vocab_size = tokenizer.vocab_size
+        if source.kind == "tokens":  # ids made elsewhere may use a padded vocabulary
+            self.vocab_size = max(self.vocab_size, config.vocab_size or 0)
+        self.folder = cache_dir(config) / f"{config.name}-{self._digest()[:12]}"
+        self.tokenizer_file = (
+            "tokenizer.json" if tokenizer.path.suffix == ".json" else "tokenizer.model"
+        )
+
+    def is_ready(self) -> bool:
+        """Whether the manifest promises enough tokens and no shard is absent."""
+        if not (self.folder / MANIFEST).exists():
+            return False
+        manifest = read_manifest(self.folder)
+        enough = self.limit is not None and (manifest.totals["train"]["tokens"] or 0) >= self.limit
+        return (manifest.complete or enough) and _all_exist(self.folder, manifest.shards)
+
+    def make(self) -> None:
+        """Make the missing pieces, then the manifest."""
+        (self.folder / "pieces").mkdir(parents=True, exist_ok=True)
+        with exclusive(self.folder):
+            self._copy_tokenizer()
+            done = self._done()
+            schedule = Schedule(
+                [self._task(piece) for piece in self.source.pieces],
+                done,
+                self.limit,
+                _expected_tokens(self.source.pieces),
+            )
+            needed = schedule.count_needed()
+            if needed:
+                self.source.check_reachable()
+                log.info("preparing %d pieces of %s in %s", needed, self.config.name, self.folder)
+                workers = min(self.config.num_workers or _cores(), needed)
+                with _progress(self.config.name, self.limit, done.values()) as bar:
+                    make_pieces(schedule, workers, bar.update)
+            self._manifest().write(self.folder)
+
+    def _digest(self) -> str:
+        parts = [FORMAT, self.source.sha256, self.tokenizer.sha256, self.vocab_size]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _copy_tokenizer(self) -> None:
+        target = self.folder / self.tokenizer_file
+        if not target.exists():
+            with atomic_write(target) as file:
+                file.write(self.tokenizer.path.read_bytes())
+
+    def _done(self) -> dict[str, PieceRecord]:
+        """Records of the pieces whose shards all exist, by name."""
+        records = (read_piece(self.folder, piece.name) for piece in self.source.pieces)
+        return {r.name: r for r in records if r is not None and _all_exist(self.folder, r.shards)}
+
+    def _task(self, piece: Piece) -> PieceTask:
+        by_hash = self.source.splits_by_hash
+        return PieceTask(
+            folder=str(self.folder),
+            name=piece.name,
+            split=piece.split,
+            files=list(piece.files),
+            tokenizer=str(self.folder / self.tokenizer_file),
+            vocab_size=self.vocab_size,
+            dtype=token_dtype(self.vocab_size),
+            text_field=self.config.text_field,
+            validation_fraction=self.config.validation_fraction if by_hash else None,
+            tokenized=self.source.kind == "tokens",
+            hub_dataset=self.source.hub_dataset,
+            skip_undecodable=self.source.kind == "stdlib",
+        )
+
+    def _manifest(self) -> Manifest:
+        done = self._done()
+        # Up to the first piece that is absent: a data set grows at its end only.
+        made = list(takewhile(lambda piece: piece.name in done, self.source.pieces))
+        records = [done[piece.name] for piece in made]
+        names = [record.name for record in records]
+        shards = [shard for record in records for shard in record.shards]
+        skipped: Counter[str] = Counter()
+        for record in records:
+            skipped.update(record.skipped)
+        return Manifest(
+            name=self.config.name,
+            source=self.source.definition,
+            source_sha256=self.source.sha256,
+            tokenizer={
+                "name": self.tokenizer.name,
+                "sha256": self.tokenizer.sha256,
+                "file": self.tokenizer_file,
+            },
+            vocab_size=self.vocab_size,
+            bos_id=self.tokenizer.bos_id,
+            dtype=token_dtype(self.vocab_size),
+            complete=len(made) == len(self.source.pieces),
+            totals={split: _totals(shards, split) for split in ("train", "validation")},
+            unigram_entropy=unigram_entropy(self.folder, names, self.vocab_size),
+            skipped=dict(skipped),
+            shards=shards,
+        )
+
+
+def _totals(shards: Sequence[ShardRecord], split: Split) -> dict[str, int | None]:
+    mine = [shard for shard in shards if shard.split == split]
+    documents = [shard.documents for shard in mine if shard.documents is not None]
+    text_bytes = [shard.text_bytes for shard in mine if shard.text_bytes is not None]
+    return {
+        "shards": len(mine),
+        "tokens": sum(shard.tokens for shard in mine),
+        "documents": sum(documents) if len(documents) == len(mine) else None,
+        "text_bytes": sum(text_bytes) if len(text_bytes) == len(mine) else None,
+    }
+
+
+def _all_exist(folder: Path, shards: Iterable[ShardRecord]) -> bool:
+    """Absent shards are made again; wrong sizes are left for `open_dataset` to complain about."""
+    return all((folder / shard.file).exists() for shard in shards)
+
+
+def _expected_tokens(pieces: Sequence[Piece]) -> int:
+    """Rough training tokens of the first piece: 4 bytes a token of text, 2 when compressed."""
+    piece = next(piece for piece in pieces if piece.split == "train")
+    compressed = piece.files[0].endswith((".gz", ".parquet", ".bin"))
+    return max(1, piece.size // (2 if compressed else 4))
+
+
+def _check(config: DataConfig) -> None:
+    if not 0 < config.validation_fraction < 1:
+        raise UserError(
+            f"data.validation_fraction={config.validation_fraction} must lie between 0 and 1, "
+            "0.02 for example"
+        )
+    for key in ("max_tokens", "num_workers"):
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise UserError(f"data.{key}={value} must be at least 1, or null for all")
+
+
+def _check_splits(dataset: TokenDataset, config: DataConfig) -> None:
+    totals = dataset.manifest.totals
+    found = (totals["train"]["documents"] or 0) + (totals["validation"]["documents"] or 0)
+    advice = (
+        "Add documents (a plain-text file is one), change data.validation_fraction="
+        f"{config.validation_fraction}, or name data.validation_files"
+    )
+    if dataset.validation.num_tokens == 0:
+        raise UserError(
+            f"none of the {found} documents of data={config.name} fell to validation. {advice}"
+        )
+    if dataset.train.num_tokens == 0:
+        raise UserError(
+            f"none of the {found} documents of data={config.name} is left for training. {advice}"
+        )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _progress(name: str, limit: int | None, done: Iterable[PieceRecord]) -> tqdm[NoReturn]:
+    """A bar of the tokens made, on standard error when that is a terminal."""
+    return tqdm(
+        desc=f"preparing {name}",
+        total=limit,
+        initial=sum(shard.tokens for record in done for shard in record.shards),
+        unit=" tokens",
+        unit_scale=True,
+        disable=not sys.stderr.isatty(),
+    )

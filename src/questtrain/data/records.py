@@ -1,0 +1,138 @@
+"""What a prepared folder says about itself: shard, piece and manifest records, as JSON.
+
+A piece's record is written after its shards, so its presence means that they are complete; the
+manifest is the sum of the records.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from questtrain.data.atomic import atomic_write_text
+from questtrain.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Split = Literal["train", "validation"]
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One token file; ``file`` is relative to the folder, or absolute for a user's own tokens.
+
+    ``documents`` and ``text_bytes`` (UTF-8) are None where only the tokens are known.
+    """
+
+    file: str
+    split: Split
+    piece: str
+    tokens: int
+    documents: int | None
+    text_bytes: int | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PieceRecord:
+    """One finished piece: at most one shard per split, and the documents left out, by reason."""
+
+    name: str
+    shards: list[ShardRecord]
+    skipped: dict[str, int]
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens in its training shard."""
+        return sum(shard.tokens for shard in self.shards if shard.split == "train")
+
+    def write(self, folder: Path) -> None:
+        """Mark the piece as done."""
+        atomic_write_text(piece_path(folder, self.name), json.dumps(asdict(self), indent=2))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``; docs/data.md explains each key."""
+
+    name: str
+    source: dict[str, Any]
+    source_sha256: str
+    tokenizer: dict[str, str]
+    vocab_size: int
+    bos_id: int
+    dtype: str
+    complete: bool
+    totals: dict[str, dict[str, int | None]]
+    unigram_entropy: float
+    skipped: dict[str, int]
+    shards: list[ShardRecord]
+    format: int = field(default=FORMAT)
+
+    def write(self, folder: Path) -> None:
+        """Write ``manifest.json`` atomically."""
+        atomic_write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def piece_path(folder: Path, name: str) -> Path:
+    """The file whose presence says that a piece is done."""
+    return folder / "pieces" / f"{name}.json"
+
+
+def is_validation_piece(name: str) -> bool:
+    """Whether a piece comes from files that are for validation only."""
+    return name.startswith("validation-")
+
+
+def counts_path(folder: Path, name: str) -> Path:
+    """How often each token id occurs in a piece's training shard: ``.npy``, int64 [vocab]."""
+    return folder / "pieces" / f"{name}.npy"
+
+
+def read_piece(folder: Path, name: str) -> PieceRecord | None:
+    """The record of a finished piece; None when it has yet to be made, or made again."""
+    path = piece_path(folder, name)
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        shards = [ShardRecord(**shard) for shard in data["shards"]]
+        return PieceRecord(data["name"], shards, data["skipped"])
+    except (ValueError, TypeError, KeyError):
+        # Records are written atomically: a damaged one is a bad disk, and making it again is safe.
+        return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read ``manifest.json``; UserError when it is absent, damaged, or of another version."""
+    path = folder / MANIFEST
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is no prepared data set, or its preparation was cut off: no {MANIFEST}. "
+            "Run `questtrain data prepare`, which continues where it stopped"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(data, dict) or "format" not in data:
+        raise _damaged(path, "no format version")
+    if data["format"] != FORMAT:
+        raise UserError(
+            f"{path} has format {data['format']}, this version of questtrain reads {FORMAT}: "
+            "delete the folder and run `questtrain data prepare` again"
+        )
+    try:
+        shards = [ShardRecord(**shard) for shard in data.pop("shards")]
+        return Manifest(**data, shards=shards)
+    except (TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"the manifest {path} is damaged ({reason}): delete that file and run `questtrain data "
+        "prepare` again; finished shards are kept"
+    )

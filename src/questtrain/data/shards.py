@@ -1,0 +1,197 @@
+"""Token shards on disk and the data set they form.
+
+A shard is a flat little-endian uint16 or uint32 file of token ids, memory-mapped; every document
+in it is preceded by BOS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from questtrain.data.records import (
+    Manifest,
+    ShardRecord,
+    Split,
+    counts_path,
+    is_validation_piece,
+    read_manifest,
+)
+from questtrain.data.tokenizer import Tokenizer, load_tokenizer
+from questtrain.errors import UserError
+
+
+def token_dtype(vocab_size: int) -> str:
+    """numpy name of the smallest type for the ids: ``<u2`` up to 65,536 of them, else ``<u4``."""
+    return "<u2" if vocab_size <= 65_536 else "<u4"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The first ``num_tokens`` tokens of one token file."""
+
+    path: Path
+    dtype: str
+    num_tokens: int
+    record: ShardRecord
+
+    @cached_property
+    def tokens(self) -> NDArray[Any]:
+        """The tokens, memory-mapped: uint16 or uint32 [num_tokens]."""
+        tokens = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+        return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """The shards of ``train`` or ``validation`` that a run reads; iterates over them."""
+
+    shards: tuple[Shard, ...]
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self.shards)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.num_tokens for shard in self.shards)
+
+
+class TokenDataset:
+    """A prepared folder, opened for a run.
+
+    ``train`` and ``validation`` are `TokenSplit`s, ``tokenizer`` the folder's own copy.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, limit: int | None, max_tokens: int | None
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.vocab_size = manifest.vocab_size
+        self._pieces = _prefix(manifest.shards, limit)
+        self.train = TokenSplit(_cut(self._open("train"), max_tokens))
+        self.validation = TokenSplit(tuple(self._open("validation")))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the tokens, from the copy in the folder."""
+        entry = self.manifest.tokenizer
+        return load_tokenizer(self.folder / entry["file"], entry["name"])
+
+    @cached_property
+    def unigram_entropy(self) -> float:
+        """Entropy in nats of the ids in the training shards: the loss of the best constant guess.
+
+        Shards that ``max_tokens`` cuts count whole.
+        """
+        pieces = [shard.record.piece for shard in self.train]
+        return unigram_entropy(self.folder, pieces, self.vocab_size)
+
+    def verify(self) -> None:
+        """Compare every checksum with the manifest; UserError names the first that differs."""
+        for record in self.manifest.shards:
+            shard = self._shard(record)
+            if _sha256(shard.path) != record.sha256:
+                raise _bad_shard(shard.path, self.folder, "its checksum differs")
+        tokenizer = self.folder / self.manifest.tokenizer["file"]
+        if _sha256(tokenizer) != self.manifest.tokenizer["sha256"]:
+            raise UserError(
+                f"the tokenizer copy {tokenizer} is corrupt: its checksum differs from the "
+                "manifest's. Delete the folder and run `questtrain data prepare` again"
+            )
+
+    def _open(self, split: Split) -> list[Shard]:
+        return [
+            self._shard(record)
+            for record in self.manifest.shards
+            if record.split == split and record.piece in self._pieces
+        ]
+
+    def _shard(self, record: ShardRecord) -> Shard:
+        """Open a shard, checking its size, which costs nothing."""
+        path = self.folder / record.file
+        dtype = self.manifest.dtype
+        expected = record.tokens * np.dtype(dtype).itemsize
+        if not path.is_file():
+            raise _bad_shard(path, self.folder, "it is missing")
+        if (size := path.stat().st_size) != expected:
+            raise _bad_shard(
+                path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
+            )
+        return Shard(path, dtype, record.tokens, record)
+
+
+def open_dataset(
+    folder: str | Path, tokens_needed: int | None = None, max_tokens: int | None = None
+) -> TokenDataset:
+    """Open a prepared folder; UserError if it is incomplete, damaged or of another version.
+
+    With ``tokens_needed``, the train split is the shortest prefix of the shards that holds that
+    many tokens (all, if there are fewer), so that a folder that grows keeps what an earlier run
+    saw; ``max_tokens`` cuts it to exactly that many.
+    """
+    folder = Path(folder).expanduser()
+    limits = [limit for limit in (tokens_needed, max_tokens) if limit is not None]
+    return TokenDataset(folder, read_manifest(folder), min(limits, default=None), max_tokens)
+
+
+def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> float:
+    """-Σ p log p in nats, p the relative frequencies of the ids in the named pieces; 0 if none."""
+    counts = np.zeros(vocab_size, np.int64)
+    for piece in pieces:
+        counts += np.load(counts_path(folder, piece))
+    total = int(counts.sum())
+    present = counts[counts > 0].astype(np.float64)
+    return math.log(total) - float(present @ np.log(present)) / total if total else 0.0
+
+
+def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:
+    """Names of the pieces a run reads, given all shards in the order of their pieces.
+
+    Pieces of validation files always belong; of the others, the first ones until their training
+    tokens reach ``limit``. A piece's validation shard goes with its training shard.
+    """
+    chosen: set[str] = set()
+    tokens = 0
+    for shard in shards:
+        if limit is None or tokens < limit or is_validation_piece(shard.piece):
+            chosen.add(shard.piece)
+            tokens += shard.tokens if shard.split == "train" else 0
+    return chosen
+
+
+def _cut(shards: Sequence[Shard], max_tokens: int | None) -> tuple[Shard, ...]:
+    """The shards' first ``max_tokens`` tokens."""
+    if max_tokens is None:
+        return tuple(shards)
+    kept = []
+    for shard in shards:
+        if max_tokens > 0:
+            kept.append(replace(shard, num_tokens=min(shard.num_tokens, max_tokens)))
+        max_tokens -= shard.num_tokens
+    return tuple(kept)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _bad_shard(path: Path, folder: Path, reason: str) -> UserError:
+    if path.is_relative_to(folder):
+        advice = "delete it and run `questtrain data prepare` again, which makes what is absent"
+    else:
+        advice = "restore it, or run `questtrain data prepare` again to take it as it is now"
+    return UserError(f"the token shard {path} is damaged: {reason}. To repair: {advice}")

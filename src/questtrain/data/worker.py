@@ -1,0 +1,58 @@
+"""``python -m questtrain.data.worker``: makes pieces in a process of its own.
+
+Tasks come as JSON lines on standard input; token counts, the piece's record, or an error go out as
+JSON lines on standard output. Plain subprocesses rather than `multiprocessing`: they need no
+``if __name__ == "__main__"`` in the caller's script, inherit no threads, and a worker whose parent
+was killed finds its pipes closed and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from typing import Any, TextIO
+
+from questtrain.data.piece import PieceTask, make_piece
+from questtrain.data.tokenizer import Tokenizer, load_tokenizer
+from questtrain.errors import UserError
+
+
+def main() -> None:
+    """Serve tasks until standard input closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    # What libraries print must not get between the messages.
+    messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    tokenizers: dict[str, Tokenizer] = {}
+    for line in sys.stdin:
+        task = PieceTask(**json.loads(line))
+        if task.tokenizer not in tokenizers:
+            tokenizers[task.tokenizer] = load_tokenizer(task.tokenizer)
+        _send(messages, _answer(task, tokenizers[task.tokenizer], messages))
+
+
+def _answer(task: PieceTask, tokenizer: Tokenizer, messages: TextIO) -> dict[str, Any]:
+    try:
+        record = make_piece(task, tokenizer, lambda n: _send(messages, {"tokens": n}))
+        return {"record": asdict(record)}
+    except UserError as error:
+        return {"error": str(error)}
+    except Exception:
+        return {"crash": traceback.format_exc()}
+
+
+def _send(messages: TextIO, message: dict[str, Any]) -> None:
+    try:
+        messages.write(json.dumps(message) + "\n")
+        messages.flush()
+    except BrokenPipeError:
+        # The parent is gone. Unwinding removes the half-written shards; os._exit would not.
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Loss over tokens, for training and validation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORED = -100
+"""Target of padded positions; they count in no loss."""
+
+
+def summed_loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Summed cross entropy in nats (a scalar) over all targets that are not `IGNORED`."""
+    logits_BTV = model(inputs_BT)
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+@torch.no_grad()
+def validation_loss(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    batches: Iterable[np.ndarray],
+    rows: int,
+    device: torch.device,
+) -> float:
+    """Mean loss in nats a token over ``batches`` of int64 ``[≤ rows, T+1]``.
+
+    A short last batch is padded to ``rows``, so that a compiled model sees one shape only.
+    """
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    for batch in batches:
+        tokens = torch.from_numpy(batch).to(device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        count += targets.numel()
+        if (missing := rows - len(tokens)) > 0:
+            inputs = F.pad(inputs, (0, 0, 0, missing))
+            targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
+        total += loss_of(inputs.contiguous(), targets.contiguous())
+    return float(total) / count

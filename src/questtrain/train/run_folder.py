@@ -1,0 +1,105 @@
+"""A run's folder: made, claimed by one process, and compared with what it already holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from questtrain.config import TrainConfig
+from questtrain.config.loading import flatten, read_config
+from questtrain.errors import UserError
+from questtrain.store.files import write_text
+from questtrain.store.checkpoint import checkpoint_folders
+
+OPERATIONAL = (
+    "device",
+    "compile",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "resume",
+    "runs_dir",
+    "micro_batch_size",
+    "logger.",
+    "train.keep_checkpoints",
+    "train.threads",
+    "data.cache_dir",
+    "data.num_workers",
+)
+"""Settings that may change when a run goes on: they say how it is run, not what it computes."""
+
+
+@contextmanager
+def claim_run(config: TrainConfig) -> Iterator[Path]:
+    """The folder ``runs_dir/name``, writable and held by this process alone.
+
+    UserError if it cannot be written, is being trained by another process, or holds another
+    config.
+    """
+    folder = Path(config.runs_dir).expanduser() / str(config.name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"run folder {folder} cannot be made: {error.strerror}.") from error
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"run folder {folder} is not writable; choose another runs_dir=….")
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is training in {folder}.") from error
+    except OSError as error:
+        raise UserError(f"run folder {folder} is not writable: {error.strerror}.") from error
+    try:
+        _reconcile(folder, config)
+        yield folder
+    finally:
+        lock.release()
+
+
+def _reconcile(folder: Path, config: TrainConfig) -> None:
+    path = folder / "config.yaml"
+    if path.exists():
+        if config.resume == "never":
+            raise UserError(
+                f"{folder} already holds a run and resume=never was asked for:"
+                " choose another name=…, or delete the folder."
+            )
+        differences = _differences(asdict(read_config(path)), asdict(config))
+        if differences:
+            raise UserError(
+                f"{folder} holds a run with another configuration:\n"
+                + "\n".join(differences)
+                + "\nGive this run another name=…, or ask for the settings of the folder."
+            )
+    elif config.resume == "must" and not checkpoint_folders(folder):
+        raise UserError(f"resume=must, but {folder} holds no run to resume.")
+    write_text(path, yaml.safe_dump(asdict(config), sort_keys=False))
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    before, after = flatten(old), flatten(new)
+    return [
+        f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not key.startswith(OPERATIONAL)
+    ]
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The run's ``run.json``, or None where it has not ended yet."""
+    try:
+        record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'run.json'} cannot be read: {error}") from error
+    return record

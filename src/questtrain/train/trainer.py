@@ -1,0 +1,265 @@
+"""The training loop.
+
+Everything a step needs is a pure function of (config, step): its batch and its learning rate. The
+only state is the weights and AdamW's moments, so a resumed run continues exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from questtrain.config import TrainConfig, flops_per_token, steps
+from questtrain.device import peak_flops, peak_memory_bytes
+from questtrain.data import Loader, TokenDataset, validation_batches
+from questtrain.errors import TrainingStopped
+from questtrain.model import Llama
+from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
+from questtrain.store.files import write_json
+from questtrain.train.evaluate import summed_loss, validation_loss
+from questtrain.train.metrics import Metrics, Progress, StepRate, read_metrics
+from questtrain.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from questtrain.train.picture import draw_loss
+from questtrain.train.record import build_record
+from questtrain.train.schedule import learning_rate
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(TrainingStopped):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(f"saved step {step}; the same command continues from here.")
+        self.exit_code = 128 + signal_number
+
+
+class Trainer:
+    """One run on one device, from its last checkpoint (if any) to its record."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: TokenDataset, folder: Path, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
+        self.total_steps = steps(config)
+        self.micro_batch = config.micro_batch_size or config.batch_size
+        self.loader = Loader(
+            dataset.train, config.batch_size, config.sequence_length, seed=config.seed
+        )
+        self.model = Llama(config.model, config.bits, config.quant)
+        self.model.init_weights(torch.Generator().manual_seed(config.seed))
+        self.model.to(device)
+        self.optimizer = build_optimizer(self.model, config.optim, config.lr)
+        self.loss_of = self._build_loss()
+        self.step = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self.interrupted_by = 0
+        self._first_bad_step = torch.full((), -1, device=device)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the run record; see the module's exceptions."""
+        self._restore()
+        try:
+            with self._stops_on_signals(), self._metrics() as metrics:
+                self._train(metrics)
+        except torch.OutOfMemoryError as error:
+            half = max(1, self.micro_batch // 2)
+            raise TrainingStopped(
+                f"out of memory on {self.device} with micro_batch_size={self.micro_batch}:"
+                f" try micro_batch_size={half} (the result is the same)."
+            ) from error
+        return self._finish("completed")
+
+    def _metrics(self) -> Metrics:
+        return Metrics(self.folder, self.step, self.config.logger, asdict(self.config))
+
+    def _train(self, metrics: Metrics) -> None:
+        config = self.config
+        progress = Progress(self.total_steps, self.step)
+        rate = StepRate(self.step)
+        try:
+            while self.step < self.total_steps:
+                row = self._update()
+                self.step += 1
+                progress.advance()
+                last = self.step == self.total_steps
+                stop = self.interrupted_by
+                if last or self.step % config.log_every == 0:
+                    self._check_finite()
+                    row = self._logged(row, rate.since_last(self.step))
+                    metrics.write(row)
+                    progress.show(row)
+                with rate.paused():
+                    if last or self.step % config.eval_every == 0:
+                        metrics.write(self._validate())
+                    if last or stop or self.step % config.checkpoint_every == 0:
+                        self._check_finite()
+                        self._save()
+                if stop and not last:
+                    raise Interrupted(stop, self.step)
+        finally:
+            progress.close()
+
+    def _update(self) -> dict[str, Any]:
+        """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
+        config = self.config
+        lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self._backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), config.optim.gradient_clip
+        )
+        finite = torch.isfinite(loss) & torch.isfinite(norm)
+        is_first = ~finite & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"train_loss": loss, "lr": lr, "grad_norm": norm}
+
+    def _backward(self) -> Tensor:
+        """Accumulate the gradient of the mean loss over the batch; returns that loss."""
+        batch = torch.from_numpy(self.loader.batch(self.step))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        targets_in_batch = batch.shape[0] * (batch.shape[1] - 1)
+        total = torch.zeros((), device=self.device)
+        for tokens in batch.split(self.micro_batch):
+            loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            loss = loss / targets_in_batch
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The summed loss of inputs and targets ``[B, T]``, under autocast and compiled."""
+        on_gpu = self.device.type == "cuda"
+        autocast = self.config.train.autocast
+        use_bf16 = on_gpu if autocast == "auto" else autocast == "bf16"
+        use_compile = on_gpu if self.config.compile == "auto" else self.config.compile == "true"
+        if on_gpu:
+            torch.set_float32_matmul_precision("high")  # the rotations; see docs/lab-notes.md
+
+        def context() -> AbstractContextManager[Any]:
+            if not use_bf16:
+                return nullcontext()
+            return torch.autocast(self.device.type, torch.bfloat16)
+
+        def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+            with context():
+                return summed_loss(self.model, inputs, targets)
+
+        return torch.compile(loss_of) if use_compile else loss_of
+
+    def _logged(self, row: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
+        config = self.config
+        batch_tokens = config.batch_size * config.sequence_length
+        tokens_per_second = steps_per_second * batch_tokens
+        peak = peak_flops(self.device)
+        flops = flops_per_token(config.model, config.model.vocab_size or 0, config.sequence_length)
+        return {
+            "step": self.step,
+            "train_loss": float(row["train_loss"]),
+            "lr": row["lr"],
+            "grad_norm": float(row["grad_norm"]),
+            "tokens": self.step * batch_tokens,
+            "tokens_per_second": round(tokens_per_second, 1),
+            "mfu": None if peak is None else round(flops * tokens_per_second / peak, 4),
+            "memory_bytes": peak_memory_bytes(self.device),
+        }
+
+    def _validate(self) -> dict[str, Any]:
+        config = self.config
+        batches = validation_batches(
+            self.dataset.validation,
+            self.micro_batch,
+            config.sequence_length,
+            config.train.validation_tokens,
+        )
+        loss = validation_loss(self.loss_of, batches, self.micro_batch, self.device)
+        tokens = self.step * config.batch_size * config.sequence_length
+        return {"step": self.step, "val_loss": loss, "tokens": tokens}
+
+    def _check_finite(self) -> None:
+        step = int(self._first_bad_step)
+        if step < 0:
+            return
+        checkpoint = latest_checkpoint(self.folder)
+        kept = f"step {checkpoint.step} ({checkpoint.folder})" if checkpoint else "none"
+        self._finish("diverged")
+        raise TrainingStopped(
+            f"the loss or its gradient became NaN or infinite at step {step}."
+            f" Last good checkpoint: {kept}. Try a lower lr (now {self.config.lr:g}), a longer"
+            " schedule.warmup_fraction, or another seed, under another name=…."
+        )
+
+    def _restore(self) -> None:
+        checkpoint = latest_checkpoint(self.folder)
+        if checkpoint is None:
+            return
+        checkpoint.load_weights(self.model)
+        restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.optimizer)
+        self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
+        log.info("resuming %s at step %d", self.folder, self.step)
+
+    def _save(self) -> None:
+        parts = {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.model, self.optimizer),
+        }
+        keep = self.config.train.keep_checkpoints
+        save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep)
+
+    def _finish(self, status: str) -> dict[str, Any]:
+        rows = read_metrics(self.folder / "metrics.jsonl")
+        record = build_record(
+            self.config,
+            status,
+            self.dataset.tokenizer.name,
+            rows,
+            self._wall_seconds(),
+            self.device,
+        )
+        draw_loss(
+            rows,
+            f"{self.config.model.name} {self.config.bits}",
+            self.folder / "figures" / "loss.png",
+            self.dataset.unigram_entropy,
+        )
+        write_json(self.folder / "run.json", record)
+        return record
+
+    def _wall_seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    @contextmanager
+    def _stops_on_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the run after the current step; a second one at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted_by:
+            raise KeyboardInterrupt
+        self.interrupted_by = number
+        log.warning("stopping after this step and saving a checkpoint; again to stop at once")

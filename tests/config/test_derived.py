@@ -1,0 +1,141 @@
+"""What follows from a config by arithmetic, on the packaged YAML files and against real models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from questtrain.config import (
+    flops_per_token,
+    non_embedding_params,
+    packed_block_bytes,
+    parse_bits,
+    quantized_params,
+    steps,
+    tokens,
+    total_params,
+    training_bytes,
+    validate,
+)
+from questtrain.model import Llama
+from questtrain.quant import QuantLinear
+
+if TYPE_CHECKING:
+    from conftest import Compose
+
+# quest.md, "Models and training": parameters without embeddings, tokens, shape, learning rate
+TABLE_3 = {
+    "30M": (30_482_560, 3e9, (6, 640, 5), 1.2e-3),
+    "50M": (49_556_736, 5e9, (7, 768, 6), 1.2e-3),
+    "100M": (102_777_856, 10e9, (8, 1024, 8), 6e-4),
+    "200M": (203_188_480, 20e9, (10, 1280, 10), 3e-4),
+    "430M": (443_068_288, 43e9, (13, 1664, 13), 1.5e-4),
+    "800M": (822_151_168, 80e9, (16, 2048, 16), 7.5e-5),
+}
+BEYOND_THE_PAPER = ("1600M", "3200M")
+VOCABULARY = 32_000
+
+
+@pytest.mark.parametrize("size", TABLE_3)
+def test_table_3(compose: Compose, size: str) -> None:
+    """Each size has the paper's shape, learning rate and exact parameter count, and at 100 tokens
+    a parameter its token count up to the batch that does not fill up."""
+    params, table_tokens, shape, lr = TABLE_3[size]
+    config = compose(size)
+    validate(config)
+    model = config.model
+    assert (model.num_layers, model.hidden_size, model.num_heads) == shape
+    assert non_embedding_params(model) == params
+    assert config.lr == lr
+    batch_tokens = config.batch_size * config.sequence_length
+    assert batch_tokens == 512 * 512
+    assert tokens(config) == steps(config) * batch_tokens
+    assert 0 <= table_tokens - tokens(config) < batch_tokens
+
+
+@pytest.mark.parametrize("size", BEYOND_THE_PAPER)
+def test_sizes_beyond_the_paper_continue_its_rules(compose: Compose, size: str) -> None:
+    """Heads of 128, widths that are multiples of 128, learning rate ∝ 1/N, about N parameters."""
+    config = compose(size)
+    validate(config)
+    model = config.model
+    assert model.nominal_params == int(size[:-1]) * 10**6
+    assert model.hidden_size == 128 * model.num_heads
+    assert non_embedding_params(model) == pytest.approx(model.nominal_params, rel=0.1)
+    assert config.lr == pytest.approx(7.5e-5 * 800e6 / model.nominal_params)
+
+
+@pytest.mark.parametrize("size", [*TABLE_3, *BEYOND_THE_PAPER, "nano"])
+def test_counts_are_those_of_the_torch_model(compose: Compose, size: str) -> None:
+    """The arithmetic counts exactly the parameters that the model has."""
+    config = compose(size, model={"vocab_size": VOCABULARY})
+    with torch.device("meta"):
+        model = Llama(config.model, "w4a4", config.quant)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embeddings = model.embed_tokens.weight.numel() + model.lm_head.weight.numel()
+    linears = [m.weight for m in model.modules() if isinstance(m, QuantLinear)]
+    assert len(linears) == 7 * config.model.num_layers
+    assert total == total_params(config.model, VOCABULARY)
+    assert total - embeddings == non_embedding_params(config.model)
+    assert sum(weight.numel() for weight in linears) == quantized_params(config.model)
+
+
+def test_max_steps_cuts_the_run_short(compose: Compose) -> None:
+    """max_steps bounds the derived steps from above and never lengthens a run."""
+    assert steps(compose(max_steps=7)) == 7
+    assert tokens(compose(max_steps=7)) == 7 * 512 * 512
+    assert steps(compose(max_steps=10**9)) == steps(compose())
+    assert tokens(compose(tokens_per_param=12.5)) == 375_000_000 // 512**2 * 512**2
+
+
+def test_flops_against_torch_flop_counter(compose: Compose) -> None:
+    """Forward + backward is 3 × forward, as counted by torch; torch counts the products of
+    attention in full where causal attention needs half, and the difference is exactly that."""
+    length, vocab = 64, 160
+    model_config = compose("nano", model={"vocab_size": vocab, "num_layers": 2}).model
+    config = compose("nano").quant
+    model = Llama(model_config, "bf16", config)
+    batch = torch.zeros(2, length, dtype=torch.long)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
+        loss = model(batch).sum()
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops()
+    counted = (forward.get_total_flops() + backward.get_total_flops()) / batch.numel()
+    full_attention = 12 * model_config.num_layers * model_config.hidden_size * length
+    assert flops_per_token(model_config, vocab, length) == counted - full_attention / 2
+
+
+def test_packed_800m_is_a_quarter_of_bf16(compose: Compose) -> None:
+    """Packed W4A4 blocks with their row scales take at most 0.27 of BF16's bytes."""
+    model = compose("800M").model
+    bf16 = packed_block_bytes(model, parse_bits("bf16"))
+    assert bf16 == 2 * quantized_params(model)
+    assert 0.25 < packed_block_bytes(model, parse_bits("w4a4")) / bf16 <= 0.27
+
+
+@pytest.mark.parametrize("bits", ["w1a1", "w1.58a16", "w3a3", "w4a4", "w5a5", "w8a4"])
+def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str) -> None:
+    """Codes at their storage width and an fp32 scale a row, summed over the model's own layers."""
+    config = compose("nano", model={"vocab_size": 64})
+    with torch.device("meta"):
+        model = Llama(config.model, bits, config.quant)
+    storage = parse_bits(bits).weight.storage_bits
+    expected = sum(
+        layer.out_features * (layer.in_features * storage // 8 + 4)
+        for layer in model.modules()
+        if isinstance(layer, QuantLinear)
+    )
+    assert packed_block_bytes(config.model, parse_bits(bits)) == expected
+
+
+def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Compose) -> None:
+    """At least weights, gradients and two fp32 moments; activations are linear in the batch."""
+    sizes = [training_bytes(compose("100M", micro_batch_size=n), VOCABULARY) for n in (1, 2, 3)]
+    state = 16 * total_params(compose("100M").model, VOCABULARY)
+    assert sizes[0] > state
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == sizes[0] - state

@@ -1,0 +1,53 @@
+"""Shared by all tests: hypothesis' settings, and the YAML files of ``conf/`` without Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import settings
+
+from questtrain.config import TrainConfig
+from questtrain.config.loading import config_from_mapping
+from tests.training_data import make_corpus
+
+# The same examples everywhere, and no time limit a shared machine could break.
+settings.register_profile("questtrain", deadline=None, derandomize=True)
+settings.load_profile("questtrain")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """``data=`` settings of a small real corpus."""
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+Compose = Callable[..., TrainConfig]
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = resources.files("questtrain.conf").joinpath(f"{path}.yaml")
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def compose() -> Compose:
+    """``compose("800M", bits="w4a4", quant={"hadamard_block": 64})`` → an unvalidated config."""
+
+    def composed(size: str = "30M", /, **overrides: Any) -> TrainConfig:
+        mapping = _read("train")
+        defaults = [entry for entry in mapping.pop("defaults") if entry != "_self_"]
+        for group, choice in (pair for entry in defaults for pair in entry.items()):
+            if group != "model":
+                mapping["quant" if group == "method" else group] = _read(f"{group}/{choice}")
+        for layer in (_read(f"model/{size}"), overrides):
+            for key, value in layer.items():
+                nested = isinstance(value, dict)
+                mapping[key] = {**(mapping.get(key) or {}), **value} if nested else value
+        return config_from_mapping(TrainConfig, mapping)
+
+    return composed
