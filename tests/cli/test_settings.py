@@ -12,9 +12,10 @@ def config(*words):
     return train_config(parse_arguments(words))
 
 
+ROTATED_INPUT = "quant.activation_rotation=hadamard"
 BAD_INPUT = [
     (["model=110M"], ["unknown model '110M'", "30M, 50M, 100M", "Did you mean '100M'?"]),
-    (["bits=w4a44"], ["unknown bits 'w4a44'", "1, 1.58, 2, 3, 4", "Did you mean 'w4a8'?"]),
+    (["bits=w4a44"], ["unknown bits 'w4a44'", "1, 1.58, 2, 3, 4", "Did you mean 'w4a16'?"]),
     (["bits=w4-a4"], ["unknown bits", "w<W>a<A>", "Did you mean 'w4a4'?"]),
     (["method=qest"], ["unknown method 'qest'", "Did you mean 'quest'?"]),
     (["data=stdlb"], ["unknown data 'stdlb'", "c4", "Did you mean 'stdlib'?"]),
@@ -42,7 +43,7 @@ BAD_INPUT = [
     (["tokens_per_param=0.0001"], ["fewer tokens than one batch"]),
     (["resume=maybe"], ["unknown resume 'maybe'", "auto, never, must"]),
     (["quant.hadamard_block=100"], ["power of two", "the nearest is 128"]),
-    (["quant.weight_rotation=none"], ["rotated operand with an unrotated one"]),
+    (["quant.weight_rotation=none", ROTATED_INPUT], ["rotated operand with an unrotated one"]),
     (["--config-dir", "/nowhere/at/all"], ["/nowhere/at/all is not a folder"]),
 ]
 

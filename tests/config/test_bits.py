@@ -18,7 +18,7 @@ FORMATS = ("1", "1.58", "2", "3", "4", "5", "6", "7", "8", "16")
 
 @pytest.mark.parametrize(("weight", "activation"), [*itertools.product(FORMATS, FORMATS)])
 def test_every_pair_of_formats_parses(weight: str, activation: str) -> None:
-    """Each of the 100 W×A names gives these two formats and is its own canonical name."""
+    """Each of the 100 pairs of W and A gives these two formats and is its own canonical name."""
     name = f"w{weight}a{activation}"
     bits = parse_bits(name)
     assert (bits.weight.label, bits.activation.label) == (weight, activation)

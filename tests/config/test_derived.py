@@ -25,7 +25,7 @@ from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 
 if TYPE_CHECKING:
-    from conftest import Compose
+    from tests.conftest import Compose
 
 # quest.md, "Models and training": parameters without embeddings, tokens, shape, learning rate
 TABLE_3 = {
@@ -93,7 +93,7 @@ def test_max_steps_cuts_the_run_short(compose: Compose) -> None:
 
 
 def test_flops_against_torch_flop_counter(compose: Compose) -> None:
-    """Forward + backward is 3 × forward, as counted by torch; torch counts the products of
+    """Forward + backward is three times forward, as counted by torch; torch counts the products of
     attention in full where causal attention needs half, and the difference is exactly that."""
     length, vocab = 64, 160
     model_config = compose("nano", model={"vocab_size": vocab, "num_layers": 2}).model

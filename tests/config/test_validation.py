@@ -14,7 +14,7 @@ from questtrain.config import hadamard_block, is_skipped, validate
 from questtrain.errors import UserError, nearest, unknown
 
 if TYPE_CHECKING:
-    from conftest import Compose
+    from tests.conftest import Compose
 
 BROKEN: list[tuple[dict[str, Any], str, str]] = [
     # overrides, the setting that the message names, the advice that it gives
@@ -37,6 +37,11 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"quant": {"rotation": "hadamart"}}, "quant.rotation 'hadamart'", "'hadamard'"),
     ({"quant": {"weight_rotation": "back"}}, "quant.weight_rotation 'back'", "hadamard-back"),
     ({"quant": {"activation_rotation": "nome"}}, "quant.activation_rotation 'nome'", "'none'"),
+    (
+        {"quant": {"weight_rotation": "hadamard", "activation_rotation": "none"}},
+        "quant.weight_rotation=hadamard and quant.activation_rotation=none",
+        "choose hadamard for both",
+    ),
     ({"bits": "w4a9"}, "'w4a9'", "'w4a8'"),
     ({"micro_batch_size": 100}, "micro_batch_size=100", "nearest that does is 128"),
     ({"micro_batch_size": 0}, "micro_batch_size=0", "nearest that does is 1"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from questtrain.data.records import ShardRecord
 from questtrain.data.shards import Shard
 from questtrain.data.tokenizer_choice import train_bpe
 from tests.data.corpus import sentences
+from tests.data.hub_server import LocalHub, point_hub_at
 
 
 @pytest.fixture(scope="session")
@@ -75,14 +76,12 @@ def make_shards(tmp_path: Path) -> Callable[..., tuple[Shard, ...]]:
 @pytest.fixture
 def unreachable_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub that refuses connections, and an empty local cache."""
-    from huggingface_hub import constants
+    point_hub_at("http://127.0.0.1:9", monkeypatch, tmp_path)
 
-    closed = "http://127.0.0.1:9"
-    monkeypatch.setattr(constants, "ENDPOINT", closed)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        closed + "/{repo_id}/resolve/{revision}/{filename}",
-    )
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub on loopback with the files the test puts there, and an empty local cache."""
+    with LocalHub() as hub:
+        point_hub_at(hub.address, monkeypatch, tmp_path)
+        yield hub

@@ -12,31 +12,14 @@ import numpy as np
 from questtrain.data import TokenDataset
 from questtrain.data.shards import TokenSplit
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "rain",
-    "falls",
-    "on",
-    "every",
-    "green",
-    "hill",
-]
+WORDS = "the quick brown fox jumps over a lazy dog while rain falls on every green hill"
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
     """Distinct documents of 5 to 30 words."""
     rng = np.random.default_rng(seed)
     return [
-        f"{i} " + " ".join(rng.choice(WORDS, size=rng.integers(5, 30)).tolist())
+        f"{i} " + " ".join(rng.choice(WORDS.split(), size=rng.integers(5, 30)).tolist())
         for i in range(count)
     ]
 

@@ -17,7 +17,7 @@ from questtrain.model.llama import rotate
 from questtrain.quant import QuantLinear
 
 if TYPE_CHECKING:
-    from conftest import Compose
+    from tests.conftest import Compose
 
 VOCAB = 97
 BITS = ("bf16", "w1a1", "w1.58a1.58", "w2a2", "w4a4", "w8a8", "w2a16", "w16a4")
@@ -163,8 +163,9 @@ def test_the_blocks_seven_layers_are_quantized(compose: Compose) -> None:
         for name, module in model.named_modules()
         if isinstance(module, QuantLinear)
     }
-    parts = [f"attention.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("gate", "up", "down")]  # fmt: skip
-    assert quantized == {f"layers.{i}.{part}": "w3a5" for i in range(2) for part in parts}
+    attention = [f"attention.{name}_proj" for name in "qkvo"]
+    mlp = [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert quantized == {f"layers.{i}.{part}": "w3a5" for i in (0, 1) for part in attention + mlp}
     assert type(model.lm_head) is torch.nn.Linear
     assert model.lm_head.weight is not model.embed_tokens.weight
 

@@ -71,7 +71,7 @@ def quantized(
     rms = np.sqrt(np.mean(x_h**2, axis=1, keepdims=True))
     s = ALPHA[label] * rms
     n = LEVELS[label]
-    levels = np.arange(n) * (2 / (n - 1)) - 1  # code·step − s, in units of s
+    levels = np.arange(n) * (2 / (n - 1)) - 1  # code·step - s, in units of s
     distance = abs(x_h[..., None] - s[..., None] * levels)
     nearest = distance.argmin(-1)
     at_tie_code = np.take_along_axis(distance, tie_codes[..., None].astype(int), -1)[..., 0]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import scipy.linalg
 import torch
-from quest_reference import hadamard
 
 from questtrain.kernels import hadamard_signs, hadamard_transform
+from tests.quant.quest_reference import hadamard
 
 BLOCKS = (16, 32, 64, 128)
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from quest_reference import ALPHA, Array, Operand, quantized, rows, unquantized
 from torch import Tensor
 
 from questtrain.config import QuantConfig
 from questtrain.quant import QuantLinear
 from questtrain.quant.quantizer import Quantizer
+from tests.quant.quest_reference import ALPHA, Array, Operand, quantized, rows, unquantized
 
 WIDTH, OUTPUTS = 256, 20
 KINDS = ("gaussian", "heavy-tailed", "constant", "zero", "outlier")
 
-# Error bounds: unit roundoff × how many roundings meet, relative to the terms' magnitudes.
+# Error bounds: unit roundoff times how many roundings meet, relative to the terms' magnitudes.
 COMPUTED = {  # a product and up to two rotations accumulate K terms each; in fp32 for bf16
     torch.float64: 3 * WIDTH * 2.0**-53,
     torch.float32: 3 * WIDTH * 2.0**-24,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from quest_reference import ALPHA, LEVELS
 from torch import Tensor
 
 from questtrain.config import QuantConfig, parse_bits
 from questtrain.quant.estimator import ErrorTrust, OuterTrust, straight_through
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.quantizer import Quantizer, build_quantizer
+from tests.quant.quest_reference import ALPHA, LEVELS
 
 WIDTH = 256
 ROTATIONS = ("none", "hadamard", "hadamard-back")
@@ -79,6 +79,11 @@ def test_beyond_the_grid_are_the_outermost_codes(levels: int) -> None:
     x = torch.tensor([-math.inf, -1e30, -1.01, 1.01, 1e30, math.inf])
     codes = UniformGrid(levels).encode(x, torch.ones(1))
     assert codes.tolist() == [0] * 3 + [levels - 1] * 3
+
+
+def test_nan_has_no_code() -> None:
+    """A NaN beside a finite scale encodes to NaN, not to some level."""
+    assert UniformGrid(16).encode(torch.tensor([math.nan]), torch.ones(1)).isnan().all()
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)

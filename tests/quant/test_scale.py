@@ -1,18 +1,18 @@
-"""The constants α of the scales, recomputed by minimising the error on N(0, 1)."""
+"""The constants alpha of the scales, recomputed by minimising the error on N(0, 1)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from quest_reference import ALPHA, LEVELS
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from questtrain.config import parse_bits
 from questtrain.quant.scale import GAUSSIAN_ALPHA, GaussianScale
+from tests.quant.quest_reference import ALPHA, LEVELS
 
-# How far the authors' α (quest.md's table) lies from the minimum, and what that costs in MSE.
+# How far the authors' alpha (quest.md's table) lies from the minimum, and what that costs in MSE.
 # To all digits up to 3 bits; above, theirs fall short (trap 6 names 8 bits; 6 and 7 do too).
 DEVIATION = {
     "1": (1e-6, 1e-11),
@@ -57,7 +57,7 @@ def test_alpha_minimises_the_error_on_a_gaussian(label: str) -> None:
 
 
 def test_the_constants_are_the_tables() -> None:
-    """The code's α of every format is quest.md's, found by its integer number of levels."""
+    """The code's alpha of every format is quest.md's, found by its integer number of levels."""
     in_code = {label: GAUSSIAN_ALPHA[parse_bits(f"w{label}a16").weight.levels] for label in ALPHA}
     assert in_code == ALPHA
     assert len(GAUSSIAN_ALPHA) == len(ALPHA)

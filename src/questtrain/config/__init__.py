@@ -16,6 +16,7 @@ from questtrain.config.derived import (
     total_params,
     training_bytes,
 )
+from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import (
     DataConfig,
     LoggerConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "is_skipped",
     "non_embedding_params",
     "packed_block_bytes",
+    "pair_rotations",
     "parse_bits",
     "quantized_params",
     "steps",

@@ -47,7 +47,11 @@ class QuantConfig:
 
 @dataclass
 class DataConfig:
-    """Where the tokens come from; see docs/data.md."""
+    """Where the tokens come from; see docs/data.md.
+
+    ``vocab_size`` is the size to train for stdlib's own tokenizer, the padded size for ``tokens``,
+    and elsewhere what `questtrain info` assumes until the tokenizer is loaded.
+    """
 
     name: str
     source: str

@@ -7,6 +7,7 @@ import math
 
 from questtrain.config.bits import parse_bits
 from questtrain.config.derived import intermediate_size, steps
+from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import ModelConfig, QuantConfig, TrainConfig
 from questtrain.errors import UserError, unknown
 
@@ -24,6 +25,7 @@ def validate(config: TrainConfig) -> None:
     config.bits = str(bits)
     if bits.quantized:
         _check_quant(config.quant)
+        pair_rotations(bits, config.quant)
         _check_widths(config.model, config.quant)
     _check_run(config)
 

@@ -36,7 +36,7 @@ def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
     check_hub(repo, filename, repo_type)
     try:
         return Path(hf_hub_download(repo, filename, repo_type=repo_type))
-    except OSError as error:
+    except Exception as error:  # requests, httpx or xet, by the version of huggingface_hub
         raise HubUnreachableError(f"the download of {repo}/{filename} failed: {error}") from error
 
 

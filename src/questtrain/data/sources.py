@@ -94,7 +94,7 @@ def unreachable(what: str, reason: str) -> HubUnreachableError:
     return HubUnreachableError(
         f"cannot fetch {what}: {reason}. Train on local data instead: data=stdlib (needs nothing), "
         "or data=text data.files='corpus/**/*.jsonl.gz' data.tokenizer=tokenizer.json. To use C4 "
-        "here, run `questtrain data prepare data=c4 data.max_tokens=…` on a machine with network "
+        "here, run `questtrain data prepare data=c4 …` on a machine with network "
         "and copy the folder it names into data.cache_dir, or download en/*.json.gz of allenai/c4 "
         "and pass data.files='en/*.json.gz' with a local data.tokenizer"
     )

@@ -44,7 +44,9 @@ def choose_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
     except HubUnreachableError as error:
         if source.hub_dataset is None:
             raise
-        raise unreachable(f"{source.hub_dataset} and its tokenizer {name}", str(error)) from error
+        raise unreachable(
+            f"{source.hub_dataset} and its tokenizer {name}", str(error.__cause__)
+        ) from error
 
 
 def _prepared_copy(config: DataConfig, source: Source, tokenizer: str) -> Path | None:

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from questtrain.config import Bits, QuantConfig, is_skipped, parse_bits
+from questtrain.config import Bits, QuantConfig, is_skipped, pair_rotations, parse_bits
 from questtrain.quant.method import method_config
 from questtrain.quant.quantizer import Unquantized, build_quantizer
-from questtrain.quant.rotation import pair_rotations
 
 
 class QuantLinear(nn.Linear):

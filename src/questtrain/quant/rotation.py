@@ -12,8 +12,7 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from questtrain.config import Bits, QuantConfig, hadamard_block
-from questtrain.errors import UserError
+from questtrain.config import hadamard_block
 from questtrain.kernels import hadamard_signs, hadamard_transform
 
 log = logging.getLogger(__name__)
@@ -55,32 +54,3 @@ def build_rotation(kind: str, width: int, block: int) -> nn.Module:
 @functools.lru_cache(maxsize=None)
 def _log_smaller_block(width: int, block: int, largest: int) -> None:
     log.warning("width %d is no multiple of %d: its Hadamard block is %d", width, block, largest)
-
-
-def pair_rotations(bits: Bits, quant: QuantConfig) -> tuple[str, str]:
-    """The rotation of the weight and of the activation: ``none``, ``hadamard`` (stay rotated) or
-    ``hadamard-back`` (rotate, quantize, rotate back).
-
-    ``auto`` stays rotated where both operands are quantized and rotates back where one is not.
-    Raises UserError where the two would meet in different spaces.
-    """
-    weight, activation = quant.weight_rotation, quant.activation_rotation
-    if weight == "auto":
-        weight = _auto(bits.weight.quantized, bits.activation.quantized, quant, activation)
-    if activation == "auto":
-        activation = _auto(bits.activation.quantized, bits.weight.quantized, quant, weight)
-    if (weight == "hadamard") != (activation == "hadamard"):
-        raise UserError(
-            f"quant.weight_rotation={weight} and quant.activation_rotation={activation} would"
-            " multiply a rotated operand with an unrotated one: choose hadamard for both, or"
-            " hadamard-back for the one that is rotated."
-        )
-    return weight, activation
-
-
-def _auto(quantized: bool, partner_quantized: bool, quant: QuantConfig, partner: str) -> str:
-    if partner == "hadamard":
-        return "hadamard"
-    if quant.rotation == "none" or not quantized:
-        return "none"
-    return "hadamard" if partner == "auto" and partner_quantized else "hadamard-back"

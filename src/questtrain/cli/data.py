@@ -1,0 +1,86 @@
+"""``questtrain data prepare`` and ``questtrain data inspect``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.config import tokens
+from questtrain.errors import UserError, unknown
+
+HELP = """usage: questtrain data prepare [the settings of `questtrain train`]
+       questtrain data inspect [the same settings] [--json] [--verify]
+
+prepare makes the token shards that a run needs, once; what exists is never made again.
+inspect shows what is prepared (and prepares a little, if nothing is); --verify checks every
+shard against its checksum.
+
+  questtrain data prepare data=c4 model=100M tokens_per_param=50
+  questtrain data prepare data=text data.files='docs/**/*.md' data.tokenizer=tokenizer.json
+  questtrain data inspect data=stdlib
+"""
+
+ACTIONS = ("prepare", "inspect")
+
+
+def main(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    action, verify = words[0], "--verify" in words
+    arguments = parse_arguments([word for word in words[1:] if word != "--verify"])
+    if arguments.help:
+        print(HELP, end="")
+        return 0
+    if action not in ACTIONS:
+        raise unknown("action of `questtrain data`", action, ACTIONS)
+    if verify and action == "prepare":
+        raise UserError("--verify belongs to `questtrain data inspect`.")
+    config = train_config(arguments)
+
+    from questtrain.data import open_dataset, prepare
+    from questtrain.data.inspect import describe
+
+    if action == "prepare":
+        dataset = prepare(config.data, tokens_needed=tokens(config))
+    else:
+        dataset = open_dataset(prepare(config.data, tokens_needed=1).folder)
+    if verify:
+        dataset.verify()
+    facts = describe(dataset)
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        _print_table(facts)
+    return 0
+
+
+def _print_table(facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    for heading in (facts["name"], "tokens", "documents", "shards", "MiB", "bytes a token"):
+        table.add_column(heading, justify="left" if heading == facts["name"] else "right")
+    for split in ("train", "validation"):
+        part = facts[split]
+        ratio = part["bytes_per_token"]
+        table.add_row(
+            split,
+            f"{part['tokens']:,}",
+            "?" if part["documents"] is None else f"{part['documents']:,}",
+            f"{part['shards']:,}",
+            f"{part['bytes'] / 2**20:,.1f}",
+            "?" if ratio is None else f"{ratio:.2f}",
+        )
+    console.print(table)
+    print(f"\ntokenizer        {facts['tokenizer']}, vocabulary {facts['vocab_size']:,}")
+    print(f"unigram entropy  {facts['unigram_entropy']:.3f} nats a token")
+    print(f"complete         {'yes' if facts['complete'] else 'no: more can be prepared'}")
+    for reason, count in facts["skipped"].items():
+        print(f"skipped          {count:,} documents: {reason}")
+    print(f"folder           {facts['folder']}")
+    print(f"\nthe first document begins:\n{facts['sample'][:300]}")
