@@ -37,7 +37,9 @@ def choose_device(name: str) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(f"device={name}: this machine has no CUDA device; device=cpu works.")
     if index and int(index) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: this machine has cuda:0 to {torch.cuda.device_count()-1}.")
+        raise UserError(
+            f"device={name}: this machine has cuda:0 to {torch.cuda.device_count() - 1}."
+        )
     return torch.device(name)
 
 

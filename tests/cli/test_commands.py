@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from questtrain.cli.commands import COMMANDS
 from questtrain.cli.completion import candidates
-from questtrain.cli.main import COMMANDS, main
+from questtrain.cli.main import main
 from questtrain.cli.train import SETTINGS
 from questtrain.config import TrainConfig
 from questtrain.config.loading import setting_names

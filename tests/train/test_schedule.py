@@ -1,5 +1,6 @@
 """The learning rate against torch's own scheduler, and at the points quest.md names."""
 
+import itertools
 import math
 
 import pytest
@@ -48,7 +49,7 @@ def test_wsd_has_a_plateau_and_a_linear_decay():
     assert rates[0] == pytest.approx(0.02)
     assert rates[899] == pytest.approx(1.0)
     assert rates[999] == pytest.approx(0.0, abs=1e-12)
-    steps_down = [a - b for a, b in zip(rates[800:], rates[801:], strict=False)]
+    steps_down = [a - b for a, b in itertools.pairwise(rates[800:])]
     assert max(steps_down) == pytest.approx(min(steps_down))
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from questtrain.config import TrainConfig, validate
-from questtrain.config.loading import config_from_mapping
 from questtrain.cli.hydra_config import compose_mapping
 from questtrain.cli.run_name import run_name
+from questtrain.config import TrainConfig, validate
+from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
 
 

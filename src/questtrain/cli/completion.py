@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from questtrain.cli.commands import COMMANDS
 from questtrain.cli.hydra_config import GROUPS, group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.bits import COMMON
@@ -43,8 +44,6 @@ def main(words: Sequence[str]) -> int:
 
 def candidates(line: str) -> list[str]:
     """Completions of a command line's last word, as bash wants them: after the last '='."""
-    from questtrain.cli.main import COMMANDS
-
     words = line.split(" ")
     last = words[-1]
     if len(words) <= 2:

@@ -128,7 +128,8 @@ def _readable_errors(config_dir: str | None) -> Iterator[None]:
             raise unknown(group, value, group_choices(group, config_dir)) from error
         except OverrideParseException as error:
             raise UserError(
-                f"cannot read the setting {str(error.override).lstrip('+')!r}: {error.message.splitlines()[0]}."
+                f"cannot read the setting {str(error.override).lstrip('+')!r}:"
+                f" {error.message.splitlines()[0]}."
                 " Values with special characters need quotes of their own: key=\"'a(b)'\"."
             ) from error
         except (HydraException, OmegaConfBaseException) as error:

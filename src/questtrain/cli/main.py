@@ -9,20 +9,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 from questtrain import __version__
+from questtrain.cli.commands import COMMANDS
 from questtrain.errors import TrainingStopped, UserError, unknown
 
-COMMANDS = {
-    "train": "train one model",
-    "generate": "continue a prompt with a trained model",
-    "info": "parameters, tokens, steps, FLOPs and memory of a run before it starts",
-    "data": "prepare or inspect token shards",
-    "doctor": "what works on this machine",
-    "completion": "shell completion for bash or zsh",
-}
-
-HELP = f"""questtrain {__version__}: pretraining of Llama models with quantized weights and activations
+HELP = f"""questtrain {__version__}: Llama pretraining with quantized weights and activations
 
 usage: questtrain COMMAND [key=value …]
 
@@ -63,22 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(command: str, words: list[str]) -> int:
-    match command:
-        case "train":
-            from questtrain.cli import train as module
-        case "generate":
-            from questtrain.cli import generate as module
-        case "info":
-            from questtrain.cli import info as module
-        case "data":
-            from questtrain.cli import data as module
-        case "doctor":
-            from questtrain.cli import doctor as module
-        case "completion":
-            from questtrain.cli import completion as module
-        case _:
-            raise unknown("command", command, COMMANDS)
-    return module.main(words)
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    code: int = import_module(f"questtrain.cli.{command}").main(words)
+    return code
 
 
 if __name__ == "__main__":

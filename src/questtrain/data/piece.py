@@ -16,19 +16,19 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from questtrain.data.atomic import atomic_write
 from questtrain.data.documents import NotUtf8Error, read_documents
 from questtrain.data.hub import hub_file
 from questtrain.data.records import PieceRecord, ShardRecord, Split, counts_path
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.errors import UserError
+from questtrain.store.files import atomic_write
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_DOCUMENTS = 1024
 READ_BYTES = 1 << 23
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
-OnTokens = Callable[[int], None]
+OnTokens = Callable[[int], object]
 
 
 @dataclass(frozen=True)

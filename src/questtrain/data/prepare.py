@@ -21,7 +21,6 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from questtrain.config.schema import DataConfig
-from questtrain.data.atomic import atomic_write
 from questtrain.data.cache import cache_dir, cache_errors, exclusive
 from questtrain.data.piece import PieceTask
 from questtrain.data.pool import Schedule, make_pieces
@@ -40,6 +39,7 @@ from questtrain.data.sources import Piece, Source, list_source
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.data.tokenizer_choice import choose_tokenizer
 from questtrain.errors import UserError
+from questtrain.store.files import atomic_write
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from questtrain.data.atomic import atomic_write_text
 from questtrain.errors import UserError
+from questtrain.store.files import write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -50,7 +50,7 @@ class PieceRecord:
 
     def write(self, folder: Path) -> None:
         """Mark the piece as done."""
-        atomic_write_text(piece_path(folder, self.name), json.dumps(asdict(self), indent=2))
+        write_text(piece_path(folder, self.name), json.dumps(asdict(self), indent=2))
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
-        atomic_write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2) + "\n")
+        write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2) + "\n")
 
 
 def piece_path(folder: Path, name: str) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from questtrain.config.schema import DataConfig
-from questtrain.data.atomic import atomic_write_text
 from questtrain.data.cache import cache_dir
 from questtrain.data.documents import NotUtf8Error, read_documents
 from questtrain.data.hub import HubUnreachableError
@@ -17,6 +16,7 @@ from questtrain.data.records import MANIFEST, read_manifest
 from questtrain.data.sources import Source, unreachable
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
+from questtrain.store.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def _stdlib_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
     if not path.exists():
         log.info("training a tokenizer of %d tokens in %s", vocab_size, path)
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, train_bpe(_training_documents(config, source), vocab_size))
+        write_text(path, train_bpe(_training_documents(config, source), vocab_size))
     return load_tokenizer(path, f"stdlib-bpe-{vocab_size}")
 
 

@@ -43,9 +43,7 @@ def generate_tokens(
         seen = [*seen, token]
 
 
-def sample(
-    logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator
-) -> int:
+def sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """Nucleus sampling; temperature 0 takes the most likely token."""
     if temperature == 0:
         return int(logits_V.argmax())

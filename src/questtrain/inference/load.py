@@ -8,8 +8,8 @@ from pathlib import Path
 from questtrain.config import TrainConfig
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
-from questtrain.errors import UserError, nearest
 from questtrain.device import choose_device
+from questtrain.errors import UserError, nearest
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import (

@@ -31,5 +31,6 @@ def hadamard_transform(x: Tensor, signs: Tensor) -> Tensor:
         raise ValueError(f"the last dimension of {tuple(x.shape)} is no multiple of {block}")
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        blocks = x.to(dtype).unflatten(-1, (-1, block))
-        return (blocks @ signs.to(dtype)).flatten(-2) * block**-0.5
+        blocks = x.to(dtype).reshape(*x.shape[:-1], x.shape[-1] // block, block)
+        rotated = torch.matmul(blocks, signs.to(dtype)).reshape(x.shape)
+    return torch.mul(rotated, block**-0.5)

@@ -57,7 +57,8 @@ class Attention(nn.Module):
         return out
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        batch, length, _ = x_BTD.shape
+        return x_BTD.view(batch, length, self.num_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

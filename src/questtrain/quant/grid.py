@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class UniformGrid:
-    """``levels`` equidistant values, symmetric about zero; ``scale`` is [..., 1], the half-width."""
+    """``levels`` equidistant values, symmetric about zero; ``scale [..., 1]`` is the half-width."""
 
     levels: int
 

@@ -11,12 +11,10 @@ from questtrain.config import QuantConfig
 from questtrain.errors import unknown
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def method_names() -> tuple[str, ...]:
     folder = resources.files("questtrain.conf") / "method"
-    return tuple(
-        sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
-    )
+    return tuple(sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml")))
 
 
 def method_config(method: str | QuantConfig) -> QuantConfig:

@@ -51,6 +51,6 @@ def build_rotation(kind: str, width: int, block: int) -> nn.Module:
     return HadamardRotation(largest)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _log_smaller_block(width: int, block: int, largest: int) -> None:
     log.warning("width %d is no multiple of %d: its Hadamard block is %d", width, block, largest)

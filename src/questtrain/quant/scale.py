@@ -8,7 +8,6 @@ up to 5 bits they agree within 1e-4; the true ones of 6, 7 and 8 bits lie near 3
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 GAUSSIAN_ALPHA = {

@@ -10,7 +10,8 @@ from questtrain.config import OptimConfig
 
 def build_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> torch.optim.AdamW:
     """Two parameter groups: decayed block matrices; embedding, head and norms without decay."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_block_matrix = name.startswith("layers.") and parameter.ndim == 2
         (decayed if is_block_matrix else plain).append(parameter)

@@ -11,8 +11,8 @@ import torch
 
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
-from questtrain.errors import UserError
 from questtrain.device import choose_device, device_name
+from questtrain.errors import UserError
 from questtrain.train.run_folder import claim_run, read_record
 from questtrain.train.trainer import Trainer
 

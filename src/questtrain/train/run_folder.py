@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from questtrain.config import TrainConfig
 from questtrain.config.loading import flatten, read_config
 from questtrain.errors import UserError
-from questtrain.store.files import write_text
 from questtrain.store.checkpoint import checkpoint_folders
+from questtrain.store.files import write_text
 
 OPERATIONAL = (
     "device",

@@ -18,8 +18,10 @@ def learning_rate(step: int, total_steps: int, peak: float, schedule: ScheduleCo
     start, final = schedule.start_ratio * peak, schedule.final_ratio * peak
     if step < warmup_end:
         progress = step / warmup_end
-        return _cosine(start, peak, progress) if schedule.name == "cosine" else (
-            start + (peak - start) * progress
+        return (
+            _cosine(start, peak, progress)
+            if schedule.name == "cosine"
+            else (start + (peak - start) * progress)
         )
     if schedule.name == "cosine":
         return _cosine(peak, final, (step - warmup_end) / max(1, last - warmup_end))

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from questtrain.config import TrainConfig, flops_per_token, steps
-from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.data import Loader, TokenDataset, validation_batches
+from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import TrainingStopped
 from questtrain.model import Llama
 from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
@@ -119,9 +119,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         loss = self._backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), config.optim.gradient_clip
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
@@ -136,10 +134,10 @@ class Trainer:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         targets_in_batch = batch.shape[0] * (batch.shape[1] - 1)
         total = torch.zeros((), device=self.device)
-        for tokens in batch.split(self.micro_batch):
+        for tokens in torch.split(batch, self.micro_batch):
             loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss = loss / targets_in_batch
-            loss.backward()
+            torch.autograd.backward(loss)
             total += loss.detach()
         return total
 

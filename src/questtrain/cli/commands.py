@@ -1,0 +1,10 @@
+"""The commands by name, and what each does in one line."""
+
+COMMANDS = {
+    "train": "train one model",
+    "generate": "continue a prompt with a trained model",
+    "info": "parameters, tokens, steps, FLOPs and memory of a run before it starts",
+    "data": "prepare or inspect token shards",
+    "doctor": "what works on this machine",
+    "completion": "shell completion for bash or zsh",
+}
