@@ -12,6 +12,9 @@ from tests.training_data import TINY, questtrain, rows
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # The autograd thread's first product finds no context and makes one, as it should.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 
 ON_GPU = (*(word for word in TINY if not word.startswith("device=")), "device=cuda")
