@@ -139,3 +139,15 @@ def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Com
     state = 16 * total_params(compose("100M").model, VOCABULARY)
     assert sizes[0] > state
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == sizes[0] - state
+
+
+@pytest.mark.parametrize(
+    ("size", "bits", "measured"),
+    [("30M", "bf16", 7.35), ("30M", "w4a4", 9.36), ("800M", "bf16", 35.4)],
+)
+def test_training_bytes_agree_with_measurements(
+    compose: Compose, size: str, bits: str, measured: float
+) -> None:
+    """GiB at 64 sequences of 512 tokens on an H100: our first curves, and the plain 800M."""
+    config = compose(size, bits=bits, micro_batch_size=64)
+    assert training_bytes(config, VOCABULARY) / 2**30 == pytest.approx(measured, rel=0.06)

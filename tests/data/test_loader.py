@@ -107,11 +107,14 @@ def test_seed_and_step_change_the_batch(make_shards) -> None:
     assert not np.array_equal(first, Loader(shards, 8, 10, seed=0).batch(1))
 
 
-def test_validation_windows_are_the_first_ones(make_shards) -> None:
+def test_validation_windows_are_spread_evenly(make_shards) -> None:
+    """All of them where the budget allows it, otherwise every k-th, over all shards."""
     shards = make_shards(25, 31)
     batches = list(validation_batches(shards, batch_size=2, sequence_length=10, max_tokens=10**6))
     assert [batch.shape for batch in batches] == [(2, 11), (2, 11), (1, 11)]
     assert np.concatenate(batches)[:, 0].tolist() == [0, 10, 25, 35, 45]
+    some = list(validation_batches(shards, batch_size=8, sequence_length=10, max_tokens=29))
+    assert np.concatenate(some)[:, 0].tolist() == [0, 25]
     few = list(validation_batches(shards, batch_size=8, sequence_length=10, max_tokens=3))
     assert [batch.shape for batch in few] == [(1, 11)]
     assert few[0].dtype == np.int64

@@ -175,6 +175,13 @@ def test_two_processes_never_train_in_one_folder(corpus, tmp_path, capsys):
     assert "another process is training" in capsys.readouterr().err
 
 
+def test_a_run_that_never_began_leaves_no_folder(corpus, tmp_path, capsys):
+    words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run", "data.files=nothing/*.txt"]
+    assert main(["train", *words]) == 2
+    assert "nothing/*.txt" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_divergence_stops_with_step_checkpoint_and_advice(corpus, tmp_path, capsys):
     """Weights that overflow: exit 1, the step, the last good checkpoint, a record that says so."""
     words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run", "lr=1e30", "bits=bf16"]

@@ -6,21 +6,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from questtrain.config import TrainConfig, parse_bits
+from questtrain.config import TrainConfig, is_operational, parse_bits
 
-_IN_THE_CORE = {"model", "bits", "method", "data", "tokens_per_param", "seed"}
-_NOT_IN_NAMES = {
-    "name",
-    "runs_dir",
-    "device",
-    "compile",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "resume",
-    "micro_batch_size",
-    "logger",
-}
+_IN_THE_CORE = {"model", "bits", "method", "data", "tokens_per_param", "seed", "name"}
 
 
 def run_name(config: TrainConfig, overrides: Sequence[str]) -> str:
@@ -32,8 +20,7 @@ def run_name(config: TrainConfig, overrides: Sequence[str]) -> str:
     extras = []
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        first = key.split(".")[0]
-        if key in _IN_THE_CORE or first in _NOT_IN_NAMES or key == "data.cache_dir":
+        if key in _IN_THE_CORE or is_operational(key):
             continue
         extras.append(f"{key.split('.')[-1]}{_short(value)}")
     return "-".join(parts + sorted(extras))

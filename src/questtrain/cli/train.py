@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -73,12 +72,6 @@ def main(words: Sequence[str]) -> int:
         return 0
     from questtrain.train.run import train
 
-    folder, record = train(config)
-    print(
-        f"validation loss {record['val_loss']:.4f} after {record['tokens']:,} tokens"
-        f" ({record['wall_seconds']:,.0f} s)",
-        file=sys.stderr,
-    )
-    print(f"loss picture    {folder / 'figures' / 'loss.png'}", file=sys.stderr)
+    folder, _ = train(config)
     print(folder)
     return 0

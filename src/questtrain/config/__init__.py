@@ -26,6 +26,7 @@ from questtrain.config.schema import (
     QuantConfig,
     ScheduleConfig,
     TrainConfig,
+    is_operational,
 )
 from questtrain.config.validation import hadamard_block, is_skipped, validate
 
@@ -43,6 +44,7 @@ __all__ = [
     "flops_per_token",
     "hadamard_block",
     "intermediate_size",
+    "is_operational",
     "is_skipped",
     "non_embedding_params",
     "packed_block_bytes",

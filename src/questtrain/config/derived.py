@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from questtrain.config.bits import Bits
+from questtrain.config.bits import Bits, parse_bits
 from questtrain.config.schema import ModelConfig, TrainConfig
 
 FFN_MULTIPLE = 256
@@ -66,16 +66,18 @@ def packed_block_bytes(model: ModelConfig, bits: Bits) -> int:
 
 
 def training_bytes(config: TrainConfig, vocab_size: int) -> int:
-    """Estimated peak device memory of training, in bytes.
+    """Estimated peak device memory of training under ``torch.compile``, in bytes.
 
-    Weights, gradients and AdamW's two moments in fp32 (16 bytes a parameter), the activations of
-    one micro-batch that the backward needs, and the logits in bf16 with their fp32 softmax.
+    Weights, gradients and AdamW's two moments in fp32 (16 bytes a parameter); a micro-batch's
+    logits and their gradient in bf16; what the blocks keep for the backward in bf16; and, where
+    activations are quantized, a bf16 copy and a byte of mask for each. Within 6% of the peaks
+    measured on an H100 (30M in BF16 and W4A4, 800M in BF16, 64 sequences of 512 tokens).
     """
     model = config.model
     micro_batch_tokens = (config.micro_batch_size or config.batch_size) * config.sequence_length
     hidden, width = model.hidden_size, intermediate_size(model)
-    saved_values = model.num_layers * (9 * hidden + 3 * width)
-    bytes_per_value = 2 + (1 if config.bits != "bf16" else 0)
-    activations = micro_batch_tokens * saved_values * bytes_per_value
-    logits = micro_batch_tokens * vocab_size * 6
-    return 16 * total_params(model, vocab_size) + activations + logits
+    block = 2 * (3 * hidden + 2 * width)
+    if parse_bits(config.bits).activation.quantized:
+        block += 3 * (3 * hidden + width)
+    activations = micro_batch_tokens * (model.num_layers * block + 4 * vocab_size)
+    return 16 * total_params(model, vocab_size) + activations

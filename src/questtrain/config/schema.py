@@ -139,3 +139,26 @@ class TrainConfig:
     eval_every: int
     checkpoint_every: int
     resume: str
+
+
+OPERATIONAL = (
+    "device",
+    "compile",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "resume",
+    "runs_dir",
+    "micro_batch_size",
+    "logger",
+    "train.keep_checkpoints",
+    "train.threads",
+    "data.cache_dir",
+    "data.num_workers",
+)
+"""Settings that may change when a run goes on: they say how it is run, not what it computes."""
+
+
+def is_operational(key: str) -> bool:
+    """Whether the dotted setting only says how a run is run; see `OPERATIONAL`."""
+    return any(key == name or key.startswith(name + ".") for name in OPERATIONAL)

@@ -87,12 +87,13 @@ class Loader:
 def validation_batches(
     shards: Iterable[Shard], batch_size: int, sequence_length: int, max_tokens: int
 ) -> Iterator[NDArray[np.int64]]:
-    """The first ⌊max_tokens / T⌋ windows (at least one) in order, as int64 [rows, T + 1].
+    """⌊max_tokens / T⌋ windows (at least one), evenly spread, in order, as int64 [rows, T + 1].
 
     Always the same windows, so that losses compare across runs; the last batch may be shorter.
     """
     windows = Windows(shards, sequence_length)
     windows.require_one("validation")
     count = min(len(windows), max(1, max_tokens // sequence_length))
+    numbers = np.arange(count, dtype=np.int64) * len(windows) // count
     for start in range(0, count, batch_size):
-        yield windows.read(np.arange(start, min(start + batch_size, count), dtype=np.int64))
+        yield windows.read(numbers[start : start + batch_size])

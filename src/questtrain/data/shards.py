@@ -6,7 +6,6 @@ in it is preceded by BOS.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from questtrain.data.records import (
 )
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
+from questtrain.store.files import sha256_of
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -100,10 +100,10 @@ class TokenDataset:
         """Compare every checksum with the manifest; UserError names the first that differs."""
         for record in self.manifest.shards:
             shard = self._shard(record)
-            if _sha256(shard.path) != record.sha256:
+            if sha256_of(shard.path) != record.sha256:
                 raise _bad_shard(shard.path, self.folder, "its checksum differs")
         tokenizer = self.folder / self.manifest.tokenizer["file"]
-        if _sha256(tokenizer) != self.manifest.tokenizer["sha256"]:
+        if sha256_of(tokenizer) != self.manifest.tokenizer["sha256"]:
             raise UserError(
                 f"the tokenizer copy {tokenizer} is corrupt: its checksum differs from the "
                 "manifest's. Delete the folder and run `questtrain data prepare` again"
@@ -179,14 +179,6 @@ def _cut(shards: Sequence[Shard], max_tokens: int | None) -> tuple[Shard, ...]:
             kept.append(replace(shard, num_tokens=min(shard.num_tokens, max_tokens)))
         max_tokens -= shard.num_tokens
     return tuple(kept)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _bad_shard(path: Path, folder: Path, reason: str) -> UserError:

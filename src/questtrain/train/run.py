@@ -13,7 +13,7 @@ from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, device_name
 from questtrain.errors import UserError
-from questtrain.train.run_folder import claim_run, read_record
+from questtrain.train.run_folder import claim_run, read_record, settle_config
 from questtrain.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,10 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
     device = choose_device(config.device)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    dataset = prepare(config.data, tokens_needed=tokens(config))
-    fit_vocabulary(config, dataset)
     with claim_run(config) as folder:
+        dataset = prepare(config.data, tokens_needed=tokens(config))
+        fit_vocabulary(config, dataset)
+        settle_config(folder, config)
         record = read_record(folder)
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
@@ -39,7 +40,15 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
         shutil.copyfile(tokenizer, folder / name)
         _announce(config, dataset, device)
-        return folder, Trainer(config, dataset, folder, device).run()
+        record = Trainer(config, dataset, folder, device).run()
+        log.info(
+            "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
+            record["val_loss"],
+            f"{record['tokens']:,}",
+            dataset.unigram_entropy,
+        )
+        log.info("loss picture: %s", folder / "figures" / "loss.png")
+        return folder, record
 
 
 def fit_vocabulary(config: TrainConfig, dataset: TokenDataset) -> None:

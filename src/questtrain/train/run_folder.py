@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,36 +14,19 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from questtrain.config import TrainConfig
+from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
 from questtrain.errors import UserError
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.store.files import write_text
-
-OPERATIONAL = (
-    "device",
-    "compile",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "resume",
-    "runs_dir",
-    "micro_batch_size",
-    "logger.",
-    "train.keep_checkpoints",
-    "train.threads",
-    "data.cache_dir",
-    "data.num_workers",
-)
-"""Settings that may change when a run goes on: they say how it is run, not what it computes."""
 
 
 @contextmanager
 def claim_run(config: TrainConfig) -> Iterator[Path]:
     """The folder ``runs_dir/name``, writable and held by this process alone.
 
-    UserError if it cannot be written, is being trained by another process, or holds another
-    config.
+    UserError if it cannot be written or is being trained by another process. A folder in which
+    nothing was written is removed again.
     """
     folder = Path(config.runs_dir).expanduser() / str(config.name)
     try:
@@ -59,13 +43,15 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"run folder {folder} is not writable: {error.strerror}.") from error
     try:
-        _reconcile(folder, config)
         yield folder
     finally:
         lock.release()
+        if [file.name for file in folder.iterdir()] == [".lock"]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _reconcile(folder: Path, config: TrainConfig) -> None:
+def settle_config(folder: Path, config: TrainConfig) -> None:
+    """Write ``config.yaml``, or raise UserError if the folder holds another configuration."""
     path = folder / "config.yaml"
     if path.exists():
         if config.resume == "never":
@@ -90,7 +76,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [
         f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(OPERATIONAL)
+        if before.get(key) != after.get(key) and not is_operational(key)
     ]
 
 
