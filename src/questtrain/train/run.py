@@ -12,7 +12,7 @@ import torch
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, device_name
-from questtrain.errors import UserError
+from questtrain.errors import TrainingStopped, UserError
 from questtrain.train.run_folder import claim_run, read_record, settle_config
 from questtrain.train.trainer import Trainer
 
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
     """Train ``config`` in its run folder; returns the folder and the run record.
 
-    A run that is already complete is left alone. Raises UserError for bad input,
-    TrainingStopped when training cannot go on, Interrupted after a signal.
+    A run that is already complete is left alone. Raises UserError for bad input and
+    TrainingStopped when training ends early: diverged, out of memory, a signal.
     """
     device = choose_device(config.device)
     if config.train.threads is not None:
@@ -40,7 +40,10 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
         shutil.copyfile(tokenizer, folder / name)
         _announce(config, dataset, device)
-        record = Trainer(config, dataset, folder, device).run()
+        try:
+            record = Trainer(config, dataset, folder, device).run()
+        except torch.OutOfMemoryError as error:
+            raise TrainingStopped(_out_of_memory(config, device)) from error
         log.info(
             "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
             record["val_loss"],
@@ -49,6 +52,16 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         )
         log.info("loss picture: %s", folder / "figures" / "loss.png")
         return folder, record
+
+
+def _out_of_memory(config: TrainConfig, device: torch.device) -> str:
+    micro_batch = config.micro_batch_size or config.batch_size
+    if micro_batch == 1:
+        return f"out of memory on {device} with one sequence at a time: try a smaller model."
+    return (
+        f"out of memory on {device} with micro_batch_size={micro_batch}:"
+        f" try micro_batch_size={micro_batch // 2} (the result is the same)."
+    )
 
 
 def fit_vocabulary(config: TrainConfig, dataset: TokenDataset) -> None:

@@ -69,17 +69,10 @@ class Trainer:
         self._first_bad_step = torch.full((), -1, device=device)
 
     def run(self) -> dict[str, Any]:
-        """Train to the end and return the run record; see the module's exceptions."""
+        """Train to the end and return the run record; raises TrainingStopped."""
         self._restore()
-        try:
-            with self._stops_on_signals(), self._metrics() as metrics:
-                self._train(metrics)
-        except torch.OutOfMemoryError as error:
-            half = max(1, self.micro_batch // 2)
-            raise TrainingStopped(
-                f"out of memory on {self.device} with micro_batch_size={self.micro_batch}:"
-                f" try micro_batch_size={half} (the result is the same)."
-            ) from error
+        with self._stops_on_signals(), self._metrics() as metrics:
+            self._train(metrics)
         return self._finish("completed")
 
     def _metrics(self) -> Metrics:
