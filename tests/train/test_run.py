@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_the_record_says_what_was_run(unbroken):
     assert record["status"] == "completed"
     assert record["steps"] == STEPS
     assert record["tokens"] == STEPS * 4 * 32
+    assert re.fullmatch(r"tokenizer\.json@[0-9a-f]{8}", record["tokenizer"]), "no path in it"
     assert record["total_params"] == record["non_embedding_params"] + 2 * 512 * 32
     assert config["model"]["vocab_size"] == 512
     assert record["val_loss"] == rows(unbroken, "val_loss")[-1][1]

@@ -39,6 +39,12 @@ class Tokenizer(ABC):
         self.name = name
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
 
+    @property
+    def label(self) -> str:
+        """For records and tables: the hub name, or a file's name and the start of its hash."""
+        name = Path(self.name).name if _looks_like_a_path(self.name) else self.name
+        return name if name == self.name else f"{name}@{self.sha256[:8]}"
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without BOS or EOS."""
         return self.encode_batch([text])[0]

@@ -218,7 +218,7 @@ class Trainer:
         record = build_record(
             self.config,
             status,
-            self.dataset.tokenizer.name,
+            self.dataset.tokenizer.label,
             rows,
             self._wall_seconds(),
             self.device,
