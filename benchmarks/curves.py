@@ -15,6 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from questtrain.train.metrics import read_metrics
+
 STYLES = {
     "bf16": ("#000000", "-"),
     "w4a4": ("#0072b2", "--"),
@@ -25,7 +27,7 @@ STYLES = {
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder / "metrics.jsonl")
     return {
         "record": json.loads((folder / "run.json").read_text()),
         "train": [[row["step"], row["tokens"], row["train_loss"]] for row in rows if "lr" in row],

@@ -23,11 +23,16 @@ def nearest(value: str, choices: Iterable[str]) -> str | None:
     return by_lower[matches[0]] if matches else None
 
 
+def suggestion(value: str, choices: Iterable[str]) -> str:
+    """``" Did you mean '100M'?"`` to end a message with; empty when nothing comes close."""
+    close = nearest(value, choices)
+    return "" if close is None else f" Did you mean {close!r}?"
+
+
 def unknown(what: str, value: object, choices: Iterable[str]) -> UserError:
     """`unknown model '110M': choose from 30M, 100M, …. Did you mean '100M'?`"""
     choices = list(choices)
-    message = f"unknown {what} {str(value)!r}: choose from {', '.join(choices)}."
-    close = nearest(str(value), choices)
-    if close is not None:
-        message += f" Did you mean {close!r}?"
-    return UserError(message)
+    return UserError(
+        f"unknown {what} {str(value)!r}: choose from {', '.join(choices)}."
+        + suggestion(str(value), choices)
+    )

@@ -37,6 +37,23 @@ def same_run(one: Path, other: Path) -> None:
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+def in_progress(words: tuple[str, ...], run: Path, logged: int) -> subprocess.Popen[str]:
+    """Start a run and return while it trains, when it has logged so many steps."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "questtrain.cli.main", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"train_loss") < logged:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return process
+
+
 def test_the_record_says_what_was_run(unbroken):
     """run.json has design.md's fields; the numbers agree with config, metrics and arithmetic."""
     record = json.loads((unbroken / "run.json").read_text())
@@ -79,19 +96,9 @@ def test_killed_and_resumed_equals_unbroken(unbroken, corpus, tmp_path, kill_aft
     """kill -9 at a step of the run's choosing; the resumed run is bit-identical throughout."""
     words = ("train", *RUN, *corpus, f"runs_dir={tmp_path}", "name=run")
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "questtrain.cli.main", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_bytes().count(b"train_loss") < kill_after:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    process = in_progress(words, run, kill_after)
     process.kill()
-    process.wait()
+    process.communicate()
     assert not (run / "run.json").exists()
     result = questtrain(*words)
     assert result.returncode == 0, result.stderr
@@ -116,15 +123,7 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_nothing_else(unbroken, corp
 def test_sigterm_saves_and_the_same_command_goes_on(unbroken, corpus, tmp_path):
     words = ("train", *RUN, *corpus, f"runs_dir={tmp_path}", "name=run")
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "questtrain.cli.main", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (run / "metrics.jsonl").exists() or not rows(run, "train_loss"):
-        assert process.poll() is None
-        time.sleep(0.001)
+    process = in_progress(words, run, 1)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM

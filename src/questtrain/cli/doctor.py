@@ -14,6 +14,9 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from questtrain.cli.arguments import parse_arguments
+from questtrain.config import DataConfig
+from questtrain.data.pool import available_cores
+from questtrain.data.records import MANIFEST
 
 HELP = """usage: questtrain doctor [--json]
 
@@ -64,8 +67,7 @@ def examine() -> list[Finding]:
 
 
 def _python() -> Finding:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return Finding("python", "ok", f"{platform.python_version()}, {cores} CPU cores")
+    return Finding("python", "ok", f"{platform.python_version()}, {available_cores()} CPU cores")
 
 
 def _packages() -> Finding:
@@ -131,8 +133,8 @@ def _hub() -> Finding:
 
 
 def _data() -> Finding:
-    cache = Path(os.environ.get("QUESTTRAIN_CACHE", "~/.cache/questtrain")).expanduser()
-    prepared = sorted(path.parent.name for path in cache.glob("*/manifest.json"))
+    cache = Path(os.environ.get("QUESTTRAIN_CACHE", DataConfig.cache_dir)).expanduser()
+    prepared = sorted(path.parent.name for path in cache.glob(f"*/{MANIFEST}"))
     if not prepared:
         return Finding("data", "note", f"nothing prepared yet in {cache}")
     return Finding("data", "ok", f"prepared in {cache}: {', '.join(prepared)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from questtrain.config.loading import setting_names
-from questtrain.errors import UserError, nearest, unknown
+from questtrain.errors import UserError, suggestion, unknown
 
 GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 FREE_TEXT = (
@@ -89,8 +89,7 @@ def _hydra_override(override: str, names: Sequence[str]) -> str:
     if not separator:
         raise UserError(f"{override!r} is not a setting: write key=value, such as bits=w4a4.")
     if key not in names and key not in GROUPS:
-        close = nearest(key, [*names, *GROUPS])
-        advice = f" Did you mean {close!r}?" if close else ""
+        advice = suggestion(key, [*names, *GROUPS])
         raise UserError(f"unknown setting {key!r}.{advice} --help lists the settings.")
     return _literal(f"++{override}" if "." in key else override)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from questtrain.config.schema import TrainConfig
-from questtrain.errors import UserError, nearest
+from questtrain.errors import UserError, suggestion
 
 Config = TypeVar("Config")
 
@@ -69,8 +69,7 @@ def _build(kind: Any, mapping: Any, prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in mapping:
         if key not in hints:
-            close = nearest(str(key), hints)
-            advice = f" Did you mean '{prefix}{close}'?" if close else ""
+            advice = suggestion(f"{prefix}{key}", [prefix + name for name in hints])
             raise UserError(f"unknown setting '{prefix}{key}'.{advice}")
     values = {}
     for field in fields(kind):

@@ -19,7 +19,10 @@ RESUME = ("auto", "never", "must")
 
 
 def validate(config: TrainConfig) -> None:
-    """Raise UserError for the first rule that ``config`` breaks."""
+    """Raise UserError for the first rule that ``config`` breaks.
+
+    Spells ``bits`` canonically and settles ``micro_batch_size`` (at most the batch) in place.
+    """
     _check_model(config.model)
     bits = parse_bits(config.bits)
     config.bits = str(bits)

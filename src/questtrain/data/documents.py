@@ -7,6 +7,7 @@ a file is damaged; compressed JSON lines (C4's layout) are, because that is seve
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import logging
@@ -53,8 +54,10 @@ def read_documents(path: Path, text_field: str) -> Iterator[str]:
     try:
         if path.name.lower().endswith(".gz"):
             yield from _json_documents(path, text_field)
-        elif _is_json(path) or _is_parquet(path):
-            yield from _table_documents(path, text_field)
+        elif _is_json(path):
+            yield from _plain_json_documents(path, text_field)
+        elif _is_parquet(path):
+            yield from _parquet_documents(path, text_field)
         else:
             data = path.read_bytes()
             yield _decode(data, path, offset=0).removeprefix("\ufeff")
@@ -131,40 +134,44 @@ def _parse(text: str, place: str) -> Any:
         ) from error
 
 
-def _table_documents(path: Path, text_field: str) -> Iterator[str]:
-    """The text column of a JSON or parquet file, through `datasets`.
+def _plain_json_documents(path: Path, text_field: str) -> Iterator[str]:
+    """Documents of an uncompressed JSON file, through `datasets` as far as it gets.
 
-    From the first row of a JSON file that it refuses, or whose text it takes for null (it does not
-    tell null from absent), the file is read line by line: that copes, or names the place.
+    From the first row that it refuses, or whose text it takes for null (it does not tell null from
+    absent), the file is read line by line: that copes, or names the place.
     """
-    number = 0
-    try:
-        for number, row in enumerate(_table_rows(path), start=1):
-            if text_field not in row:
-                raise _no_field(str(path), text_field, list(row))
-            if not isinstance(row[text_field], str) and _is_json(path):
-                number -= 1
+    read = 0
+    with contextlib.suppress(Exception):  # it lets its parsers' errors of many kinds through
+        for row in _table_rows("json", path):
+            if not isinstance(row.get(text_field), str):
                 break
-            yield _as_text(row[text_field], f"{path}, row {number}", text_field)
+            yield row[text_field]
+            read += 1
         else:
             return
+    yield from islice(_json_documents(path, text_field), read, None)
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[str]:
+    number = 0
+    try:
+        for number, row in enumerate(_table_rows("parquet", path), start=1):
+            if text_field not in row:
+                raise _no_field(str(path), text_field, list(row))
+            yield _as_text(row[text_field], f"{path}, row {number}", text_field)
     except UserError:
-        if not _is_json(path):
-            raise
-    except Exception as error:  # `datasets` lets its parsers' errors of many kinds through
-        if _is_parquet(path):
-            kind = NotUtf8Error if isinstance(error, UnicodeDecodeError) else UserError
-            raise kind(
-                f"the data file {path} is damaged or no parquet file, after row {number}: {error}"
-            ) from error
-    yield from islice(_json_documents(path, text_field), number, None)
+        raise
+    except Exception as error:
+        kind = NotUtf8Error if isinstance(error, UnicodeDecodeError) else UserError
+        raise kind(
+            f"the data file {path} is damaged or no parquet file, after row {number}: {error}"
+        ) from error
 
 
-def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _table_rows(builder: str, path: Path) -> Iterator[dict[str, Any]]:
     from datasets import load_dataset
 
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # its errors are reported by us
-    builder = "parquet" if _is_parquet(path) else "json"
     yield from load_dataset(builder, data_files=str(path), split="train", streaming=True)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from questtrain.data.piece import OnTokens, PieceTask, make_piece
-from questtrain.data.records import PieceRecord, ShardRecord
+from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
 
@@ -84,6 +84,13 @@ class Schedule:
             if not entry.taken:
                 needed.append(entry)
         return needed
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
@@ -171,9 +178,7 @@ def _make_remotely(
         if "tokens" in message:
             events.put(message["tokens"])
         elif "record" in message:
-            record = message["record"]
-            shards = [ShardRecord(**shard) for shard in record["shards"]]
-            return PieceRecord(record["name"], shards, record["skipped"])
+            return PieceRecord.from_mapping(message["record"])
         elif "error" in message:
             raise UserError(message["error"])
         else:

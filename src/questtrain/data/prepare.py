@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from questtrain.config.schema import DataConfig
 from questtrain.data.cache import cache_dir, cache_errors, exclusive
 from questtrain.data.piece import PieceTask
-from questtrain.data.pool import Schedule, make_pieces
+from questtrain.data.pool import Schedule, available_cores, make_pieces
 from questtrain.data.records import (
     FORMAT,
     MANIFEST,
@@ -34,7 +33,13 @@ from questtrain.data.records import (
     read_manifest,
     read_piece,
 )
-from questtrain.data.shards import TokenDataset, open_dataset, token_dtype, unigram_entropy
+from questtrain.data.shards import (
+    TokenDataset,
+    open_dataset,
+    tightest,
+    token_dtype,
+    unigram_entropy,
+)
 from questtrain.data.sources import Piece, Source, list_source
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.data.tokenizer_choice import choose_tokenizer
@@ -55,9 +60,13 @@ def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDatase
     source = list_source(config)
     if not source.growable:
         tokens_needed = None
-    limits = [limit for limit in (tokens_needed, config.max_tokens) if limit is not None]
     with cache_errors(config):
-        job = _Job(config, source, choose_tokenizer(config, source), min(limits, default=None))
+        job = _Job(
+            config,
+            source,
+            choose_tokenizer(config, source),
+            tightest(tokens_needed, config.max_tokens),
+        )
         if not job.is_ready():
             job.make()
         dataset = open_dataset(job.folder, tokens_needed, config.max_tokens)
@@ -104,7 +113,7 @@ class _Job:
             if needed:
                 self.source.check_reachable()
                 log.info("preparing %d pieces of %s in %s", needed, self.config.name, self.folder)
-                workers = min(self.config.num_workers or _cores(), needed)
+                workers = min(self.config.num_workers or available_cores(), needed)
                 with _progress(self.config.name, self.limit, done.values()) as bar:
                     make_pieces(schedule, workers, bar.update)
             self._manifest().write(self.folder)
@@ -222,12 +231,6 @@ def _check_splits(dataset: TokenDataset, config: DataConfig) -> None:
         raise UserError(
             f"none of the {found} documents of data={config.name} is left for training. {advice}"
         )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _progress(name: str, limit: int | None, done: Iterable[PieceRecord]) -> tqdm[NoReturn]:

@@ -43,6 +43,12 @@ class PieceRecord:
     shards: list[ShardRecord]
     skipped: dict[str, int]
 
+    @classmethod
+    def from_mapping(cls, data: dict[str, Any]) -> PieceRecord:
+        """The inverse of `dataclasses.asdict`."""
+        shards = [ShardRecord(**shard) for shard in data["shards"]]
+        return cls(data["name"], shards, data["skipped"])
+
     @property
     def train_tokens(self) -> int:
         """Tokens in its training shard."""
@@ -97,9 +103,7 @@ def read_piece(folder: Path, name: str) -> PieceRecord | None:
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        shards = [ShardRecord(**shard) for shard in data["shards"]]
-        return PieceRecord(data["name"], shards, data["skipped"])
+        return PieceRecord.from_mapping(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError):
         # Records are written atomically: a damaged one is a bad disk, and making it again is safe.
         return None

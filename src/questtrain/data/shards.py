@@ -140,8 +140,13 @@ def open_dataset(
     saw; ``max_tokens`` cuts it to exactly that many.
     """
     folder = Path(folder).expanduser()
-    limits = [limit for limit in (tokens_needed, max_tokens) if limit is not None]
-    return TokenDataset(folder, read_manifest(folder), min(limits, default=None), max_tokens)
+    limit = tightest(tokens_needed, max_tokens)
+    return TokenDataset(folder, read_manifest(folder), limit, max_tokens)
+
+
+def tightest(*limits: int | None) -> int | None:
+    """The smallest of the limits that are given; None without any."""
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> float:

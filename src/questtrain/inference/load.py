@@ -9,7 +9,7 @@ from questtrain.config import TrainConfig
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.device import choose_device
-from questtrain.errors import UserError, nearest
+from questtrain.errors import UserError, suggestion
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import (
@@ -78,6 +78,5 @@ def _tokenizer(folder: Path) -> Tokenizer:
 def _similar(folder: Path) -> str:
     if not folder.parent.is_dir():
         return ""
-    runs = [path.name for path in folder.parent.iterdir() if (path / "config.yaml").exists()]
-    close = nearest(folder.name, runs)
-    return f" Did you mean {folder.parent / close}?" if close else ""
+    runs = [str(path) for path in folder.parent.iterdir() if (path / "config.yaml").exists()]
+    return suggestion(str(folder), runs)

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -143,13 +143,8 @@ class Trainer:
         if on_gpu:
             torch.set_float32_matmul_precision("high")  # the rotations; see docs/lab-notes.md
 
-        def context() -> AbstractContextManager[Any]:
-            if not use_bf16:
-                return nullcontext()
-            return torch.autocast(self.device.type, torch.bfloat16)
-
         def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-            with context():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
                 return summed_loss(self.model, inputs, targets)
 
         return torch.compile(loss_of) if use_compile else loss_of
