@@ -3,6 +3,8 @@
 COMMANDS = {
     "train": "train one model",
     "generate": "continue a prompt with a trained model",
+    "diagnose": "what quantization does to a run's gradients: alignment, masks, persistence",
+    "plot": "a figure of the paper from runs",
     "info": "parameters, tokens, steps, FLOPs and memory of a run before it starts",
     "data": "prepare or inspect token shards",
     "doctor": "what works on this machine",

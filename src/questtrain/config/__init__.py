@@ -28,7 +28,13 @@ from questtrain.config.schema import (
     TrainConfig,
     is_operational,
 )
-from questtrain.config.validation import hadamard_block, is_skipped, validate
+from questtrain.config.skip import is_skipped
+from questtrain.config.validation import (
+    check_sparse_width,
+    hadamard_block,
+    validate,
+    validate_quant,
+)
 
 __all__ = [
     "Bits",
@@ -41,6 +47,7 @@ __all__ = [
     "QuantConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "check_sparse_width",
     "flops_per_token",
     "hadamard_block",
     "intermediate_size",
@@ -56,4 +63,5 @@ __all__ = [
     "total_params",
     "training_bytes",
     "validate",
+    "validate_quant",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from questtrain.config.bits import Bits, parse_bits
 from questtrain.config.schema import ModelConfig, TrainConfig
+from questtrain.config.skip import is_skipped
 
 FFN_MULTIPLE = 256
 
@@ -16,10 +19,20 @@ def intermediate_size(model: ModelConfig) -> int:
     return -(-width // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
+def block_linears(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """Name, input and output width of the blocks' seven linear layers, block by block."""
+    hidden, width = model.hidden_size, intermediate_size(model)
+    for layer in range(model.num_layers):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            yield f"layers.{layer}.attention.{name}", hidden, hidden
+        yield f"layers.{layer}.mlp.gate_proj", hidden, width
+        yield f"layers.{layer}.mlp.up_proj", hidden, width
+        yield f"layers.{layer}.mlp.down_proj", width, hidden
+
+
 def quantized_params(model: ModelConfig) -> int:
-    """Weights of the blocks' seven linear layers: Q, K, V, O, gate, up and down."""
-    hidden = model.hidden_size
-    return model.num_layers * (4 * hidden * hidden + 3 * hidden * intermediate_size(model))
+    """Weights of the blocks' linear layers."""
+    return sum(inputs * outputs for _, inputs, outputs in block_linears(model))
 
 
 def non_embedding_params(model: ModelConfig) -> int:
@@ -56,13 +69,16 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     return 6.0 * linears + 6.0 * attention
 
 
-def packed_block_bytes(model: ModelConfig, bits: Bits) -> int:
-    """Bytes of the block linears' weights: packed codes and one fp32 scale an output row."""
-    codes = quantized_params(model) * bits.weight.storage_bits // 8
-    if not bits.weight.quantized:
-        return codes
-    rows = model.num_layers * (5 * model.hidden_size + 2 * intermediate_size(model))
-    return codes + 4 * rows
+def packed_block_bytes(model: ModelConfig, bits: Bits, skip: Sequence[str] = ()) -> int:
+    """Bytes of the block linears' weights: packed codes and one fp32 scale an output row, and
+    bf16 for the layers that ``skip`` names."""
+    total = 0.0
+    for name, inputs, outputs in block_linears(model):
+        if not bits.weight.quantized or is_skipped(name, skip):
+            total += 2 * inputs * outputs
+        else:
+            total += outputs * (inputs * bits.weight.storage_bits / 8 + 4)
+    return int(total)
 
 
 def training_bytes(config: TrainConfig, vocab_size: int) -> int:

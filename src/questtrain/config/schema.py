@@ -30,9 +30,16 @@ class QuantConfig:
     """One method: how an operand is rotated, scaled, rounded, and differentiated.
 
     ``*_rotation`` is ``hadamard`` (the product is taken in the rotated space), ``hadamard-back``
-    (quantized there, rotated back), ``none``, or ``auto``: the cheapest valid pair. Trust is given
-    as ``trust_scale`` (t: up to t times the grid's half-width) or ``trust_error`` (T: an error of
-    at most T row rms); with neither, the published default of the format.
+    (quantized there, rotated back), ``none``, or ``auto``: the cheapest valid pair.
+
+    ``grid`` is ``centred`` (2^b levels, none of them zero) or ``int`` (2^b - 1 levels with zero).
+    ``scale`` is ``gaussian`` (α·rms of each row), ``learned-step`` (LSQ) or ``learned-clip``
+    (PACT); the learned ones, one a tensor, train at ``lr_scale`` times the learning rate with
+    ``scale_weight_decay``, and ``activation_offset`` (LSQ+) learns an offset for activations too.
+
+    With a Gaussian scale, trust is given as ``trust_scale`` (t: up to t times the grid's
+    half-width) or ``trust_error`` (T: an error of at most T row rms); with neither, the published
+    default of the format.
     """
 
     method: str = "quest"
@@ -40,8 +47,13 @@ class QuantConfig:
     weight_rotation: str = "auto"
     activation_rotation: str = "auto"
     hadamard_block: int = 128
+    grid: str = "centred"
+    scale: str = "gaussian"
     trust_scale: float | None = None
     trust_error: float | None = None
+    activation_offset: bool = False
+    lr_scale: float = 1.0
+    scale_weight_decay: float = 0.0
     skip: list[str] = field(default_factory=lambda: ["lm_head"])
 
 
@@ -109,6 +121,7 @@ class LoopConfig:
     autocast: str = "auto"
     validation_tokens: int = 524_288
     keep_checkpoints: int = 2
+    diagnose_every: int | None = None
     threads: int | None = None
 
 
@@ -152,6 +165,7 @@ OPERATIONAL = (
     "micro_batch_size",
     "logger",
     "train.keep_checkpoints",
+    "train.diagnose_every",
     "train.threads",
     "data.cache_dir",
     "data.num_workers",

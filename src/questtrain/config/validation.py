@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
+from fnmatch import fnmatchcase
 
-from questtrain.config.bits import parse_bits
-from questtrain.config.derived import intermediate_size, steps
+from questtrain.config.bits import Bits, parse_bits
+from questtrain.config.derived import block_linears, intermediate_size, steps
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import ModelConfig, QuantConfig, TrainConfig
-from questtrain.errors import UserError, unknown
+from questtrain.errors import UserError, suggestion, unknown
 
 MIN_HADAMARD_BLOCK = 16
+PAIRS_OF_FOUR = 8
+"""2:4 sparsity of pairs keeps 4 of each 8 consecutive values."""
 ROTATIONS = ("auto", "none", "hadamard", "hadamard-back")
+GRIDS = ("centred", "int")
+SCALES = ("gaussian", "learned-step", "learned-clip")
 AUTOCAST = ("auto", "bf16", "none")
 SWITCH = ("auto", "true", "false")
 RESUME = ("auto", "never", "must")
@@ -27,9 +31,9 @@ def validate(config: TrainConfig) -> None:
     bits = parse_bits(config.bits)
     config.bits = str(bits)
     if bits.quantized:
-        _check_quant(config.quant)
-        pair_rotations(bits, config.quant)
-        _check_widths(config.model, config.quant)
+        validate_quant(config.quant, bits)
+        _check_widths(config.model, config.quant, bits)
+        _check_skip(config.model, config.quant.skip)
     _check_run(config)
 
 
@@ -57,12 +61,17 @@ def _check_model(model: ModelConfig) -> None:
         )
 
 
-def _check_quant(quant: QuantConfig) -> None:
-    if quant.rotation not in ("hadamard", "none"):
-        raise unknown("quant.rotation", quant.rotation, ("hadamard", "none"))
-    for key in ("weight_rotation", "activation_rotation"):
-        if getattr(quant, key) not in ROTATIONS:
-            raise unknown(f"quant.{key}", getattr(quant, key), ROTATIONS)
+def validate_quant(quant: QuantConfig, bits: Bits) -> None:
+    """Raise UserError for the first rule that a method breaks on its own or with ``bits``."""
+    for key, choices in (
+        ("rotation", ("hadamard", "none")),
+        ("weight_rotation", ROTATIONS),
+        ("activation_rotation", ROTATIONS),
+        ("grid", GRIDS),
+        ("scale", SCALES),
+    ):
+        if getattr(quant, key) not in choices:
+            raise unknown(f"quant.{key}", getattr(quant, key), choices)
     block = quant.hadamard_block
     if block < MIN_HADAMARD_BLOCK or block & (block - 1):
         close = max(MIN_HADAMARD_BLOCK, 2 ** round(math.log2(max(block, 1))))
@@ -70,18 +79,67 @@ def _check_quant(quant: QuantConfig) -> None:
             f"quant.hadamard_block={block} must be a power of two of at least"
             f" {MIN_HADAMARD_BLOCK}; the nearest is {close}."
         )
+    pair_rotations(bits, quant)
+    if quant.grid == "int" and "1" in (bits.weight.label, bits.activation.label):
+        raise UserError(
+            f"quant.grid=int needs zero and a value on each side of it, which bits={bits} with its"
+            " 1-bit operand has not: choose bits=w1.58a1.58, or quant.grid=centred."
+        )
+    if quant.scale == "gaussian":
+        _check_trust(quant)
+    else:
+        _check_learned_scale(quant, bits)
+
+
+def _check_trust(quant: QuantConfig) -> None:
     for key in ("trust_scale", "trust_error"):
         value = getattr(quant, key)
         if value is not None and not value > 0:
             raise UserError(f"quant.{key}={value} must be positive; inf trusts everything.")
     if quant.trust_scale is not None and quant.trust_error is not None:
         raise UserError("quant.trust_scale and quant.trust_error are two forms of one: give one.")
+    defaults = QuantConfig()
+    for key in ("activation_offset", "lr_scale", "scale_weight_decay"):
+        if getattr(quant, key) != getattr(defaults, key):
+            raise UserError(
+                f"quant.{key} is of learned scales, and method {quant.method} has none: choose"
+                " method=lsq, lsq-plus or pact, or leave it out."
+            )
 
 
-def _check_widths(model: ModelConfig, quant: QuantConfig) -> None:
-    if quant.rotation == "hadamard":
-        for width in (model.hidden_size, intermediate_size(model)):
+def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
+    for key in ("trust_scale", "trust_error"):
+        if getattr(quant, key) is not None:
+            raise UserError(
+                f"quant.{key} is of Gaussian scales; quant.scale={quant.scale} learns its clipping"
+                " range. Leave it out, or choose method=quest."
+            )
+    if bits.weight.sparse:
+        raise UserError(
+            f"bits={bits}: 2:4 sparsity goes with Gaussian scales (method quest, clip, ste), not"
+            f" with quant.scale={quant.scale}."
+        )
+    _positive("quant.lr_scale", quant.lr_scale)
+    if not (quant.scale_weight_decay >= 0 and math.isfinite(quant.scale_weight_decay)):
+        raise UserError(f"quant.scale_weight_decay={quant.scale_weight_decay} must not be negative.")
+
+
+def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
+    for width in (model.hidden_size, intermediate_size(model)):
+        if quant.rotation == "hadamard":
             hadamard_block(width, quant.hadamard_block)
+        if bits.weight.sparse:
+            check_sparse_width(width)
+
+
+def _check_skip(model: ModelConfig, patterns: list[str]) -> None:
+    names = [*(name for name, _, _ in block_linears(model)), "lm_head"]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f"quant.skip: {pattern!r} matches no linear layer of {model.name}; they are named"
+                f" like {names[0]}, and * matches anything.{suggestion(pattern, names)}"
+            )
 
 
 def _check_run(config: TrainConfig) -> None:
@@ -133,6 +191,10 @@ def hadamard_block(width: int, block: int) -> int:
     return largest
 
 
-def is_skipped(name: str, patterns: list[str]) -> bool:
-    """Whether a module's dotted name matches one of the shell-style ``patterns``."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def check_sparse_width(width: int) -> None:
+    """UserError unless 2:4 sparsity of pairs can divide rows of ``width`` values."""
+    if width % PAIRS_OF_FOUR:
+        raise UserError(
+            f"a width of {width} is no multiple of {PAIRS_OF_FOUR}, which 2:4 sparsity of pairs"
+            f" needs; the nearest is {max(1, round(width / PAIRS_OF_FOUR)) * PAIRS_OF_FOUR}."
+        )

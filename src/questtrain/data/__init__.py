@@ -6,12 +6,13 @@
 
 from questtrain.data.loader import Loader, validation_batches
 from questtrain.data.prepare import prepare
-from questtrain.data.shards import TokenDataset, open_dataset
+from questtrain.data.shards import TokenDataset, TokenSplit, open_dataset
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "Loader",
     "TokenDataset",
+    "TokenSplit",
     "Tokenizer",
     "load_tokenizer",
     "open_dataset",

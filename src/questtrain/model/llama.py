@@ -143,15 +143,16 @@ class Llama(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """N(0, init_std), with the blocks' output projections scaled down by √(2·layers)."""
+        """N(0, init_std), with the blocks' output projections scaled down by √(2·layers); norms
+        are one. Learned scales are left alone: the first operands initialise them."""
         std = self.config.init_std
         output_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
+            if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
-                continue
-            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            parameter.normal_(0.0, output_std if is_output else std, generator=generator)
+            elif name.endswith(".weight"):
+                is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, output_std if is_output else std, generator=generator)
 
 
 def rotate(x_BHTK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

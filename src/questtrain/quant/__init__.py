@@ -1,6 +1,14 @@
-"""Quantization by composition: rotation ∘ scale ∘ grid ∘ estimator → quantizer → linear."""
+"""Quantization by composition: rotation ∘ scale ∘ grid ∘ sparsity ∘ estimator → quantizer → linear."""
 
 from questtrain.quant.linear import QuantLinear, convert
-from questtrain.quant.quantizer import Quantizer, Unquantized
+from questtrain.quant.quantizer import QuantizedTensor, Quantizer, Unquantized
+from questtrain.quant.scale import learned_scalars
 
-__all__ = ["QuantLinear", "Quantizer", "Unquantized", "convert"]
+__all__ = [
+    "QuantLinear",
+    "QuantizedTensor",
+    "Quantizer",
+    "Unquantized",
+    "convert",
+    "learned_scalars",
+]

@@ -1,7 +1,8 @@
-"""Gradient estimators: which components of the gradient pass through the rounding.
+"""Gradient estimators: what the backward of a rounding is.
 
-The backward of a quantizer is ``grad_x_h = M ⊙ grad_values`` (quest.md, "Backward"): M is 1 where
-the quantized value can be trusted, that is where its error is small.
+With a Gaussian scale it is ``grad_x_h = M ⊙ grad_values`` (quest.md, "Backward"): M is 1 where the
+quantized value can be trusted, that is where its error is small. With a learned scale M is 1
+inside the clipping range, and the scale has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -12,21 +13,40 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from questtrain.quant.grid import UniformGrid
-
 ONE_BIT_TRUST = 1.30
 ONE_BIT_TRUST_UNROTATED = 1.25
+FP4_TRUST_ERROR = 0.3186
+"""T of the published FP4 runs: half the last step of a 16-level codebook for N(0, 1), not half of
+FP4's own last step (0.4871)."""
 
 
 class Estimator(Protocol):
-    """Decides which components to trust."""
+    """Gives quantized values a gradient towards the operand, and towards a learned scale."""
 
     def mask(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
-        """bool ``[..., K]`` from the operand, its quantized values, and the scale ``[..., 1]``."""
+        """M, bool ``[..., K]``: the components of the gradient that pass."""
+
+    def __call__(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        """``values`` with this estimator's backward; scale ``[..., 1]`` or a learned ``[1]``."""
+
+
+class _Trust:
+    """Passes the gradient where the mask is set, and none to the scale."""
+
+    def mask(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            mask = self.mask(x, values, scale)
+        out: Tensor = _MaskedStraightThrough.apply(  # type: ignore[no-untyped-call]
+            x, values, mask
+        )
+        return out
 
 
 @dataclass(frozen=True)
-class OuterTrust:
+class OuterTrust(_Trust):
     """Trust everything up to ``t`` times the grid's half-width: ``|x| ≤ t·s``.
 
     t = n/(n-1) is half a step of error on a uniform grid; t = 1 is clipping; t = ∞ is the
@@ -40,7 +60,7 @@ class OuterTrust:
 
 
 @dataclass(frozen=True)
-class ErrorTrust:
+class ErrorTrust(_Trust):
     """Trust an error of at most ``max_error`` row rms, wherever in the grid it occurs.
 
     ``alpha`` is the scale's, which turns ``s`` back into the rms.
@@ -51,6 +71,31 @@ class ErrorTrust:
 
     def mask(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
         return (x - values).abs() <= (self.max_error / self.alpha) * scale
+
+
+@dataclass(frozen=True)
+class LearnedRange:
+    """The gradient of clipping to a learned ``[-s, s]`` and rounding there.
+
+    The operand's passes inside the range; the scale's is the sign of what lies outside. LSQ
+    (``rounding``) adds how far rounding moved each value inside, ``(v - x)/s``; PACT takes the
+    rounding for the identity.
+    """
+
+    rounding: bool
+
+    def mask(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        return x.abs() <= scale
+
+    def __call__(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            inside = self.mask(x, values, scale)
+            moved = (values - x) / scale if self.rounding else torch.zeros_like(x)
+            slope = torch.where(inside, moved, x.sign())
+        out: Tensor = _LearnedRangeFunction.apply(  # type: ignore[no-untyped-call]
+            x, values, scale, inside, slope
+        )
+        return out
 
 
 class _MaskedStraightThrough(torch.autograd.Function):
@@ -67,14 +112,17 @@ class _MaskedStraightThrough(torch.autograd.Function):
         return grad * mask, None, None
 
 
-def straight_through(x: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """``values``, with the gradient ``mask ⊙ grad`` towards ``x``."""
-    out: Tensor = _MaskedStraightThrough.apply(x, values, mask)  # type: ignore[no-untyped-call]
-    return out
+class _LearnedRangeFunction(torch.autograd.Function):
+    """Backward: ``inside ⊙ grad`` to the operand, ``Σ slope·grad`` to the scale ``[1]``."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, scale: Tensor, inside: Tensor, slope: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(inside, slope)
+        return values.view_as(values)
 
-def default_trust_scale(grid: UniformGrid, rotated: bool) -> float:
-    """t of the published runs: half a step, except the wider clip of 1 bit (figure 10)."""
-    if grid.levels == 2:
-        return ONE_BIT_TRUST if rotated else ONE_BIT_TRUST_UNROTATED
-    return grid.half_step_trust
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        inside, slope = ctx.saved_tensors
+        return grad * inside, None, (grad * slope).sum().reshape(1), None, None

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from questtrain.config import Bits, QuantConfig, is_skipped, pair_rotations, parse_bits
+from questtrain.config import (
+    Bits,
+    QuantConfig,
+    is_skipped,
+    pair_rotations,
+    parse_bits,
+    validate_quant,
+)
 from questtrain.quant.method import method_config
 from questtrain.quant.quantizer import Unquantized, build_quantizer
 
@@ -34,14 +41,19 @@ class QuantLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
         parsed = parse_bits(bits) if isinstance(bits, str) else bits
         quant = method_config(method)
+        if parsed.quantized:
+            validate_quant(quant, parsed)
         weight_rotation, activation_rotation = pair_rotations(parsed, quant)
         self.bits = parsed
         self.weight_quantizer = build_quantizer(parsed.weight, quant, weight_rotation, in_features)
         self.activation_quantizer = build_quantizer(
-            parsed.activation, quant, activation_rotation, in_features
+            parsed.activation, quant, activation_rotation, in_features, is_activation=True
         )
-        if not self.weight.is_meta:
-            self.to(device=self.weight.device)
+        # Learned scales stay in fp32 at least: bf16 could not follow their small updates.
+        for quantizer in (self.weight_quantizer, self.activation_quantizer):
+            quantizer.to(dtype=torch.promote_types(self.weight.dtype, torch.float32))
+            if not self.weight.is_meta:
+                quantizer.to(device=self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
@@ -76,7 +88,7 @@ def convert(
         if isinstance(child, nn.TransformerEncoderLayer):
             # Its fused inference path would read the weights without calling the layers.
             child.activation_relu_or_gelu = 0
-        if type(child) is not nn.Linear or is_skipped(name, list(skip)):
+        if type(child) is not nn.Linear or is_skipped(name, skip):
             continue
         if child not in converted:
             converted[child] = _converted(child, bits, method)

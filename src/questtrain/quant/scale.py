@@ -1,27 +1,43 @@
-"""Scales: the half-width ``s`` of a row's grid, from the row's root mean square.
+"""Scales: the half-width ``s`` of a grid, from the operand's root mean square.
 
-``s = α·rms`` with the α that minimises the mean squared error of the format's grid on N(0, 1)
-(quest.md 2). The constants are the authors', so that runs compare. The tests recompute the minima:
-up to 5 bits they agree within 1e-4; the true ones of 6, 7 and 8 bits lie near 3.278, 3.611 and
-3.922, where the error is smaller by 2e-6, 1e-4 and 2e-3 of itself.
+``s = α·rms`` a row, with the α that minimises the mean squared error of the format's grid on
+N(0, 1) (quest.md 2), or one trained number a tensor, which starts there.
+
+The constants of the centred grids and of FP4 are the authors', so that runs compare. The tests
+recompute the minima: up to 5 bits they agree within 1e-4; the true ones of 6, 7 and 8 bits lie near
+3.278, 3.611 and 3.922, where the error is smaller by 2e-6, 1e-4 and 2e-3 of itself. Those of the
+grids with zero (odd numbers of levels from 7) are the minima.
 """
 
 from __future__ import annotations
 
+import math
+
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 GAUSSIAN_ALPHA = {
     2: 0.797885,
     3: 1.224009,
     4: 1.493535,
+    7: 1.952309,
     8: 2.051068,
+    15: 2.473879,
     16: 2.513931,
+    31: 2.898728,
     32: 2.916094,
+    63: 3.270115,
     64: 3.276597,
+    127: 3.607461,
     128: 3.601050,
+    255: 3.920501,
     256: 3.884939,
 }
-"""Levels of a uniform centred grid → its MSE-optimal half-width on N(0, 1)."""
+"""Levels of a uniform grid → its MSE-optimal half-width on N(0, 1)."""
+
+FP4_ALPHA = 2.922479
+"""The same for E2M1: where its largest value sits."""
 
 TINY = 1e-30
 """Smallest rms: an all-zero row quantizes to finite values. Power-of-two scaling is exact where
@@ -35,9 +51,105 @@ class GaussianScale(nn.Module):
         super().__init__()
         self.alpha = alpha
 
+    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        rms = x.detach().square().mean(-1, keepdim=True).sqrt()
+        rms = x.square().mean(-1, keepdim=True).sqrt()
         return self.alpha * rms.clamp_min(TINY)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+
+class LearnedScalar(nn.Module):
+    """One trained number a tensor (``[1]``), which the first operand it meets initialises.
+
+    Whether it is initialised is part of the ``state_dict``. Under torch.distributed the statistics
+    of all ranks are averaged, so that every rank starts from the same number.
+    """
+
+    def __init__(self, gradient_levels: int | None = None) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.ones(1))
+        self.gradient_levels = gradient_levels
+        self.initialised = False
+
+    def initial(self, x: Tensor) -> Tensor:
+        """What to start from, a scalar tensor."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The number in x's dtype; its gradient is scaled as in LSQ if ``gradient_levels`` is
+        given: by 1/√(numel·levels)."""
+        if not self.initialised:
+            self._initialise(x)
+        value = self.value.to(x.dtype)
+        if self.gradient_levels is None:
+            return value
+        gradient_scale = 1 / math.sqrt(max(1, x.numel()) * self.gradient_levels)
+        return value.detach() + gradient_scale * (value - value.detach())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        self.value.copy_(self.initial(x))
+        self.initialised = True
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.initialised)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.initialised = bool(state)
+
+
+class LearnedStep(LearnedScalar):
+    """LSQ (arXiv 1902.08153): the grid's step is trained; ``s`` is ``half_width`` steps.
+
+    Starts at the MSE-optimal step of a Gaussian with the tensor's rms. A step may cross zero in
+    training; its sign means nothing on a symmetric grid.
+    """
+
+    def __init__(self, alpha: float, half_width: float) -> None:
+        # At 1 bit LSQ's q_max is 0, which must not divide (trap 8).
+        super().__init__(gradient_levels=max(1, math.floor(half_width)))
+        self.alpha, self.half_width = alpha, half_width
+
+    def initial(self, x: Tensor) -> Tensor:
+        return self.alpha * mean(x.square()).sqrt() / self.half_width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.half_width * super().forward(x).abs().clamp_min(TINY)
+
+
+class LearnedClip(LearnedScalar):
+    """PACT (arXiv 1805.06085): the clipping value ``s`` itself is trained."""
+
+    def __init__(self, alpha: float) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def initial(self, x: Tensor) -> Tensor:
+        return self.alpha * mean(x.square()).sqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).abs().clamp_min(TINY)
+
+
+class LearnedOffset(LearnedScalar):
+    """LSQ+ (arXiv 2004.09576): the middle of the grid is trained. Starts at the tensor's mean, the
+    MSE-optimal one for a symmetric distribution."""
+
+    def initial(self, x: Tensor) -> Tensor:
+        return mean(x)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over all values, of all ranks where there are several; 0 of none at all."""
+    total = torch.stack([x.sum(), x.new_tensor(x.numel())])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total[0] / total[1].clamp_min(1)
+
+
+def learned_scalars(model: nn.Module) -> list[LearnedScalar]:
+    """All trained steps, clipping values and offsets of a model."""
+    return [module for module in model.modules() if isinstance(module, LearnedScalar)]

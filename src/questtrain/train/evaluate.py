@@ -21,6 +21,25 @@ def summed_loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tens
     )
 
 
+def loss_function(
+    model: nn.Module, device: torch.device, autocast: str
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """`summed_loss` of inputs and targets ``[B, T]`` in the precision of training on ``device``.
+
+    ``autocast`` is bf16, none, or auto: bf16 on GPUs.
+    """
+    on_gpu = device.type == "cuda"
+    use_bf16 = on_gpu if autocast == "auto" else autocast == "bf16"
+    if on_gpu:
+        torch.set_float32_matmul_precision("high")  # the rotations; see docs/lab-notes.md
+
+    def loss_of(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16):
+            return summed_loss(model, inputs_BT, targets_BT)
+
+    return loss_of
+
+
 @torch.no_grad()
 def validation_loss(
     loss_of: Callable[[Tensor, Tensor], Tensor],

@@ -1,30 +1,75 @@
-"""AdamW with weight decay on the matrices of the blocks' linear layers only (quest.md)."""
+"""AdamW with weight decay on the matrices of the blocks' linear layers only (quest.md), and groups of
+their own for learned scales."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from questtrain.config import OptimConfig
+from questtrain.config import OptimConfig, QuantConfig
+from questtrain.quant import learned_scalars
+from questtrain.quant.scale import LearnedOffset
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> torch.optim.AdamW:
-    """Two parameter groups: decayed block matrices; embedding, head and norms without decay."""
+SCALE_EPS = 1e-15
+"""Adam's eps of learned scales. Their gradients shrink with the number of values they are summed
+over; with the usual 1e-8 their speed would depend on the micro-batch."""
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, quant: QuantConfig, lr: float
+) -> torch.optim.AdamW:
+    """Parameter groups: decayed block matrices; embedding, head and norms without decay; learned
+    scales, and learned offsets without decay.
+
+    A group's ``lr_scale`` is its share of the schedule's learning rate, see `set_learning_rate`.
+    """
+    scales, offsets = _learned_parameters(model)
+    learned = {*scales, *offsets}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if parameter in learned:
+            continue
         is_block_matrix = name.startswith("layers.") and parameter.ndim == 2
         (decayed if is_block_matrix else plain).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
+        {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
+    ]
+    for parameters, decay in ((scales, quant.scale_weight_decay), (offsets, 0.0)):
+        if parameters:
+            groups.append(
+                {
+                    "params": parameters,
+                    "weight_decay": decay,
+                    "lr_scale": quant.lr_scale,
+                    "eps": SCALE_EPS,
+                }
+            )
     return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ],
+        groups,
         lr=lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=decayed[0].is_cuda,
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its share of the schedule's learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def _learned_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Learned steps and clipping values, and learned offsets."""
+    scalars = learned_scalars(model)
+    offsets = [scalar.value for scalar in scalars if isinstance(scalar, LearnedOffset)]
+    scales = [scalar.value for scalar in scalars if not isinstance(scalar, LearnedOffset)]
+    return scales, offsets
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import subprocess
 from pathlib import Path
@@ -11,16 +12,18 @@ import torch
 
 import questtrain
 from questtrain.config import (
+    Bits,
     TrainConfig,
     non_embedding_params,
+    pair_rotations,
     parse_bits,
     steps,
     tokens,
     total_params,
 )
 from questtrain.device import device_name, peak_memory_bytes
-from questtrain.quant.estimator import default_trust_scale
-from questtrain.quant.grid import UniformGrid
+from questtrain.quant.estimator import ErrorTrust, Estimator, OuterTrust
+from questtrain.quant.quantizer import Quantizer, build_quantizer
 
 
 def build_record(
@@ -36,7 +39,9 @@ def build_record(
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
     validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones.
     """
-    bits = parse_bits(config.bits)
+    bits, quant = parse_bits(config.bits), config.quant
+    estimator = _estimator(config) if bits.quantized else None
+    learned = bits.quantized and quant.scale != "gaussian"
     vocab_size = config.model.vocab_size or 0
     logged = [row for row in rows if "train_loss" in row]
     tail = logged[-max(1, len(logged) // 10) :]
@@ -49,11 +54,15 @@ def build_record(
         "bits": config.bits,
         "w_bits": _number(bits.weight.bits),
         "a_bits": _number(bits.activation.bits),
-        "format": "int" if bits.quantized else "bf16",
-        "sparsity": None,
-        "method": config.quant.method if bits.quantized else "none",
-        "hadamard": bits.quantized and config.quant.rotation == "hadamard",
-        "trust_scale": _trust_scale(config),
+        "format": _format(bits),
+        "sparsity": "2:4" if bits.weight.sparse else None,
+        "method": quant.method if bits.quantized else "none",
+        "hadamard": bits.quantized and quant.rotation == "hadamard",
+        "grid": quant.grid if bits.quantized else None,
+        "trust_scale": _trust_scale(estimator),
+        "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
+        "lr_scale": quant.lr_scale if learned else None,
+        "scale_weight_decay": quant.scale_weight_decay if learned else None,
         "dataset": config.data.name,
         "tokenizer": tokenizer,
         "tokens": tokens(config),
@@ -80,16 +89,31 @@ def _number(bits: float) -> int | float:
     return int(bits) if bits.is_integer() else bits
 
 
-def _trust_scale(config: TrainConfig) -> float | None:
-    """The outer trust scale t in force for the weights (the activations', if only they are
-    quantized); None without quantization and where trust is given as an error."""
-    bits, quant = parse_bits(config.bits), config.quant
-    if not bits.quantized or quant.trust_error is not None:
+def _format(bits: Bits) -> str:
+    """``int``, ``fp4`` or ``bf16``: of the quantized operands, both where they differ."""
+    kinds = [operand.kind for operand in (bits.weight, bits.activation) if operand.quantized]
+    return "+".join(dict.fromkeys(kinds)) or "bf16"
+
+
+def _estimator(config: TrainConfig) -> Estimator:
+    """The estimator of the weights, or of the activations if only they are quantized."""
+    bits = parse_bits(config.bits)
+    operands = (bits.weight, bits.activation)
+    rotations = pair_rotations(bits, config.quant)
+    index = 0 if bits.weight.quantized else 1
+    quantizer = build_quantizer(
+        operands[index], config.quant, rotations[index], config.model.hidden_size
+    )
+    assert isinstance(quantizer, Quantizer)
+    return quantizer.estimator
+
+
+def _trust_scale(estimator: Estimator | None) -> float | str | None:
+    """The outer trust scale t in force; None where there is none. JSON has no infinity."""
+    if not isinstance(estimator, OuterTrust):
         return None
-    if quant.trust_scale is not None:
-        return quant.trust_scale
-    number_format = bits.weight if bits.weight.quantized else bits.activation
-    return default_trust_scale(UniformGrid(number_format.levels), quant.rotation == "hadamard")
+    t = estimator.outer_trust_scale
+    return t if math.isfinite(t) else "inf"
 
 
 def _median(rows: list[dict[str, Any]], key: str) -> float | None:

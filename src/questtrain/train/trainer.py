@@ -10,7 +10,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -25,16 +25,26 @@ from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import TrainingStopped
 from questtrain.model import Llama
+from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
 from questtrain.store.files import write_json
-from questtrain.train.evaluate import summed_loss, validation_loss
+from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
+from questtrain.train.evaluate import loss_function, validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate, read_metrics
-from questtrain.train.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from questtrain.train.optimizer import (
+    build_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_learning_rate,
+)
 from questtrain.train.picture import draw_loss
 from questtrain.train.record import build_record
 from questtrain.train.schedule import learning_rate
 
 log = logging.getLogger(__name__)
+
+CALIBRATION_ROWS = 8
+"""Sequences that learned scales are initialised from."""
 
 
 class Interrupted(TrainingStopped):
@@ -60,8 +70,10 @@ class Trainer:
         self.model = Llama(config.model, config.bits, config.quant)
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(device)
-        self.optimizer = build_optimizer(self.model, config.optim, config.lr)
-        self.loss_of = self._build_loss()
+        self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
+        self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
+        use_compile = device.type == "cuda" if config.compile == "auto" else config.compile == "true"
+        self.loss_of = torch.compile(self.eager_loss_of) if use_compile else self.eager_loss_of
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()
@@ -71,6 +83,7 @@ class Trainer:
     def run(self) -> dict[str, Any]:
         """Train to the end and return the run record; raises TrainingStopped."""
         self._restore()
+        self._initialise_scales()
         with self._stops_on_signals(), self._metrics() as metrics:
             self._train(metrics)
         return self._finish("completed")
@@ -82,6 +95,7 @@ class Trainer:
         config = self.config
         progress = Progress(self.total_steps, self.step)
         rate = StepRate(self.step)
+        diagnose_every = config.train.diagnose_every
         try:
             while self.step < self.total_steps:
                 row = self._update()
@@ -97,6 +111,8 @@ class Trainer:
                 with rate.paused():
                     if last or self.step % config.eval_every == 0:
                         metrics.write(self._validate())
+                    if diagnose_every and self.step % diagnose_every == 0:
+                        metrics.write(self._diagnose())
                     if last or stop or self.step % config.checkpoint_every == 0:
                         self._check_finite()
                         self._save()
@@ -109,8 +125,7 @@ class Trainer:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
         loss = self._backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
@@ -134,20 +149,13 @@ class Trainer:
             total += loss.detach()
         return total
 
-    def _build_loss(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The summed loss of inputs and targets ``[B, T]``, under autocast and compiled."""
-        on_gpu = self.device.type == "cuda"
-        autocast = self.config.train.autocast
-        use_bf16 = on_gpu if autocast == "auto" else autocast == "bf16"
-        use_compile = on_gpu if self.config.compile == "auto" else self.config.compile == "true"
-        if on_gpu:
-            torch.set_float32_matmul_precision("high")  # the rotations; see docs/lab-notes.md
-
-        def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=use_bf16):
-                return summed_loss(self.model, inputs, targets)
-
-        return torch.compile(loss_of) if use_compile else loss_of
+    def _initialise_scales(self) -> None:
+        """Learned scales start from the first rows of the first batch, whatever the micro-batch."""
+        if all(scalar.initialised for scalar in learned_scalars(self.model)):
+            return
+        tokens = torch.from_numpy(self.loader.batch(0)[:CALIBRATION_ROWS]).to(self.device)
+        with torch.no_grad():
+            self.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
 
     def _logged(self, row: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
         config = self.config
@@ -177,6 +185,11 @@ class Trainer:
         loss = validation_loss(self.loss_of, batches, self.micro_batch, self.device)
         tokens = self.step * config.batch_size * config.sequence_length
         return {"step": self.step, "val_loss": loss, "tokens": tokens}
+
+    def _diagnose(self) -> dict[str, Any]:
+        batches = diagnostic_batches(self.config, self.dataset.validation, 1)
+        tokens = torch.from_numpy(next(batches)).to(self.device)
+        return {"step": self.step, **diagnostic_metrics(self.model, self.eager_loss_of, tokens)}
 
     def _check_finite(self) -> None:
         step = int(self._first_bad_step)

@@ -1,0 +1,90 @@
+"""``questtrain diagnose``: what quantization does to the gradients of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from questtrain.cli.arguments import parse_arguments
+from questtrain.cli.hydra_config import compose_mapping, to_yaml
+from questtrain.config.loading import config_from_mapping
+from questtrain.errors import UserError, unknown
+
+HELP = """usage: questtrain diagnose run=DIR what=alignment|mask|persistence [key=value …] [--json]
+
+Measures a run at its checkpoints and writes DIR/diagnostics/WHAT.json, which
+`questtrain plot WHAT DIR …` draws.
+
+  what=alignment    cosine similarity of the gradient after each block with the gradient when
+                    activations are not quantized (figure 2)
+  what=mask         fraction of weights that no gradient reaches, at every checkpoint (figure 8)
+  what=persistence  how many of the weights masked at one checkpoint are masked at a later one
+                    (figure 9); train with train.keep_checkpoints=100 to have several
+
+  batches   validation batches of alignment, 8 sequences each   [8]
+  step      the checkpoint of alignment   [the newest]
+  device    auto, cpu, cuda, cuda:N   [auto]
+
+Step 0, the initial weights, needs no checkpoint. To follow the first two while training:
+`questtrain train … train.diagnose_every=500`.
+"""
+
+WHATS = ("alignment", "mask", "persistence")
+
+
+@dataclass
+class DiagnoseConfig:
+    run: str
+    what: str
+    batches: int
+    step: int | None
+    device: str
+
+
+def main(words: Sequence[str]) -> int:
+    arguments = parse_arguments(words)
+    if arguments.help:
+        print(HELP, end="")
+        return 0
+    mapping = compose_mapping("diagnose", DiagnoseConfig, arguments.overrides)
+    if arguments.show_config:
+        print(to_yaml(mapping), end="")
+        return 0
+    config = config_from_mapping(DiagnoseConfig, mapping)
+    if config.what not in WHATS:
+        raise unknown("what", config.what, WHATS)
+    if config.batches < 1:
+        raise UserError(f"batches={config.batches} must be at least 1.")
+
+    from questtrain.train.diagnose import diagnose
+
+    path, record = diagnose(config.run, config.what, config.batches, config.step, config.device)
+    if arguments.json:
+        print(json.dumps(record, indent=2))
+        return 0
+    print("\n".join(_lines(record)))
+    print(f"\n{path}; draw it with: questtrain plot {config.what} {config.run}")
+    return 0
+
+
+def _lines(record: dict[str, Any]) -> list[str]:
+    """The record as a small table."""
+    match record["what"]:
+        case "alignment":
+            return ["block  cosine similarity"] + [
+                f"{block['block'] + 1:>5}  {block['mean']:.4f} ± {block['std']:.4f}"
+                for block in record["blocks"]
+            ]
+        case "mask":
+            return ["    step  masked weights"] + [
+                f"{point['step']:>8}  {point['fraction']:.4%}" for point in record["points"]
+            ] + [f"expected  {record['expected']:.4%} of Gaussian weights"]  # fmt: skip
+    head = "     old   masked  still masked at" + "".join(f"{s:>9}" for s in record["steps"][1:])
+    rows = zip(record["steps"], record["masked"], record["retained"], strict=True)
+    return [head] + [
+        f"{step:>8} {count:>8,} {'':<16}"
+        + "".join(" " * 9 if share is None else f"{share:>9.1%}" for share in retained[1:])
+        for step, count, retained in rows
+    ]
