@@ -1,0 +1,1 @@
+"""The law wing: run folders → tables, laws and figures. It knows no torch."""

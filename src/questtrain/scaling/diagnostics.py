@@ -1,0 +1,290 @@
+"""What ``questtrain diagnose`` left in run folders, read back and checked.
+
+A run folder holds ``diagnostics/WHAT.json`` for each WHAT that was asked for: ``alignment``,
+``mask`` and ``persistence`` (figures 2, 8 and 9 of the paper). Where there is no mask record, the
+periodic rows of ``metrics.jsonl`` serve. A reader returns None for a run that has no record, and
+raises UserError for one that is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from questtrain.config.loading import flatten
+from questtrain.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+Record = TypeVar("Record")
+
+FRACTION, EXPECTED = "weight_masked_fraction", "expected_masked_fraction"
+"""The keys of a mask row in ``metrics.jsonl``."""
+
+_KINDS: dict[type, str] = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+@dataclass(frozen=True)
+class RunHead:
+    """Which run a record is of; ``folder`` is its path as the user gave it."""
+
+    folder: str
+    name: str
+    model: str
+    bits: str
+    method: str
+    hadamard: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cosine similarity of the gradient after each block with that of unquantized activations: mean
+    and std over batches, in order of depth."""
+
+    run: RunHead
+    step: int
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class MaskHistory:
+    """Fraction of the weights with M = 0 at some steps; ``expected`` is that of exactly Gaussian
+    weights, None for a method that has no such value."""
+
+    run: RunHead
+    steps: list[int]
+    fractions: list[float]
+    expected: float | None
+
+
+@dataclass(frozen=True)
+class Persistence:
+    """``retained[old][new]``: the fraction of the values masked at the old step that are still
+    masked at the new one; None where new is not later than old, or nothing was masked."""
+
+    run: RunHead
+    steps: list[int]
+    retained: list[list[float | None]]
+
+
+def find_runs(paths: Sequence[str]) -> list[Path]:
+    """The run folders that ``paths`` name, each once; a folder of runs stands for those in it."""
+    if not paths:
+        raise UserError("no runs given: name run folders, or a folder of runs.")
+    runs = [run for path in paths for run in _runs_at(Path(path).expanduser())]
+    return list({run.resolve(): run for run in runs}.values())
+
+
+def read_all(
+    runs: Sequence[Path], what: str, read: Callable[[Path], Record | None]
+) -> list[Record]:
+    """The records that exist; a run without one is named in the log, with the command that makes
+    it. Raises UserError if no run is left."""
+    records = []
+    for run in runs:
+        record = read(run)
+        if record is not None:
+            records.append(record)
+            continue
+        log.warning("left out: %s has no %s record; make it: %s", run, what, _command(run, what))
+    if not records:
+        raise UserError(f"nothing to draw: none of the runs has a record of its {what}.")
+    return records
+
+
+def read_alignment(run: Path) -> Alignment | None:
+    """``diagnostics/alignment.json``, its blocks in order of depth."""
+    record = _read(run, "alignment")
+    if record is None:
+        return None
+    blocks = sorted(record.objects("blocks"), key=lambda block: block.take("block", int))
+    return Alignment(
+        run=_head(run, record),
+        step=record.take("step", int),
+        mean=[block.take("mean", float) for block in blocks],
+        std=[block.take("std", float) for block in blocks],
+    )
+
+
+def read_mask(run: Path) -> MaskHistory | None:
+    """``diagnostics/mask.json``; where it is absent, what the run's metrics say of the mask."""
+    record = _read(run, "mask")
+    if record is None:
+        return _mask_from_metrics(run)
+    points = sorted(record.objects("points"), key=lambda point: point.take("step", int))
+    return MaskHistory(
+        run=_head(run, record),
+        steps=[point.take("step", int) for point in points],
+        fractions=[point.take("fraction", float) for point in points],
+        expected=record.take_or_none("expected", float),
+    )
+
+
+def read_persistence(run: Path) -> Persistence | None:
+    """``diagnostics/persistence.json``: a square matrix over two steps or more."""
+    record = _read(run, "persistence")
+    if record is None:
+        return None
+    steps = record.items("steps", int)
+    retained = [
+        [
+            record.check("retained", value, float) if new > old and value is not None else None
+            for new, value in enumerate(row)
+        ]
+        for old, row in enumerate(record.items("retained", list))
+    ]
+    if len(steps) < 2 or {len(retained), *map(len, retained)} != {len(steps)}:
+        raise record.damaged("'retained' must be square, a row for each of two or more 'steps'")
+    return Persistence(_head(run, record), steps, retained)
+
+
+def _runs_at(folder: Path) -> list[Path]:
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such folder.{_sibling(folder)}")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file: name run folders, or a folder of runs.")
+    if _is_run(folder):
+        return [folder]
+    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
+    if not inside:
+        raise UserError(f"{folder} is not a run (it holds no config.yaml), nor a folder of runs.")
+    return inside
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", "run.json"))
+
+
+def _sibling(folder: Path) -> str:
+    parent = folder.parent
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    close = nearest(folder.name, names)
+    return "" if close is None else f" Did you mean {str(folder.with_name(close))!r}?"
+
+
+def _command(run: Path, what: str) -> str:
+    return f"questtrain diagnose {shlex.quote(f'run={run}')} what={what}"
+
+
+@dataclass(frozen=True)
+class _Object:
+    """A mapping read from ``path``, whose values are checked as they are taken; ``remedy`` is the
+    command that makes the file anew."""
+
+    values: Mapping[str, Any]
+    path: Path
+    remedy: str
+
+    def take(self, key: str, kind: type[Value]) -> Value:
+        if key not in self.values:
+            raise self.damaged(f"{key!r} is missing")
+        return self.check(key, self.values[key], kind)
+
+    def take_or_none(self, key: str, kind: type[Value]) -> Value | None:
+        return None if self.values.get(key, ...) is None else self.take(key, kind)
+
+    def items(self, key: str, kind: type[Value]) -> list[Value]:
+        items = self.take(key, list)
+        if not items:
+            raise self.damaged(f"{key!r} is empty")
+        return [self.check(key, item, kind) for item in items]
+
+    def objects(self, key: str) -> list[_Object]:
+        return [_Object(item, self.path, self.remedy) for item in self.items(key, dict)]
+
+    def check(self, key: str, value: Any, kind: type[Value]) -> Value:
+        if kind is float and type(value) is int:
+            value = float(value)
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if type(value) is not kind or endless:
+            raise self.damaged(f"{key!r} holds {value!r}, not {_KINDS[kind]}")
+        checked: Value = value
+        return checked
+
+    def damaged(self, problem: str) -> UserError:
+        return UserError(f"{self.path} is damaged: {problem}. Make it anew: {self.remedy}")
+
+
+def _read(run: Path, what: str) -> _Object | None:
+    """A run's record of ``what``, or None where there is none."""
+    path = run / "diagnostics" / f"{what}.json"
+    remedy = _command(run, what)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise _Object({}, path, remedy).damaged(str(error)) from error
+    if not isinstance(values, dict):
+        raise _Object({}, path, remedy).damaged("it holds no object")
+    return _Object(values, path, remedy)
+
+
+def _head(run: Path, record: _Object) -> RunHead:
+    return RunHead(
+        folder=str(run),
+        name=record.take("name", str),
+        model=record.take("model", str),
+        bits=record.take("bits", str),
+        method=record.take("method", str),
+        hadamard=record.take("hadamard", bool),
+        seed=record.take("seed", int),
+    )
+
+
+def _mask_from_metrics(run: Path) -> MaskHistory | None:
+    """The rows that training wrote; a line torn by a kill is left out."""
+    path = run / "metrics.jsonl"
+    rows = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get(FRACTION) is not None and EXPECTED in row:
+            rows.append(_Object(row, path, _command(run, "mask")))
+    if not rows:
+        return None
+    return MaskHistory(
+        run=_head_from_config(run),
+        steps=[row.take("step", int) for row in rows],
+        fractions=[row.take(FRACTION, float) for row in rows],
+        expected=rows[-1].take_or_none(EXPECTED, float),
+    )
+
+
+def _head_from_config(run: Path) -> RunHead:
+    path = run / "config.yaml"
+    try:
+        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    flat = flatten(mapping) if isinstance(mapping, dict) else {}
+    config = _Object(flat, path, "train the run again")
+    return RunHead(
+        folder=str(run),
+        name=run.name,
+        model=config.take("model.name", str),
+        bits=config.take("bits", str),
+        method=config.take("quant.method", str),
+        hadamard=flat.get("quant.rotation", "hadamard") == "hadamard",
+        seed=config.take("seed", int),
+    )

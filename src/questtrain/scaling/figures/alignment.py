@@ -1,0 +1,98 @@
+"""Figure 2: how well gradients align with those of unquantized activations, by depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, pvariance
+from typing import TYPE_CHECKING
+
+from questtrain.scaling.diagnostics import Alignment, read_alignment, read_all
+from questtrain.scaling.figures.style import add_legend, line_figure, line_style, run_labels, title
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, or runs that differ in nothing but their seeds; ``depth`` counts from 1."""
+
+    label: str
+    runs: list[str]
+    depth: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class AlignmentData:
+    title: str
+    lines: list[Line]
+
+
+def data(runs: Sequence[Path]) -> AlignmentData:
+    """A line for each method and bits, its seeds merged."""
+    records = read_all(runs, "alignment", read_alignment)
+    groups = _merge_seeds(records)
+    labels = run_labels([group[0].run for group in groups])
+    return AlignmentData(
+        title("Gradient alignment", [record.run for record in records]),
+        [_line(label, group) for label, group in zip(labels, groups, strict=True)],
+    )
+
+
+def draw(data: AlignmentData) -> Figure:
+    """Mean cosine similarity over depth, with bars of one standard deviation."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = line_figure(
+        data.title,
+        "depth (Transformer block)",
+        "cosine similarity to the gradient\nof unquantized activations",
+    )
+    for index, line in enumerate(data.lines):
+        axes.errorbar(
+            line.depth,
+            line.mean,
+            yerr=line.std,
+            label=line.label,
+            capsize=3,
+            elinewidth=1,
+            **line_style(index),
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    add_legend(figure, axes)
+    return figure
+
+
+def _merge_seeds(records: Sequence[Alignment]) -> list[list[Alignment]]:
+    """Group records that differ in their seeds alone; where one seed comes twice, something else
+    differs too, and nothing is merged."""
+    groups: dict[object, list[Alignment]] = {}
+    for record in records:
+        run = record.run
+        kind = (run.model, run.bits, run.method, run.hadamard, record.step, len(record.mean))
+        groups.setdefault(kind, []).append(record)
+    merged = []
+    for group in groups.values():
+        distinct = len({record.run.seed for record in group}) == len(group)
+        merged += [group] if distinct else [[record] for record in group]
+    return merged
+
+
+def _line(label: str, group: Sequence[Alignment]) -> Line:
+    """The seeds' mean, and the std over all their batches: within a seed and between seeds."""
+    means = list(zip(*(record.mean for record in group), strict=True))
+    stds = list(zip(*(record.std for record in group), strict=True))
+    within = [fmean(std**2 for std in block) for block in stds]
+    between = [pvariance(block) for block in means]
+    return Line(
+        label=label if len(group) == 1 else f"{label} ({len(group)} seeds)",
+        runs=[record.run.folder for record in group],
+        depth=list(range(1, len(means) + 1)),
+        mean=[fmean(block) for block in means],
+        std=[math.sqrt(w + b) for w, b in zip(within, between, strict=True)],
+    )

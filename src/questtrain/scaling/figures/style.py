@@ -1,0 +1,134 @@
+"""How all figures look, what they call a run, and the files they become.
+
+Lines differ in colour (Okabe and Ito's set, safe for colour-blind readers), marker and dashes, so
+that they stay apart in black and white too. Dots are kept for expected values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from questtrain.errors import UserError
+from questtrain.scaling.diagnostics import RunHead
+from questtrain.store.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METHODS = {"clip": "Clip", "ste": "STE", "lsq": "LSQ", "lsq-plus": "LSQ+", "pact": "PACT"}
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 2, 3, 2)))
+GREY = "0.35"
+MARKERS_PER_LINE = 12
+LEGEND_INSIDE = 5  # entries that a panel has room for
+_LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 4}
+
+FORMATS = ("png", "pdf", "svg")
+# Without dates and random ids, the same data gives the same file.
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+
+
+def method_label(method: str, hadamard: bool) -> str:
+    """``QuEST``, ``QuEST without Hadamard``, ``STE``, ``STE with Hadamard``, …; a method that is
+    not known is called as it is."""
+    if method in ("quest", "quest-noht"):
+        return "QuEST" if hadamard else "QuEST without Hadamard"
+    return METHODS.get(method, method) + (" with Hadamard" if hadamard else "")
+
+
+def run_labels(runs: Sequence[RunHead]) -> list[str]:
+    """``QuEST, W8A8``, after the model where there are several; runs that are equal in all that
+    are told apart by their seed, else by their name, else by their folder."""
+    plain = [f"{method_label(run.method, run.hadamard)}, {run.bits.upper()}" for run in runs]
+    if len({run.model for run in runs}) > 1:
+        plain = [f"{run.model}, {label}" for run, label in zip(runs, plain, strict=True)]
+    labels = list(plain)
+    for label in set(plain):
+        places = [place for place, other in enumerate(plain) if other == label]
+        if len(places) > 1:
+            tags = _distinct_tags([runs[place] for place in places])
+            for place, tag in zip(places, tags, strict=True):
+                labels[place] = f"{label}, {tag}"
+    return labels
+
+
+def _distinct_tags(runs: Sequence[RunHead]) -> list[str]:
+    seeds, names = [f"seed {run.seed}" for run in runs], [run.name for run in runs]
+    for tags in (seeds, names):
+        if len(set(tags)) == len(tags):
+            return tags
+    return [run.folder for run in runs]
+
+
+def title(text: str, runs: Sequence[RunHead]) -> str:
+    """``text``, and the model if all runs are of one."""
+    models = {run.model for run in runs}
+    return f"{text}, {models.pop()}" if len(models) == 1 else text
+
+
+def line_style(index: int, points: int = 1) -> dict[str, Any]:
+    """Keyword arguments of the ``index``-th line; one of many points shows a dozen markers."""
+    every = -(-points // MARKERS_PER_LINE)
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "markersize": 5,
+        "linewidth": 1.5,
+        "markevery": (index % every, every),
+    }
+
+
+def line_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A figure of one panel for lines, as wide as a page's text."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, parse_math=False)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """A legend in which a run's name is no formula; beside the panel where it is a long one."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= LEGEND_INSIDE:
+        legend = axes.legend(handles, labels, **_LEGEND)
+    else:
+        figure.set_figwidth(9)
+        legend = figure.legend(handles, labels, loc="outside right center", **_LEGEND)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def file_format(path: Path) -> str:
+    """``png``, ``pdf`` or ``svg``, by the suffix; UserError for another."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        raise UserError(f"-o {path}: end the file's name in .png, .pdf or .svg.")
+    return suffix
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure in the format of its suffix, its folder included; whole or not at all."""
+    from matplotlib import rc_context
+
+    suffix = file_format(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with rc_context({"svg.hashsalt": "questtrain"}), atomic_write(path) as file:
+            figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
