@@ -34,6 +34,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         "validation": [
             [row["step"], row["tokens"], row["val_loss"]] for row in rows if "val_loss" in row
         ],
+        "periodic_diagnostics": [row for row in rows if "weight_masked_fraction" in row],
+        "diagnostics": [
+            json.loads(file.read_text()) for file in sorted(folder.glob("diagnostics/*.json"))
+        ],
     }
 
 
