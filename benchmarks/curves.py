@@ -15,7 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from questtrain.train.metrics import read_metrics
+from questtrain.store.files import read_json_lines
 
 STYLES = {
     "bf16": ("#000000", "-"),
@@ -27,7 +27,7 @@ STYLES = {
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    rows = read_metrics(folder / "metrics.jsonl")
+    rows = read_json_lines(folder / "metrics.jsonl")
     return {
         "record": json.loads((folder / "run.json").read_text()),
         "train": [[row["step"], row["tokens"], row["train_loss"]] for row in rows if "lr" in row],

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from questtrain.cli.arguments import parse_arguments, train_config
 
 BLOCKS = [{"block": block, "mean": 0.9 + block / 100, "std": 0.003} for block in range(4)]
 POINTS = [{"step": 200 * i, "fraction": 1e-4 * (1 + i)} for i in range(5)]
@@ -26,19 +31,17 @@ def make_run(
     *whats: str,
     model: str = "30M",
     bits: str = "w8a8",
-    method: str = "quest",
+    method: str | None = "quest",
     seed: int = 0,
     **content: Any,
 ) -> Path:
     """A run folder with the records ``whats``; ``content`` replaces what they hold."""
     (folder / "diagnostics").mkdir(parents=True)
-    rotation = "hadamard" if method == "quest" else "none"
-    (folder / "config.yaml").write_text(
-        f"name: {folder.name}\nmodel: {{name: {model}}}\nbits: {bits}\nseed: {seed}\n"
-        f"quant: {{method: {method}, rotation: {rotation}}}\n"
-    )
+    words = [f"model={model}", f"bits={bits}", f"method={method or 'quest'}", f"seed={seed}"]
+    config = train_config(parse_arguments([*words, f"name={folder.name}"]))
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
     head = {"name": folder.name, "model": model, "bits": bits, "method": method, "seed": seed}
-    head["hadamard"] = rotation == "hadamard"
+    head["hadamard"] = config.quant.rotation == "hadamard"
     for what in whats:
         write_record(folder, what, {"what": what} | head | CONTENT[what] | content)
     return folder

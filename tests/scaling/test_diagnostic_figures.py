@@ -182,8 +182,8 @@ def test_metrics_without_mask_rows_are_no_record(tmp_path):
     ("config", "part"),
     [
         ("model: [", "cannot be read"),
-        ("", "'model.name' is missing"),
-        ("model: {name: 30M}\nbits: 4", "'bits' holds 4, not text"),
+        ("", "holds no configuration"),
+        ("model: {name: 30M}\nbits: 4", "model.nominal_params is not set"),
     ],
 )
 def test_a_damaged_config_under_the_fallback(tmp_path, config, part):

@@ -147,9 +147,7 @@ def test_scales_start_alike_at_any_micro_batch(corpus, tmp_path) -> None:
     for micro in (1, 2, 4):
         micro_words = [f"micro_batch_size={micro}", f"name=micro{micro}", f"runs_dir={tmp_path}"]
         assert main([*words, *micro_words]) == 0
-    losses = [
-        [loss for _, loss in rows(tmp_path / f"micro{n}", "train_loss")] for n in (1, 2, 4)
-    ]
+    losses = [[loss for _, loss in rows(tmp_path / f"micro{n}", "train_loss")] for n in (1, 2, 4)]
     for split in losses[:2]:
         assert split[0] == pytest.approx(losses[2][0], rel=1e-6)
         assert split == pytest.approx(losses[2], rel=2e-3)

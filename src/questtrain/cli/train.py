@@ -10,8 +10,8 @@ from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
 
 SETTINGS = {
     "model": "size: {model}",
-    "bits": "w<W>a<A>, W and A in 1, 1.58, 2..8, 16 (w4a4, w1a1, w2a16), or bf16   [w4a4]",
-    "method": "how operands are quantized: {method}",
+    "bits": "w<W>a<A>, W and A in 1, 1.58, 2..8, fp4, 16 (w4a4, w2a16, w4s24a4), bf16   [w4a4]",
+    "method": "{method}   [quest]   (docs/methods.md)",
     "data": "{data}   (docs/data.md)",
     "tokens_per_param": "training tokens a parameter of the nominal size   [100]",
     "max_steps": "stop (and end the schedule) after this many steps",
@@ -38,6 +38,7 @@ EXAMPLES = """
   questtrain train model=100M bits=w4a4                      C4, 100 tokens a parameter
   questtrain train model=30M bits=w1a1 data=text data.files='docs/**/*.md' \\
       data.tokenizer=tokenizer.json
+  questtrain train model=30M bits=w3a3 method=lsq quant.scale_weight_decay=0.01
   questtrain train model=30M bits=bf16 logger=wandb seed=1 schedule=wsd
 """
 
@@ -51,8 +52,8 @@ def help_page() -> str:
         "Trains one Llama with quantized weights and activations. The same command, given again,\n"
         "continues an interrupted run exactly where its last checkpoint is.\n\n"
         "settings (Hydra's override grammar)\n" + "\n".join(lines) + "\n\n"
-        "Deeper settings live in their group: quant.trust_scale, quant.skip, model.num_layers,\n"
-        "train.validation_tokens, …; --cfg job shows them all.\n\n"
+        "Deeper settings live in their group: quant.trust_scale, quant.rotation, quant.grid,\n"
+        "quant.skip, model.num_layers, train.diagnose_every, …; --cfg job shows them all.\n\n"
         "options\n"
         "  --cfg job         print the resolved configuration and stop\n"
         "  --config-dir DIR  your own YAML files (DIR/model/my-size.yaml, …) beside ours\n"

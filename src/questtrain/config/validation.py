@@ -121,7 +121,9 @@ def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
         )
     _positive("quant.lr_scale", quant.lr_scale)
     if not (quant.scale_weight_decay >= 0 and math.isfinite(quant.scale_weight_decay)):
-        raise UserError(f"quant.scale_weight_decay={quant.scale_weight_decay} must not be negative.")
+        raise UserError(
+            f"quant.scale_weight_decay={quant.scale_weight_decay} must not be negative."
+        )
 
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
@@ -164,6 +166,9 @@ def _check_run(config: TrainConfig) -> None:
             f"micro_batch_size={micro} does not divide batch_size={config.batch_size};"
             f" the nearest that does is {close}."
         )
+    _positive("train.keep_checkpoints", config.train.keep_checkpoints)
+    if config.train.diagnose_every is not None:
+        _positive("train.diagnose_every", config.train.diagnose_every)
     if config.max_steps is not None:
         _positive("max_steps", config.max_steps)
     if steps(config) < 1:

@@ -1,4 +1,7 @@
-"""Quantization by composition: rotation ∘ scale ∘ grid ∘ sparsity ∘ estimator → quantizer → linear."""
+"""Quantization by composition.
+
+rotation ∘ scale ∘ grid ∘ sparsity ∘ estimator → quantizer → linear
+"""
 
 from questtrain.quant.linear import QuantLinear, convert
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer, Unquantized

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from questtrain.config.loading import flatten
+from questtrain.config.loading import read_config
 from questtrain.errors import UserError, nearest
+from questtrain.store.files import read_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -251,16 +250,13 @@ def _head(run: Path, record: _Object) -> RunHead:
 
 
 def _mask_from_metrics(run: Path) -> MaskHistory | None:
-    """The rows that training wrote; a line torn by a kill is left out."""
+    """The rows that training wrote."""
     path = run / "metrics.jsonl"
-    rows = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get(FRACTION) is not None and EXPECTED in row:
-            rows.append(_Object(row, path, _command(run, "mask")))
+    rows = [
+        _Object(row, path, _command(run, "mask"))
+        for row in read_json_lines(path)
+        if row.get(FRACTION) is not None and EXPECTED in row
+    ]
     if not rows:
         return None
     return MaskHistory(
@@ -272,19 +268,13 @@ def _mask_from_metrics(run: Path) -> MaskHistory | None:
 
 
 def _head_from_config(run: Path) -> RunHead:
-    path = run / "config.yaml"
-    try:
-        mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    flat = flatten(mapping) if isinstance(mapping, dict) else {}
-    config = _Object(flat, path, "train the run again")
+    config = read_config(run / "config.yaml")
     return RunHead(
         folder=str(run),
         name=run.name,
-        model=config.take("model.name", str),
-        bits=config.take("bits", str),
-        method=config.take("quant.method", str),
-        hadamard=flat.get("quant.rotation", "hadamard") == "hadamard",
-        seed=config.take("seed", int),
+        model=config.model.name,
+        bits=config.bits,
+        method=config.quant.method,
+        hadamard=config.quant.rotation == "hadamard",
+        seed=config.seed,
     )

@@ -40,6 +40,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line; a line torn by a kill is left out, and a file that
+    is not there is empty."""
+    objects = []
+    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            objects.append(value)
+    return objects
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Make a finished folder appear under its final name at once, replacing an older one."""
     for file in temporary.rglob("*"):

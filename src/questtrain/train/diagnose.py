@@ -123,7 +123,7 @@ def _mask(run: DiagnosedRun) -> dict[str, Any]:
 
 
 def _persistence(run: DiagnosedRun) -> dict[str, Any]:
-    """``retained[old][new]``: of the weights masked at the old step, the share masked at the new."""
+    """``retained[old][new]``: of the weights masked at the old step, the share masked later."""
     steps = run.steps
     if len(steps) < 3:
         raise UserError(

@@ -15,7 +15,7 @@ from questtrain.config import TrainConfig
 from questtrain.data import TokenSplit, validation_batches
 from questtrain.errors import UserError
 from questtrain.model import Llama
-from questtrain.quant import QuantLinear, Quantizer
+from questtrain.quant import Quantizer, QuantLinear
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,9 +23,7 @@ ROWS = 8
 """Sequences in a batch: a gradient of each block's activation must fit beside the model."""
 
 
-def diagnostic_batches(
-    config: TrainConfig, shards: TokenSplit, count: int
-) -> Iterator[np.ndarray]:
+def diagnostic_batches(config: TrainConfig, shards: TokenSplit, count: int) -> Iterator[np.ndarray]:
     """``count`` validation batches of int64 ``[rows, T+1]``, at most 8 rows each."""
     rows = min(ROWS, config.micro_batch_size or config.batch_size)
     return validation_batches(
@@ -61,10 +59,10 @@ def expected_masked_fraction(model: Llama) -> float:
 
 
 def gradient_alignment(model: Llama, loss_of: Loss, tokens_BT: Tensor) -> list[float]:
-    """Figure 2: for each block, the cosine similarity of the loss's gradient with respect to the
-    block's output, as the estimator gives it, with the gradient when activations are not quantized.
+    """Figure 2: for each block, the cosine similarity of two gradients of the loss with respect to
+    the block's output: the estimator's, and the one when activations are not quantized.
 
-    Weights stay quantized in both. ``tokens_BT`` is int64 ``[B, T+1]``; ``loss_of`` is not compiled.
+    Weights stay quantized in both. ``tokens_BT`` is int64 ``[B, T+1]``; ``loss_of`` is eager.
     """
     estimated = _block_gradients(model, loss_of, tokens_BT)
     with without_activation_quantization(model):

@@ -17,29 +17,18 @@ from tqdm import tqdm
 
 from questtrain.config import LoggerConfig
 from questtrain.errors import UserError
-from questtrain.store.files import write_text
+from questtrain.store.files import read_json_lines, write_text
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a metrics file; a line torn by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
-
-
 class MetricsFile:
     """Appends rows to ``metrics.jsonl``; opened at a step, it drops what lies beyond it."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        kept = [row for row in read_metrics(path) if row["step"] <= start_step]
+        kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
 

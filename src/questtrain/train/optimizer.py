@@ -1,5 +1,5 @@
-"""AdamW with weight decay on the matrices of the blocks' linear layers only (quest.md), and groups of
-their own for learned scales."""
+"""AdamW with weight decay on the matrices of the blocks' linear layers only (quest.md), and with
+groups of their own for learned scales."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from questtrain.config import OptimConfig, QuantConfig
 from questtrain.quant import learned_scalars
 from questtrain.quant.scale import LearnedOffset
-
 
 SCALE_EPS = 1e-15
 """Adam's eps of learned scales. Their gradients shrink with the number of values they are summed

@@ -27,10 +27,10 @@ from questtrain.errors import TrainingStopped
 from questtrain.model import Llama
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
-from questtrain.store.files import write_json
+from questtrain.store.files import read_json_lines, write_json
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import loss_function, validation_loss
-from questtrain.train.metrics import Metrics, Progress, StepRate, read_metrics
+from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import (
     build_optimizer,
     optimizer_tensors,
@@ -72,7 +72,8 @@ class Trainer:
         self.model.to(device)
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
-        use_compile = device.type == "cuda" if config.compile == "auto" else config.compile == "true"
+        on_gpu = device.type == "cuda"
+        use_compile = on_gpu if config.compile == "auto" else config.compile == "true"
         self.loss_of = torch.compile(self.eager_loss_of) if use_compile else self.eager_loss_of
         self.step = 0
         self.seconds_before = 0.0
@@ -222,7 +223,7 @@ class Trainer:
         save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep)
 
     def _finish(self, status: str) -> dict[str, Any]:
-        rows = read_metrics(self.folder / "metrics.jsonl")
+        rows = read_json_lines(self.folder / "metrics.jsonl")
         record = build_record(
             self.config,
             status,
