@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -118,19 +119,45 @@ def test_packed_800m_is_a_quarter_of_bf16(compose: Compose) -> None:
     assert 0.25 < packed_block_bytes(model, parse_bits("w4a4")) / bf16 <= 0.27
 
 
-@pytest.mark.parametrize("bits", ["w1a1", "w1.58a16", "w3a3", "w4a4", "w5a5", "w8a4"])
-def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str) -> None:
-    """Codes at their storage width and an fp32 scale a row, summed over the model's own layers."""
-    config = compose("nano", model={"vocab_size": 64})
+PACKED_BITS = {
+    "w1a1": 1,
+    "w1.58a16": 2,
+    "w3a3": 4,
+    "w4a4": 4,
+    "w5a5": 8,
+    "w8a4": 8,
+    "fp4": 4,
+    "wfp4s24a16": 2.5,
+    "w4s24a4": 2.5,
+    "w8s24a8": 4.5,
+    "w16a4": 16,
+}
+SKIP: list[list[str]] = [[], ["lm_head"], ["*.o_proj"], ["layers.0.*", "*.down_proj"], ["*"]]
+
+
+@pytest.mark.parametrize("skip", SKIP, ids=str)
+@pytest.mark.parametrize("bits", PACKED_BITS)
+def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str, skip: list[str]) -> None:
+    """Codes at their storage width and an fp32 scale a row, and bf16 for layers that are skipped or
+    not quantized, summed over the model's own layers."""
+    config = compose("nano", model={"vocab_size": 64, "num_layers": 2}, quant={"skip": skip})
     with torch.device("meta"):
         model = Llama(config.model, bits, config.quant)
-    storage = parse_bits(bits).weight.storage_bits
-    expected = sum(
-        layer.out_features * (layer.in_features * storage // 8 + 4)
-        for layer in model.modules()
-        if isinstance(layer, QuantLinear)
-    )
-    assert packed_block_bytes(config.model, parse_bits(bits)) == expected
+    expected = 0.0
+    for layer in model.layers.modules():
+        if not isinstance(layer, nn.Linear):
+            continue
+        packed = isinstance(layer, QuantLinear) and layer.bits.weight.quantized
+        width = PACKED_BITS[bits] if packed else 16
+        expected += layer.out_features * (layer.in_features * width / 8 + 4 * packed)
+    assert packed_block_bytes(config.model, parse_bits(bits), skip) == expected
+
+
+def test_sparse_weights_take_five_eighths_of_dense_ones(compose: Compose) -> None:
+    """2.5 of 4 bits, but for the row scales."""
+    model = compose("800M").model
+    sparse, dense = (packed_block_bytes(model, parse_bits(bits)) for bits in ("w4s24a4", "w4a4"))
+    assert sparse / dense == pytest.approx(2.5 / 4, abs=2e-3)
 
 
 def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Compose) -> None:

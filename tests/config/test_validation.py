@@ -55,6 +55,8 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"max_steps": 0}, "max_steps=0", "positive"),
     ({"log_every": 0}, "log_every=0", "positive"),
     ({"checkpoint_every": -5}, "checkpoint_every=-5", "positive"),
+    ({"train": {"keep_checkpoints": 0}}, "train.keep_checkpoints=0", "positive"),
+    ({"train": {"diagnose_every": -1}}, "train.diagnose_every=-1", "positive"),
     ({"compile": "ture"}, "compile 'ture'", "'true'"),
     ({"resume": "newer"}, "resume 'newer'", "'never'"),
     ({"train": {"autocast": "bf61"}}, "train.autocast 'bf61'", "'bf16'"),

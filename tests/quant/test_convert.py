@@ -56,11 +56,23 @@ def test_skip_patterns(skip: tuple[str, ...], quantized: set[str]) -> None:
     assert quantized_names(convert(mlp(), skip=skip)) == quantized
 
 
-def test_a_training_step_works_with_an_optimizer_made_before() -> None:
-    """The optimizer that held the weights still does: the loss falls."""
+@pytest.mark.parametrize(
+    ("bits", "method"),
+    [
+        ("w4a4", "quest"),
+        ("fp4", "quest"),
+        ("w4s24a4", "clip"),
+        ("w3a3", "ste"),
+        ("w4a4", "lsq"),
+        ("w4a4", "lsq-plus"),
+        ("w4a4", "pact"),
+    ],
+)
+def test_a_training_step_works_with_an_optimizer_made_before(bits: str, method: str) -> None:
+    """The optimizer that held the weights still does: the loss falls, whatever the method."""
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    convert(model)
+    convert(model, bits, method)
     x = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(20):

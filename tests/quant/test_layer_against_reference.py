@@ -1,16 +1,28 @@
-"""The whole `QuantLinear`, forward and both gradients, against quest.md in float64 numpy."""
+"""The whole `QuantLinear`, forward and all gradients, against the reference in float64 numpy."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from questtrain.config import QuantConfig
 from questtrain.quant import QuantLinear
+from questtrain.quant.method import method_names
 from questtrain.quant.quantizer import Quantizer
-from tests.quant.quest_reference import ALPHA, Array, Operand, quantized, rows, unquantized
+from tests.quant.combinations import COMBINATIONS, METHODS, VARIANTS, Combination
+from tests.quant.quest_reference import (
+    Array,
+    Decided,
+    Operand,
+    Recipe,
+    initial,
+    quantized,
+    rows,
+    unquantized,
+)
 
 WIDTH, OUTPUTS = 256, 20
 KINDS = ("gaussian", "heavy-tailed", "constant", "zero", "outlier")
@@ -31,14 +43,13 @@ STORED = {  # bf16 rounds both operands, the product and the gradient once each
 TIE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-5}
 TINY = 1e-25  # an all-zero row has the scale of an rms of 1e-30 instead of none
 
-SAME_SPACE = [(f"w{label}a{label}", "hadamard", "hadamard") for label in ALPHA]
-MIXED = [("w2a8", "hadamard", "hadamard"), ("w8a1", "hadamard", "hadamard")]
-ONE_SIDED = [(f"w{label}a16", "hadamard-back", "none") for label in ("1", "1.58", "2", "4")] + [
-    (f"w16a{label}", "none", "hadamard-back") for label in ("1", "4", "8")
-]
-UNROTATED = [(f"w{a}a{b}", "none", "none") for a, b in (("1", "1"), ("4", "4"), ("3", "16"))]
-BACK = [("w4a4", "hadamard-back", "hadamard-back"), ("w4a4", "none", "hadamard-back")]
-CASES = SAME_SPACE + MIXED + ONE_SIDED + UNROTATED + BACK
+
+class Trained(NamedTuple):
+    """One forward and backward of a layer."""
+
+    layer: QuantLinear
+    y: Tensor
+    grad_x: Tensor | None
 
 
 def _data(kinds: tuple[str, ...], count: int, seed: int) -> Array:
@@ -46,13 +57,34 @@ def _data(kinds: tuple[str, ...], count: int, seed: int) -> Array:
     return np.concatenate([rows(kind, per_kind, WIDTH, seed + i) for i, kind in enumerate(kinds)])
 
 
-def _reference_operand(x: Array, quantizer: torch.nn.Module, label: str, rotation: str,
-                       dtype: torch.dtype) -> Operand:  # fmt: skip
-    if label == "16":
-        return unquantized(x)
+def _train(combination: Combination, dtype: torch.dtype, x: Array, w: Array, g: Array) -> Trained:
+    layer = combination.layer(WIDTH, OUTPUTS, dtype)
+    layer.weight.data.copy_(torch.from_numpy(w))
+    x_torch = torch.from_numpy(x).to(dtype).unflatten(0, (2, -1)).requires_grad_()
+    y = layer(x_torch)
+    y.backward(torch.from_numpy(g).to(dtype).unflatten(0, (2, -1)))
+    return Trained(layer, y, x_torch.grad)
+
+
+def _learned(quantizer: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The learned numbers of a quantizer, by the piece that holds them."""
+    parameters = quantizer.named_parameters()
+    return {name.removesuffix(".value"): parameter for name, parameter in parameters}
+
+
+def _reference_operand(
+    x: Array, quantizer: torch.nn.Module, recipe: Recipe, dtype: torch.dtype
+) -> Operand:
+    if recipe.label == "16":
+        return unquantized(x, recipe)
     assert isinstance(quantizer, Quantizer)
-    codes, _ = quantizer.codes(torch.from_numpy(x).to(dtype))
-    return quantized(x, label, rotation, codes.double().numpy(), TIE[dtype])
+    x_torch = torch.from_numpy(x).to(dtype)
+    stored = quantizer.quantize(x_torch)
+    trusted = quantizer.mask(x_torch).double().numpy()
+    kept = None if stored.kept is None else stored.kept.double().numpy()
+    decided = Decided(stored.codes.double().numpy(), trusted, kept)
+    learned = {name: parameter.item() for name, parameter in _learned(quantizer).items()}
+    return quantized(x, recipe, decided, TIE[dtype], learned)
 
 
 def _assert_within(got: Tensor | None, expected: Array, bound: Array) -> None:
@@ -62,27 +94,29 @@ def _assert_within(got: Tensor | None, expected: Array, bound: Array) -> None:
     assert (error <= bound + TINY).all(), f"at {worst}: {error[worst]} > {bound[worst]}"
 
 
-@pytest.mark.parametrize("dtype", COMPUTED, ids=str)
-@pytest.mark.parametrize(("bits", "weight_rotation", "activation_rotation"), CASES)
-def test_forward_and_gradients(
-    bits: str, weight_rotation: str, activation_rotation: str, dtype: torch.dtype
-) -> None:
-    """y, grad_x and grad_w equal the re-derivation, for rows of every kind in both operands."""
+def _assert_initialised(x: Array, quantizer: torch.nn.Module, recipe: Recipe, unit: float) -> None:
+    """Each learned number starts where the reference says, up to the sums' rounding."""
+    learned = _learned(quantizer)
+    expected = initial(x, recipe)
+    assert learned.keys() == expected.keys()
+    for name, parameter in learned.items():
+        magnitude = abs(expected[name]) if name == "scale" else np.sqrt(np.mean(x**2))
+        assert parameter.item() == pytest.approx(expected[name], rel=0, abs=unit * magnitude)
+
+
+@pytest.mark.parametrize("dtype", COMPUTED, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("combination", COMBINATIONS + VARIANTS, ids=str)
+def test_forward_and_gradients(combination: Combination, dtype: torch.dtype) -> None:
+    """y, grad_x, grad_w and the gradients of learned numbers equal the re-derivation, for rows of
+    every kind in both operands."""
     x, w = _data(KINDS, 30, seed=1), _data(KINDS, OUTPUTS, seed=2)
     g = rows("gaussian", len(x), OUTPUTS, seed=3)
-    quant = QuantConfig(rotation="none" if activation_rotation == weight_rotation == "none"
-                        else "hadamard", weight_rotation=weight_rotation,
-                        activation_rotation=activation_rotation)  # fmt: skip
-    layer = QuantLinear(WIDTH, OUTPUTS, bits=bits, method=quant, dtype=dtype)
-    layer.weight.data.copy_(torch.from_numpy(w))
-    x_torch = torch.from_numpy(x).to(dtype).unflatten(0, (2, 15)).requires_grad_()
-    y = layer(x_torch)
-    y.backward(torch.from_numpy(g).to(dtype).unflatten(0, (2, 15)))
-
-    weight_label, activation_label = bits[1:].split("a")
-    qw = _reference_operand(w, layer.weight_quantizer, weight_label, weight_rotation, dtype)
-    qx = _reference_operand(x, layer.activation_quantizer, activation_label, activation_rotation,
-                            dtype)  # fmt: skip
+    layer, y, grad_x = _train(combination, dtype, x, w, g)
+    weight_recipe, activation_recipe = combination.recipes()
+    _assert_initialised(w, layer.weight_quantizer, weight_recipe, COMPUTED[dtype])
+    _assert_initialised(x, layer.activation_quantizer, activation_recipe, COMPUTED[dtype])
+    qw = _reference_operand(w, layer.weight_quantizer, weight_recipe, dtype)
+    qx = _reference_operand(x, layer.activation_quantizer, activation_recipe, dtype)
     stored, computed = STORED[dtype], COMPUTED[dtype]
     assert y.dtype == dtype
     _assert_within(
@@ -90,37 +124,58 @@ def test_forward_and_gradients(
         qx.product @ qw.product.T,
         stored * abs(qx.product) @ abs(qw.product).T + computed * qx.magnitude @ qw.magnitude.T,
     )
-    for got, operand, grad, other in (
-        (x_torch.grad, qx, g, qw),
-        (layer.weight.grad, qw, g.T, qx),
+    for got, quantizer, operand, grad, other in (
+        (grad_x, layer.activation_quantizer, qx, g, qw),
+        (layer.weight.grad, layer.weight_quantizer, qw, g.T, qx),
     ):
+        expected = grad @ other.product
         terms = abs(grad) @ (stored * abs(other.product) + computed * other.magnitude)
-        _assert_within(
-            got, operand.backward(grad @ other.product), operand.backward_magnitude(terms)
-        )
+        _assert_within(got, operand.backward(expected), operand.backward_magnitude(terms))
+        for name, parameter in _learned(quantizer).items():
+            assert parameter.grad is not None
+            assert parameter.dtype == torch.promote_types(dtype, torch.float32)
+            error = abs(parameter.grad.item() - operand.learned_gradient(name, expected))
+            magnitude = abs(grad) @ abs(other.product)
+            assert error <= operand.learned_gradient_bound(name, magnitude, terms, computed)
 
 
-@pytest.mark.parametrize("dtype", COMPUTED, ids=str)
-@pytest.mark.parametrize("label", ALPHA)
-def test_codes_flip_only_at_ties(label: str, dtype: torch.dtype) -> None:
-    """On random rows at most 1 code in 1,000 is on the other side of a tie: with 2·10⁻⁵ of a
-    half-width around each of n-1 ties that many values may be expected at 8 bits, fewer below."""
+def test_every_method_is_compared() -> None:
+    """The reference knows each method of conf/method, and each has its combinations above."""
+    assert set(method_names()) == METHODS.keys()
+    assert {combination.method for combination in COMBINATIONS} == METHODS.keys()
+
+
+@pytest.mark.parametrize("dtype", COMPUTED, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize(
+    "combination", [c for c in COMBINATIONS if c.method in ("quest", "lsq-plus")], ids=str
+)
+def test_decisions_differ_only_at_ties(combination: Combination, dtype: torch.dtype) -> None:
+    """On random rows at most 1 decision in 1,000 hangs on rounding: with 2·10⁻⁵ of a half-width
+    around each of n-1 ties that many values may be expected at 8 bits, fewer below."""
     x = _data(("gaussian", "heavy-tailed"), 40, seed=4)
-    layer = QuantLinear(WIDTH, OUTPUTS, bits=f"w{label}a{label}", dtype=dtype)
-    operand = _reference_operand(x, layer.activation_quantizer, label, "hadamard", dtype)
-    assert operand.ties <= x.size / 1000
-    if dtype == torch.float64:
-        assert operand.ties == 0
+    layer = combination.layer(WIDTH, OUTPUTS, dtype)
+    for quantizer, recipe in zip(
+        (layer.weight_quantizer, layer.activation_quantizer), combination.recipes(), strict=True
+    ):
+        operand = _reference_operand(x, quantizer, recipe, dtype)
+        assert operand.ties <= x.size / 1000
+        if dtype == torch.float64:
+            assert operand.ties == 0
 
 
-@pytest.mark.parametrize("label", ALPHA)
-def test_product_in_rotated_space_is_the_dense_product(label: str) -> None:
+@pytest.mark.parametrize(
+    "combination",
+    [c for c in COMBINATIONS if c.method == "quest" and "16" not in c.bits],
+    ids=str,
+)
+def test_product_in_rotated_space_is_the_dense_product(combination: Combination) -> None:
     """Q(x_h)·Q(w_h)ᵀ equals the product of both operands rotated back: H is orthonormal."""
     x = torch.from_numpy(_data(KINDS, 30, seed=5))
-    bits = f"w{label}a{label}"
-    stays = QuantLinear(WIDTH, OUTPUTS, bits=bits, dtype=torch.float64)
-    quant = QuantConfig(weight_rotation="hadamard-back", activation_rotation="hadamard-back")
-    back = QuantLinear(WIDTH, OUTPUTS, bits=bits, method=quant, dtype=torch.float64)
+    stays = combination.layer(WIDTH, OUTPUTS, torch.float64)
+    bits, back_and_back = combination.bits, ("hadamard-back", "hadamard-back")
+    back = Combination("quest", bits, combination.grid, back_and_back).layer(
+        WIDTH, OUTPUTS, torch.float64
+    )
     back.load_state_dict(stays.state_dict())
     dense = back.activation_quantizer(x) @ back.weight_quantizer(back.weight).T
     torch.testing.assert_close(stays(x), dense, rtol=1e-12, atol=1e-12)

@@ -16,7 +16,7 @@ from questtrain.quant import QuantLinear
 
 # torch 2.13's own tracing of autograd functions raises it
 COMPILE_WARNING = "ignore:.*should not be instantiated:DeprecationWarning"
-BITS = ("w4a4", "w1a1", "w1.58a8", "w2a16", "w16a4", "bf16")
+BITS = ("w4a4", "w1a1", "w1.58a8", "w2a16", "w16a4", "fp4", "w4s24a4", "bf16")
 
 
 def run(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,7 +163,27 @@ def test_device_and_dtype_arguments(device: str) -> None:
     assert (layer.weight.device.type, layer.weight.dtype) == (device, torch.bfloat16)
 
 
-def test_unknown_method_names_the_nearest() -> None:
+@pytest.mark.parametrize(
+    ("wrong", "close"), [("qest", "quest"), ("lsqplus", "lsq-plus"), ("quest-no-ht", "quest-noht")]
+)
+def test_unknown_method_names_the_nearest(wrong: str, close: str) -> None:
     """A misspelt method is answered with the list of methods and the nearest."""
-    with pytest.raises(UserError, match=r"unknown method 'qest'.*Did you mean 'quest'\?"):
-        QuantLinear(128, 64, method="qest")
+    with pytest.raises(UserError, match=rf"unknown method '{wrong}'.*Did you mean '{close}'\?"):
+        QuantLinear(128, 64, method=wrong)
+
+
+@pytest.mark.parametrize(
+    ("bits", "method", "names"),
+    [
+        ("w4s24a4", "lsq", "w4s24a4"),
+        ("w1a4", QuantConfig(grid="int"), "w1a4"),
+        ("w4a4", QuantConfig(scale="learned"), "'learned'"),
+        ("w4a4", QuantConfig(hadamard_block=8), "quant.hadamard_block=8"),
+    ],
+)
+def test_what_cannot_be_composed_is_refused(
+    bits: str, method: str | QuantConfig, names: str
+) -> None:
+    """The layer knows the rules of the config, for use without one."""
+    with pytest.raises(UserError, match=names):
+        QuantLinear(128, 64, bits=bits, method=method)

@@ -98,3 +98,17 @@ def test_a_width_without_a_block_raises(width: int, close: int, bits: str) -> No
         QuantLinear(width, 16, bits=bits)
     unrotated = QuantLinear(width, 16, bits=bits, method=QuantConfig(rotation="none"))
     assert unrotated(torch.ones(2, width)).shape == (2, 16)
+
+
+def test_signs_survive_a_birth_on_the_meta_device() -> None:
+    """A layer made on meta and then emptied onto a device rotates as any other: no checkpoint
+    holds the signs, so they are made anew."""
+    layer = QuantLinear(128, 8, device="meta").to_empty(device="cpu")
+    usual = QuantLinear(128, 8)
+    layer.load_state_dict(usual.state_dict())
+    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(layer(x), usual(x))
+    with torch.device("meta"):
+        layer = QuantLinear(128, 8)
+    layer.to_empty(device="cpu").load_state_dict(usual.state_dict())
+    assert torch.equal(layer(x), usual(x))

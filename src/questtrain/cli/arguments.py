@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from questtrain.cli.hydra_config import compose_mapping
+from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
+
+Config = TypeVar("Config")
 
 
 @dataclass
@@ -55,3 +58,19 @@ def train_config(arguments: Arguments) -> TrainConfig:
     if config.name is None:
         config.name = run_name(config, arguments.overrides)
     return config
+
+
+def command_config(
+    words: Sequence[str], help_page: str, config_name: str, kind: type[Config]
+) -> tuple[Arguments, Config] | None:
+    """The options and the typed config of a command whose defaults are ``conf/CONFIG_NAME.yaml``;
+    None where only help or the configuration was asked for, which is then printed."""
+    arguments = parse_arguments(words)
+    if arguments.help:
+        print(help_page, end="")
+        return None
+    mapping = compose_mapping(config_name, kind, arguments.overrides)
+    if arguments.show_config:
+        print(to_yaml(mapping), end="")
+        return None
+    return arguments, config_from_mapping(kind, mapping)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from questtrain.cli.arguments import parse_arguments
-from questtrain.cli.hydra_config import compose_mapping, to_yaml
-from questtrain.config.loading import config_from_mapping
+from questtrain.cli.arguments import command_config
 from questtrain.errors import UserError, unknown
 
 HELP = """usage: questtrain diagnose run=DIR what=alignment|mask|persistence [key=value …] [--json]
@@ -44,15 +42,10 @@ class DiagnoseConfig:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
+    parsed = command_config(words, HELP, "diagnose", DiagnoseConfig)
+    if parsed is None:
         return 0
-    mapping = compose_mapping("diagnose", DiagnoseConfig, arguments.overrides)
-    if arguments.show_config:
-        print(to_yaml(mapping), end="")
-        return 0
-    config = config_from_mapping(DiagnoseConfig, mapping)
+    arguments, config = parsed
     if config.what not in WHATS:
         raise unknown("what", config.what, WHATS)
     if config.batches < 1:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from questtrain.cli.arguments import parse_arguments
-from questtrain.cli.hydra_config import compose_mapping, to_yaml
-from questtrain.config.loading import config_from_mapping
+from questtrain.cli.arguments import command_config
 from questtrain.errors import UserError
 
 HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
@@ -38,15 +36,10 @@ class GenerateConfig:
 
 
 def main(words: Sequence[str]) -> int:
-    arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
+    parsed = command_config(words, HELP, "generate", GenerateConfig)
+    if parsed is None:
         return 0
-    mapping = compose_mapping("generate", GenerateConfig, arguments.overrides)
-    if arguments.show_config:
-        print(to_yaml(mapping), end="")
-        return 0
-    config = config_from_mapping(GenerateConfig, mapping)
+    _, config = parsed
     _check(config)
 
     from questtrain.inference import generate_text, load_run

@@ -102,25 +102,31 @@ def parse_bits(text: str) -> Bits:
     spelled = ALIASES.get(text.lower(), text.lower())
     match = _GRAMMAR.fullmatch(spelled)
     if match is None:
-        close = nearest(text, COMMON) or "w4a4"
         raise UserError(
             f"unknown bits {text!r}: write w<W>a<A> with W and A in {', '.join(LABELS)}, s24 after"
-            f" W for 2:4 sparsity, or bf16 or fp4. Did you mean {close!r}?"
+            f" W for 2:4 sparsity, or bf16 or fp4. Did you mean {_similar(text)!r}?"
         )
-    weight, activation, sparse = match["weight"], match["activation"], match["sparse"] or ""
-    for label in (weight, activation):
-        if label not in LABELS:
-            suggestion = f"w{_closest(weight)}{sparse}a{_closest(activation)}"
-            raise UserError(
-                f"unknown bits {text!r}: {label} bits is not a format; choose W and A from"
-                f" {', '.join(LABELS)}. Did you mean {suggestion!r}?"
-            )
-    if sparse and weight == "16":
-        raise UserError(
-            f"unknown bits {text!r}: 2:4 sparsity is of quantized weights."
-            f" Did you mean 'w4s24a{activation}'?"
+    weight, activation, sparse = match["weight"], match["activation"], bool(match["sparse"])
+    wrong = [label for label in (weight, activation) if label not in LABELS]
+    if wrong or (sparse and weight == "16"):
+        reason = (
+            f"{wrong[0]} bits is not a format; choose W and A from {', '.join(LABELS)}."
+            if wrong
+            else "2:4 sparsity is of quantized weights."
         )
-    return Bits(NumberFormat(weight, bool(sparse)), NumberFormat(activation))
+        close_weight, close_activation = _closest(weight), _closest(activation)
+        if sparse and close_weight == "16":
+            close_weight = "4"
+        close = Bits(NumberFormat(close_weight, sparse), NumberFormat(close_activation))
+        raise UserError(f"unknown bits {text!r}: {reason} Did you mean '{close}'?")
+    return Bits(NumberFormat(weight, sparse), NumberFormat(activation))
+
+
+def _similar(text: str) -> str:
+    """The common format that is spelled most like ``text``; a number stands for both operands."""
+    if text in LEVELS:
+        return f"w{text}a{text}"
+    return nearest(text, COMMON) or "w4a4"
 
 
 def _closest(label: str) -> str:

@@ -85,6 +85,11 @@ def validate_quant(quant: QuantConfig, bits: Bits) -> None:
             f"quant.grid=int needs zero and a value on each side of it, which bits={bits} with its"
             " 1-bit operand has not: choose bits=w1.58a1.58, or quant.grid=centred."
         )
+    if quant.grid == "int" and not {bits.weight.kind, bits.activation.kind} & {"int"}:
+        raise UserError(
+            f"quant.grid=int is of integer formats, and bits={bits} has none: leave it out, or"
+            " choose bits=w4a4."
+        )
     if quant.scale == "gaussian":
         _check_trust(quant)
     else:
@@ -97,22 +102,26 @@ def _check_trust(quant: QuantConfig) -> None:
         if value is not None and not value > 0:
             raise UserError(f"quant.{key}={value} must be positive; inf trusts everything.")
     if quant.trust_scale is not None and quant.trust_error is not None:
-        raise UserError("quant.trust_scale and quant.trust_error are two forms of one: give one.")
+        raise UserError(
+            f"quant.trust_scale={quant.trust_scale} and quant.trust_error={quant.trust_error} are"
+            " two forms of one: give one."
+        )
     defaults = QuantConfig()
     for key in ("activation_offset", "lr_scale", "scale_weight_decay"):
         if getattr(quant, key) != getattr(defaults, key):
             raise UserError(
-                f"quant.{key} is of learned scales, and method {quant.method} has none: choose"
-                " method=lsq, lsq-plus or pact, or leave it out."
+                f"quant.{key}={getattr(quant, key)} is of learned scales, and method"
+                f" {quant.method} has none: choose method=lsq, lsq-plus or pact, or leave it out."
             )
 
 
 def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
     for key in ("trust_scale", "trust_error"):
-        if getattr(quant, key) is not None:
+        value = getattr(quant, key)
+        if value is not None:
             raise UserError(
-                f"quant.{key} is of Gaussian scales; quant.scale={quant.scale} learns its clipping"
-                " range. Leave it out, or choose method=quest."
+                f"quant.{key}={value} is of Gaussian scales; quant.scale={quant.scale} learns its"
+                " clipping range. Leave it out, or choose method=quest."
             )
     if bits.weight.sparse:
         raise UserError(
@@ -120,10 +129,9 @@ def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
             f" with quant.scale={quant.scale}."
         )
     _positive("quant.lr_scale", quant.lr_scale)
-    if not (quant.scale_weight_decay >= 0 and math.isfinite(quant.scale_weight_decay)):
-        raise UserError(
-            f"quant.scale_weight_decay={quant.scale_weight_decay} must not be negative."
-        )
+    decay = quant.scale_weight_decay
+    if not (decay >= 0 and math.isfinite(decay)):
+        raise UserError(f"quant.scale_weight_decay={decay} must be finite and not negative.")
 
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:

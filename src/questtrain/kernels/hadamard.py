@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 
-def hadamard_signs(block: int) -> Tensor:
+def hadamard_signs(block: int, device: torch.device | str | None = None) -> Tensor:
     """Sylvester's ±1 matrix ``[block, block]`` in fp32; ``block`` is a power of two."""
     if block < 1 or block & (block - 1):
         raise ValueError(f"a Hadamard block must be a power of two, not {block}")
-    signs = torch.ones(1, 1)
+    signs = torch.ones(1, 1, device=device)
     while signs.shape[0] < block:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
     return signs

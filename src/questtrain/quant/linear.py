@@ -21,8 +21,9 @@ from questtrain.config import (
     parse_bits,
     validate_quant,
 )
+from questtrain.quant.build import build_quantizer
 from questtrain.quant.method import method_config
-from questtrain.quant.quantizer import Unquantized, build_quantizer
+from questtrain.quant.quantizer import Unquantized
 
 
 class QuantLinear(nn.Linear):
@@ -99,7 +100,7 @@ def convert(
 
 def _converted(linear: nn.Linear, bits: str, method: str | QuantConfig) -> QuantLinear:
     replacement = QuantLinear(
-        linear.in_features, linear.out_features, False, bits, method, device="meta"
+        linear.in_features, linear.out_features, False, bits, method, "meta", linear.weight.dtype
     )
     replacement.weight = linear.weight
     replacement.bias = linear.bias

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,14 @@ class HadamardRotation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return hadamard_transform(x, self.signs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HadamardRotation:
+        """Moves the signs and writes them anew, because ``to_empty`` leaves garbage and no
+        checkpoint holds them."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.signs.is_meta:
+            self.signs.copy_(hadamard_signs(self.signs.shape[0], device="cpu"))
+        return self
 
     def extra_repr(self) -> str:
         return f"block={self.signs.shape[0]}"

@@ -61,7 +61,8 @@ class GaussianScale(nn.Module):
 
 
 class LearnedScalar(nn.Module):
-    """One trained number a tensor (``[1]``), which the first operand it meets initialises.
+    """One trained number a tensor (``[1]``), which the first operand that is not all zero
+    initialises; until then it is zero.
 
     Whether it is initialised is part of the ``state_dict``. Under torch.distributed the statistics
     of all ranks are averaged, so that every rank starts from the same number.
@@ -69,12 +70,12 @@ class LearnedScalar(nn.Module):
 
     def __init__(self, gradient_levels: int | None = None) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.ones(1))
+        self.value = nn.Parameter(torch.zeros(1))
         self.gradient_levels = gradient_levels
         self.initialised = False
 
-    def initial(self, x: Tensor) -> Tensor:
-        """What to start from, a scalar tensor."""
+    def initial(self, x: Tensor, rms: Tensor) -> Tensor:
+        """What to start from, a scalar tensor, given the operand's root mean square."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,8 +92,10 @@ class LearnedScalar(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        self.value.copy_(self.initial(x))
-        self.initialised = True
+        rms = mean(x.square()).sqrt()
+        if rms > 0:
+            self.value.copy_(self.initial(x, rms))
+            self.initialised = True
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.initialised)
@@ -113,8 +116,8 @@ class LearnedStep(LearnedScalar):
         super().__init__(gradient_levels=max(1, math.floor(half_width)))
         self.alpha, self.half_width = alpha, half_width
 
-    def initial(self, x: Tensor) -> Tensor:
-        return self.alpha * mean(x.square()).sqrt() / self.half_width
+    def initial(self, x: Tensor, rms: Tensor) -> Tensor:
+        return self.alpha * rms / self.half_width
 
     def forward(self, x: Tensor) -> Tensor:
         return self.half_width * super().forward(x).abs().clamp_min(TINY)
@@ -127,8 +130,8 @@ class LearnedClip(LearnedScalar):
         super().__init__()
         self.alpha = alpha
 
-    def initial(self, x: Tensor) -> Tensor:
-        return self.alpha * mean(x.square()).sqrt()
+    def initial(self, x: Tensor, rms: Tensor) -> Tensor:
+        return self.alpha * rms
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).abs().clamp_min(TINY)
@@ -138,7 +141,7 @@ class LearnedOffset(LearnedScalar):
     """LSQ+ (arXiv 2004.09576): the middle of the grid is trained. Starts at the tensor's mean, the
     MSE-optimal one for a symmetric distribution."""
 
-    def initial(self, x: Tensor) -> Tensor:
+    def initial(self, x: Tensor, rms: Tensor) -> Tensor:
         return mean(x)
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from questtrain.config import check_sparse_width
-
 
 @dataclass(frozen=True)
 class PairSparsity:
@@ -20,7 +18,6 @@ class PairSparsity:
 
     def kept(self, x: Tensor) -> Tensor:
         """bool ``[..., K]``: which values stay, 4 of each 8; K is a multiple of 8."""
-        check_sparse_width(x.shape[-1])
         norms = x.reshape(*x.shape[:-1], x.shape[-1] // 8, 4, 2).square().sum(-1)
         ours, others = norms.unsqueeze(-1), norms.unsqueeze(-2)
         position = torch.arange(4, device=x.device)

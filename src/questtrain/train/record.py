@@ -22,8 +22,9 @@ from questtrain.config import (
     total_params,
 )
 from questtrain.device import device_name, peak_memory_bytes
+from questtrain.quant.build import build_quantizer
 from questtrain.quant.estimator import ErrorTrust, Estimator, OuterTrust
-from questtrain.quant.quantizer import Quantizer, build_quantizer
+from questtrain.quant.quantizer import Quantizer
 
 
 def build_record(
