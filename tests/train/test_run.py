@@ -55,13 +55,15 @@ def in_progress(words: tuple[str, ...], run: Path, logged: int) -> subprocess.Po
 
 
 def test_the_record_says_what_was_run(unbroken):
-    """run.json has design.md's fields; the numbers agree with config, metrics and arithmetic."""
+    """run.json has design.md's fields and what else defines a method; the numbers agree with
+    config, metrics and arithmetic."""
     record = json.loads((unbroken / "run.json").read_text())
     fields = (
         "name status model non_embedding_params total_params bits w_bits a_bits format sparsity"
         " method hadamard trust_scale dataset tokenizer tokens tokens_per_param sequence_length"
         " batch_tokens lr seed steps train_loss val_loss wall_seconds tokens_per_second mfu"
         " peak_memory_bytes device questtrain_version git_revision torch_version"
+        " grid trust_error lr_scale scale_weight_decay"
     )
     assert list(record) == fields.split()
     config = yaml.safe_load((unbroken / "config.yaml").read_text())

@@ -59,11 +59,7 @@ def build_record(
         "sparsity": "2:4" if bits.weight.sparse else None,
         "method": quant.method if bits.quantized else "none",
         "hadamard": bits.quantized and quant.rotation == "hadamard",
-        "grid": quant.grid if bits.quantized else None,
         "trust_scale": _trust_scale(estimator),
-        "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
-        "lr_scale": quant.lr_scale if learned else None,
-        "scale_weight_decay": quant.scale_weight_decay if learned else None,
         "dataset": config.data.name,
         "tokenizer": tokenizer,
         "tokens": tokens(config),
@@ -83,6 +79,10 @@ def build_record(
         "questtrain_version": questtrain.__version__,
         "git_revision": _git_revision(),
         "torch_version": torch.__version__,
+        "grid": quant.grid if bits.quantized else None,
+        "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
+        "lr_scale": quant.lr_scale if learned else None,
+        "scale_weight_decay": quant.scale_weight_decay if learned else None,
     }
 
 
