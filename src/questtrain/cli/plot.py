@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
+from questtrain.cli.arguments import parse_arguments
 from questtrain.errors import UserError, suggestion
 from questtrain.scaling.diagnostics import find_runs
 from questtrain.scaling.figures import FIGURES, figure_name
@@ -30,54 +31,42 @@ examples
 """
 
 
-@dataclass
-class PlotArguments:
-    """The words of the command, taken apart."""
-
-    words: list[str] = field(default_factory=list)
-    output: str | None = None
-    json: bool = False
-    help: bool = False
-
-
 def main(words: Sequence[str]) -> int:
-    arguments = _parse(words)
+    output, rest = _take_output(words)
+    arguments = parse_arguments(rest)
     if arguments.help or not words:
         print(HELP, end="")
         return 0
-    if not arguments.words:
+    for word in arguments.overrides:
+        if word.startswith("-"):
+            close = suggestion(word.partition("=")[0], ("--output", "--json", "--help"))
+            raise UserError(f"unknown option {word!r}: choose from -o FILE, --json, --help.{close}")
+    if not arguments.overrides:
         raise UserError(f"name a figure: {', '.join(FIGURES)}.")
-    name = figure_name(arguments.words[0])
-    if arguments.json and arguments.output is not None:
+    name = figure_name(arguments.overrides[0])
+    if arguments.json and output is not None:
         raise UserError("--json prints and draws nothing: leave out -o.")
-    output = Path(arguments.output or f"{name}.png").expanduser()
-    file_format(output)
-    data = FIGURES[name].data(find_runs(arguments.words[1:]))
+    path = Path(output or f"{name}.png").expanduser()
+    file_format(path)
+    data = FIGURES[name].data(find_runs(arguments.overrides[1:]))
     if arguments.json:
         print(json.dumps({"figure": name} | asdict(data), indent=2))
         return 0
-    save(FIGURES[name].draw(data), output)
-    print(output)
+    save(FIGURES[name].draw(data), path)
+    print(path)
     return 0
 
 
-def _parse(words: Sequence[str]) -> PlotArguments:
-    """Options may stand anywhere among the words; UserError for an unknown one."""
-    arguments = PlotArguments()
+def _take_output(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The file of ``-o FILE`` (or ``--output=FILE``), and the other words."""
+    output, others = None, []
     rest = iter(words)
     for word in rest:
         option, separator, value = word.partition("=")
-        if word in ("-h", "--help"):
-            arguments.help = True
-        elif word == "--json":
-            arguments.json = True
-        elif option in ("-o", "--output"):
-            arguments.output = value if separator else next(rest, "")
-            if not arguments.output:
-                raise UserError(f"{option} needs a file.")
-        elif word.startswith("-"):
-            close = suggestion(option, ("--output", "--json", "--help"))
-            raise UserError(f"unknown option {word!r}: choose from -o FILE, --json, --help.{close}")
-        else:
-            arguments.words.append(word)
-    return arguments
+        if option not in ("-o", "--output"):
+            others.append(word)
+            continue
+        output = value if separator else next(rest, "")
+        if not output:
+            raise UserError(f"{option} needs a file.")
+    return output, others
