@@ -54,16 +54,9 @@ def test_layer_on_the_gpu_equals_the_cpu(bits, method):
 
 
 @pytest.mark.parametrize(
-    ("settings", "tolerance"),
-    [
-        ("method=quest", 5e-3),
-        ("method=lsq-plus", 5e-3),
-        ("method=pact", 5e-3),
-        ("bits=fp4", 5e-3),
-        ("bits=w4s24a4", 2e-2),  # nearly equal pairs change places: values move by whole steps
-    ],
+    "settings", ["method=quest", "method=lsq-plus", "method=pact", "bits=fp4", "bits=w4s24a4"]
 )
-def test_compiled_training_equals_eager(settings, tolerance, corpus, tmp_path):
+def test_compiled_training_equals_eager(settings, corpus, tmp_path):
     """The compiled loss curve follows the eager one within bf16's rounding; measuring diagnostics
     in between disturbs neither."""
     for name, compiled in (("eager", "false"), ("compiled", "true")):
@@ -73,9 +66,9 @@ def test_compiled_training_equals_eager(settings, tolerance, corpus, tmp_path):
         np.array([value for _, value in rows(tmp_path / name, "train_loss")])
         for name in ("eager", "compiled")
     )
-    np.testing.assert_allclose(compiled[:5], eager[:5], rtol=tolerance)
-    np.testing.assert_allclose(compiled[-1], eager[-1], rtol=10 * tolerance)
-    assert compiled[-1] < compiled[0] - 0.5
+    np.testing.assert_allclose(compiled[:5], eager[:5], rtol=5e-3)
+    np.testing.assert_allclose(compiled[-1], eager[-1], rtol=5e-2)
+    assert compiled[-5:].mean() < compiled[:5].mean() - 0.2, "it learns"
 
 
 def test_resumed_training_goes_on_where_it_stopped(corpus, tmp_path):
