@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.scaling.figures import FIGURES
 
 BLOCKS = [{"block": block, "mean": 0.9 + block / 100, "std": 0.003} for block in range(4)]
 POINTS = [{"step": 200 * i, "fraction": 1e-4 * (1 + i)} for i in range(5)]
@@ -54,3 +55,15 @@ def write_record(folder: Path, what: str, record: Any) -> None:
 def read_record(folder: Path, what: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((folder / "diagnostics" / f"{what}.json").read_text())
     return record
+
+
+def drawn(name, *runs):
+    """The figure as `questtrain plot` makes it, laid out."""
+    figure = FIGURES[name].draw(FIGURES[name].data(runs))
+    figure.draw_without_rendering()
+    return figure
+
+
+def legend(figure):
+    (found,) = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    return [text.get_text() for text in found.get_texts()]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 
 from questtrain.config.bits import Bits, parse_bits
 from questtrain.config.derived import block_linears, intermediate_size, steps
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import ModelConfig, QuantConfig, TrainConfig
+from questtrain.config.skip import is_skipped
 from questtrain.errors import UserError, suggestion, unknown
 
 MIN_HADAMARD_BLOCK = 16
@@ -145,7 +145,7 @@ def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
 def _check_skip(model: ModelConfig, patterns: list[str]) -> None:
     names = [*(name for name, _, _ in block_linears(model)), "lm_head"]
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(is_skipped(name, [pattern]) for name in names):
             raise UserError(
                 f"quant.skip: {pattern!r} matches no linear layer of {model.name}; they are named"
                 f" like {names[0]}, and * matches anything.{suggestion(pattern, names)}"

@@ -9,16 +9,11 @@ from questtrain.config import TrainConfig
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.device import choose_device
-from questtrain.errors import UserError, suggestion
+from questtrain.errors import UserError
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
-from questtrain.store.checkpoint import (
-    Checkpoint,
-    checkpoint_folders,
-    latest_checkpoint,
-    open_checkpoint,
-    step_of,
-)
+from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
+from questtrain.store.files import no_such_folder
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,9 @@ def load_run(run: str | Path, device: str = "auto", step: int | None = None) -> 
     """`load` with the tokenizer and config that belong to the model."""
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        raise UserError(f"run={run}: there is no such folder.{_similar(folder)}")
+        raise no_such_folder(f"run={run}", folder)
     config = read_config(folder / "config.yaml")
-    checkpoint = _choose_checkpoint(folder, step)
+    checkpoint = _newest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
     model.to(choose_device(device)).eval().requires_grad_(False)
@@ -56,16 +51,11 @@ def load_run(run: str | Path, device: str = "auto", step: int | None = None) -> 
     return TrainedModel(model, _tokenizer(folder), config, checkpoint.step)
 
 
-def _choose_checkpoint(folder: Path, step: int | None) -> Checkpoint:
-    if step is None:
-        newest = latest_checkpoint(folder)
-        if newest is None:
-            raise UserError(f"{folder} holds no checkpoint yet.")
-        return newest
-    steps = {step_of(path): path for path in checkpoint_folders(folder)}
-    if step not in steps:
-        raise UserError(f"{folder} holds no checkpoint of step {step}, only {sorted(steps)}.")
-    return open_checkpoint(steps[step])
+def _newest_checkpoint(folder: Path) -> Checkpoint:
+    newest = latest_checkpoint(folder)
+    if newest is None:
+        raise UserError(f"{folder} holds no checkpoint yet.")
+    return newest
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -73,10 +63,3 @@ def _tokenizer(folder: Path) -> Tokenizer:
         if (folder / name).exists():
             return load_tokenizer(str(folder / name))
     raise UserError(f"{folder} holds no tokenizer.json or tokenizer.model.")
-
-
-def _similar(folder: Path) -> str:
-    if not folder.parent.is_dir():
-        return ""
-    runs = [str(path) for path in folder.parent.iterdir() if (path / "config.yaml").exists()]
-    return suggestion(str(folder), runs)

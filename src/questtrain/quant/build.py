@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from questtrain.config import NumberFormat, QuantConfig, check_sparse_width
 from questtrain.quant.estimator import (
     FP4_TRUST_ERROR,
@@ -56,7 +54,7 @@ def build_quantizer(
         grid,
         _build_estimator(number_format, quant, grid, alpha, rotated),
         PairSparsity() if number_format.sparse else None,
-        _build_offset(grid) if quant.activation_offset and is_activation else None,
+        LearnedOffset(grid.half_width) if quant.activation_offset and is_activation else None,
         rotate_back=rotation == "hadamard-back",
     )
 
@@ -79,10 +77,6 @@ def _build_scale(
             return LearnedClip(alpha)
         case _:
             return GaussianScale(alpha)
-
-
-def _build_offset(grid: Grid) -> LearnedOffset:
-    return LearnedOffset(gradient_levels=max(1, math.floor(grid.half_width)))
 
 
 def _build_estimator(

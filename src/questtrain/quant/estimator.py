@@ -7,6 +7,7 @@ inside the clipping range, and the scale has a gradient of its own.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ FP4_TRUST_ERROR = 0.3186
 FP4's own last step (0.4871)."""
 
 
-class Estimator(Protocol):
+class Estimator(Hashable, Protocol):
     """Gives quantized values a gradient towards the operand, and towards a learned scale."""
 
     def mask(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:

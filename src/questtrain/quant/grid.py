@@ -10,6 +10,7 @@ FP4 is E2M1: a sign, two bits of exponent, one of mantissa.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from torch import Tensor
 E2M1_LARGEST = 6.0
 
 
-class Grid(Protocol):
+class Grid(Hashable, Protocol):
     """Codes of values, and values of codes; ``scale`` is the half-width s of the grid, ``[..., 1]``
     or a scalar. Codes are small integers, held in x's dtype so that NaN stays NaN."""
 

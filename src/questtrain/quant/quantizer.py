@@ -8,6 +8,7 @@ places.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -83,16 +84,11 @@ class Quantizer(nn.Module):
         x_h, scale, _ = self._on_the_grid(x)
         return self.estimator.mask(x_h, self._round(x_h, scale), scale)
 
-    @torch.no_grad()
     def expected_masked_fraction(self, samples: int = 1 << 22) -> float:
-        """The fraction of M = 0 among values that are exactly Gaussian, at the MSE-optimal scale:
-        over quantiles of N(0, 1), shuffled because sparsity looks at neighbours."""
-        quantiles = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
-        shuffle = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
-        z = torch.special.ndtri(quantiles)[shuffle]
-        scale = torch.tensor([self.scale.alpha], dtype=torch.float64)
-        trusted = self.estimator.mask(z, self._round(z, scale), scale)
-        return 1.0 - float(trusted.double().mean())
+        """The fraction of M = 0 among exactly Gaussian values, at the MSE-optimal scale."""
+        return _masked_gaussians(
+            self.grid, self.sparsity, self.estimator, self.scale.alpha, samples
+        )
 
     @torch.no_grad()
     def quantize(self, x: Tensor) -> QuantizedTensor:
@@ -128,14 +124,31 @@ class Quantizer(nn.Module):
         x_h = x_h - offset
         return x_h, self.scale(x_h), offset
 
-    @torch.no_grad()
     def _round(self, x_h: Tensor, scale: Tensor) -> Tensor:
-        """The grid's nearest values, and sparsity's zeros."""
-        values = self.grid.decode(self.grid.encode(x_h, scale), scale)
-        if self.sparsity is None:
-            return values
-        return torch.where(self.sparsity.kept(x_h / scale), values, 0.0)
+        return _rounded(x_h, scale, self.grid, self.sparsity)
 
     def extra_repr(self) -> str:
         pieces = f"grid={self.grid}, estimator={self.estimator}, rotate_back={self.rotate_back}"
         return pieces if self.sparsity is None else f"{pieces}, sparsity={self.sparsity}"
+
+
+@torch.no_grad()
+def _rounded(x_h: Tensor, scale: Tensor, grid: Grid, sparsity: PairSparsity | None) -> Tensor:
+    """The grid's nearest values, and sparsity's zeros."""
+    values = grid.decode(grid.encode(x_h, scale), scale)
+    if sparsity is None:
+        return values
+    return torch.where(sparsity.kept(x_h / scale), values, 0.0)
+
+
+@functools.cache
+def _masked_gaussians(
+    grid: Grid, sparsity: PairSparsity | None, estimator: Estimator, alpha: float, samples: int
+) -> float:
+    """Over quantiles of N(0, 1), shuffled because sparsity looks at neighbours."""
+    quantiles = (torch.arange(samples, dtype=torch.float64) + 0.5) / samples
+    shuffle = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
+    z = torch.special.ndtri(quantiles)[shuffle]
+    scale = torch.tensor([alpha], dtype=torch.float64)
+    trusted = estimator.mask(z, _rounded(z, scale, grid, sparsity), scale)
+    return 1.0 - float(trusted.double().mean())

@@ -68,7 +68,7 @@ class LearnedScalar(nn.Module):
     of all ranks are averaged, so that every rank starts from the same number.
     """
 
-    def __init__(self, gradient_levels: int | None = None) -> None:
+    def __init__(self, gradient_levels: int | None) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.zeros(1))
         self.gradient_levels = gradient_levels
@@ -112,8 +112,7 @@ class LearnedStep(LearnedScalar):
     """
 
     def __init__(self, alpha: float, half_width: float) -> None:
-        # At 1 bit LSQ's q_max is 0, which must not divide (trap 8).
-        super().__init__(gradient_levels=max(1, math.floor(half_width)))
+        super().__init__(largest_level(half_width))
         self.alpha, self.half_width = alpha, half_width
 
     def initial(self, x: Tensor, rms: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class LearnedClip(LearnedScalar):
     """PACT (arXiv 1805.06085): the clipping value ``s`` itself is trained."""
 
     def __init__(self, alpha: float) -> None:
-        super().__init__()
+        super().__init__(gradient_levels=None)
         self.alpha = alpha
 
     def initial(self, x: Tensor, rms: Tensor) -> Tensor:
@@ -141,8 +140,17 @@ class LearnedOffset(LearnedScalar):
     """LSQ+ (arXiv 2004.09576): the middle of the grid is trained. Starts at the tensor's mean, the
     MSE-optimal one for a symmetric distribution."""
 
+    def __init__(self, half_width: float) -> None:
+        super().__init__(largest_level(half_width))
+
     def initial(self, x: Tensor, rms: Tensor) -> Tensor:
         return mean(x)
+
+
+def largest_level(half_width: float) -> int:
+    """LSQ's q_max for a grid that ends ``half_width`` steps from its middle; at 1 bit it would be
+    0, which must not divide (trap 8)."""
+    return max(1, math.floor(half_width))
 
 
 def mean(x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from questtrain.config.loading import read_config
-from questtrain.errors import UserError, nearest
-from questtrain.store.files import read_json_lines
+from questtrain.errors import UserError
+from questtrain.store.files import no_such_folder, read_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ def read_persistence(run: Path) -> Persistence | None:
 
 def _runs_at(folder: Path) -> list[Path]:
     if not folder.exists():
-        raise UserError(f"{folder}: there is no such folder.{_sibling(folder)}")
+        raise no_such_folder(str(folder), folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: name run folders, or a folder of runs.")
     if _is_run(folder):
@@ -170,13 +170,6 @@ def _runs_at(folder: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.yaml", "run.json"))
-
-
-def _sibling(folder: Path) -> str:
-    parent = folder.parent
-    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
-    close = nearest(folder.name, names)
-    return "" if close is None else f" Did you mean {str(folder.with_name(close))!r}?"
 
 
 def _command(run: Path, what: str) -> str:

@@ -104,6 +104,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, wall_seconds)
 
 
+def checkpoint_at(run: Path, step: int) -> Checkpoint:
+    """The checkpoint of one step; UserError if there is none, or if it is damaged."""
+    folders = {step_of(folder): folder for folder in checkpoint_folders(run)}
+    if step not in folders:
+        raise UserError(f"{run} holds no checkpoint of step {step}, only {list(folders)}.")
+    return open_checkpoint(folders[step])
+
+
 def latest_checkpoint(run: Path) -> Checkpoint | None:
     """The newest intact checkpoint; damaged ones are named and passed over.
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from questtrain.errors import UserError, nearest
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -77,3 +79,13 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def no_such_folder(what: str, folder: Path) -> UserError:
+    """What to raise for a folder that is not there: ``what`` was asked for, and the sibling of
+    the nearest name."""
+    parent = folder.parent
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    close = nearest(folder.name, names)
+    advice = "" if close is None else f" Did you mean {str(folder.with_name(close))!r}?"
+    return UserError(f"{what}: there is no such folder.{advice}")

@@ -17,8 +17,8 @@ from questtrain.data import prepare
 from questtrain.device import choose_device, device_name
 from questtrain.errors import UserError
 from questtrain.model import Llama
-from questtrain.store.checkpoint import checkpoint_folders, open_checkpoint, step_of
-from questtrain.store.files import write_json
+from questtrain.store.checkpoint import checkpoint_at, checkpoint_folders, step_of
+from questtrain.store.files import no_such_folder, write_json
 from questtrain.train.diagnostics import (
     diagnostic_batches,
     expected_masked_fraction,
@@ -37,27 +37,24 @@ class DiagnosedRun:
     from its seed."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
+        if not folder.is_dir():
+            raise no_such_folder(f"run={folder}", folder)
         self.folder, self.device = folder, device
         self.config: TrainConfig = read_config(folder / "config.yaml")
-        self.checkpoints = {step_of(path): path for path in checkpoint_folders(folder)}
+        saved = [step_of(path) for path in checkpoint_folders(folder)]
         if not parse_bits(self.config.bits).quantized:
             raise UserError(f"{folder} is a BF16 run: there is no quantization to diagnose.")
-        if not self.checkpoints:
+        if not saved:
             raise UserError(f"{folder} holds no checkpoint yet.")
-
-    @property
-    def steps(self) -> list[int]:
-        return sorted({0, *self.checkpoints})
+        self.steps = sorted({0, *saved})
 
     def model(self, step: int) -> Llama:
         """The model as it is trained; UserError if there is no checkpoint of ``step``."""
-        if step not in self.steps:
-            raise UserError(f"{self.folder} holds no checkpoint of step {step}, only {self.steps}.")
         model = Llama(self.config.model, self.config.bits, self.config.quant)
         if step == 0:
             model.init_weights(torch.Generator().manual_seed(self.config.seed))
         else:
-            open_checkpoint(self.checkpoints[step]).load_weights(model)
+            checkpoint_at(self.folder, step).load_weights(model)
         return model.to(self.device)
 
 
@@ -114,12 +111,8 @@ def _alignment(run: DiagnosedRun, batches: int, step: int) -> dict[str, Any]:
 
 
 def _mask(run: DiagnosedRun) -> dict[str, Any]:
-    points, expected = [], 0.0
-    for step in run.steps:
-        model = run.model(step)
-        points.append({"step": step, "fraction": masked_fraction(model)})
-        expected = expected_masked_fraction(model)
-    return {"expected": expected, "points": points}
+    points = [{"step": step, "fraction": masked_fraction(run.model(step))} for step in run.steps]
+    return {"expected": expected_masked_fraction(run.model(0)), "points": points}
 
 
 def _persistence(run: DiagnosedRun) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def build_record(
     validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones.
     """
     bits, quant = parse_bits(config.bits), config.quant
-    estimator = _estimator(config) if bits.quantized else None
+    estimator = _estimator(config, bits) if bits.quantized else None
     learned = bits.quantized and quant.scale != "gaussian"
     vocab_size = config.model.vocab_size or 0
     logged = [row for row in rows if "train_loss" in row]
@@ -96,9 +96,8 @@ def _format(bits: Bits) -> str:
     return "+".join(dict.fromkeys(kinds)) or "bf16"
 
 
-def _estimator(config: TrainConfig) -> Estimator:
+def _estimator(config: TrainConfig, bits: Bits) -> Estimator:
     """The estimator of the weights, or of the activations if only they are quantized."""
-    bits = parse_bits(config.bits)
     operands = (bits.weight, bits.activation)
     rotations = pair_rotations(bits, config.quant)
     index = 0 if bits.weight.quantized else 1
