@@ -6,7 +6,7 @@ import math
 import pytest
 
 from questtrain.errors import UserError
-from questtrain.scaling.diagnostics import find_runs
+from questtrain.scaling.run_folders import find_runs
 from questtrain.scaling.figures import FIGURES, figure_name
 from questtrain.scaling.figures.style import COLOURS, DASHES, line_style, method_label, save
 from tests.scaling import drawn, legend, make_run, read_record, write_record

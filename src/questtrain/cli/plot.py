@@ -9,9 +9,9 @@ from pathlib import Path
 
 from questtrain.cli.arguments import parse_arguments
 from questtrain.errors import UserError, suggestion
-from questtrain.scaling.diagnostics import find_runs
 from questtrain.scaling.figures import FIGURES, figure_name
 from questtrain.scaling.figures.style import file_format, save
+from questtrain.scaling.run_folders import find_runs
 
 HELP = f"""usage: questtrain plot NAME RUNS… [-o FILE] [--json]
 

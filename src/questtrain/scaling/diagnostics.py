@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError
-from questtrain.store.files import no_such_folder, read_json_lines
+from questtrain.store.files import read_json_lines
 
 log = logging.getLogger(__name__)
 
@@ -84,14 +84,6 @@ class Persistence:
     retained: list[list[float | None]]
 
 
-def find_runs(paths: Sequence[str]) -> list[Path]:
-    """The run folders that ``paths`` name, each once; a folder of runs stands for those in it."""
-    if not paths:
-        raise UserError("no runs given: name run folders, or a folder of runs.")
-    runs = [run for path in paths for run in _runs_at(Path(path).expanduser())]
-    return list({run.resolve(): run for run in runs}.values())
-
-
 def read_all(
     runs: Sequence[Path], what: str, read: Callable[[Path], Record | None]
 ) -> list[Record]:
@@ -153,23 +145,6 @@ def read_persistence(run: Path) -> Persistence | None:
     if len(steps) < 2 or {len(retained), *map(len, retained)} != {len(steps)}:
         raise record.damaged("'retained' must be square, a row for each of two or more 'steps'")
     return Persistence(_head(run, record), steps, retained)
-
-
-def _runs_at(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise no_such_folder(str(folder), folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: name run folders, or a folder of runs.")
-    if _is_run(folder):
-        return [folder]
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and _is_run(path))
-    if not inside:
-        raise UserError(f"{folder} is not a run (it holds no config.yaml), nor a folder of runs.")
-    return inside
-
-
-def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in ("config.yaml", "run.json"))
 
 
 def _command(run: Path, what: str) -> str:

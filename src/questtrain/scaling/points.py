@@ -1,0 +1,91 @@
+"""What the law is fitted to: one point a finished run, and what to say about the rest."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from questtrain.errors import UserError
+from questtrain.scaling.precision import REFERENCE, label_text
+from questtrain.scaling.runs import Run
+
+SAME_LOSS = 1e-6
+"""Losses of one point that differ by less (relative) are one run given twice."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """N in non-embedding parameters, D in tokens, the precision's label, and the loss in nats."""
+
+    params: float
+    tokens: float
+    precision: str
+    loss: float
+    name: str
+
+
+def law_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
+    """The points of the completed runs, and remarks for the user: runs left out, points that
+    occur with several losses (all are kept), data sets that do not compare.
+
+    UserError when no run is complete.
+    """
+    remarks = [
+        f"left out: {run.name} is {run.status}" + (f" ({run.problem})" if run.problem else "")
+        for run in runs
+        if run.status != "completed"
+    ]
+    points = [_point(run) for run in runs if run.status == "completed"]
+    if not points:
+        raise UserError("\n".join(["none of the runs is complete.", *remarks]))
+    kept = _without_copies(points)
+    return kept, remarks + _several_losses(kept) + _mixed(runs)
+
+
+def _point(run: Run) -> Point:
+    params, tokens, loss = (
+        run.number(key) for key in ("non_embedding_params", "tokens", "val_loss")
+    )
+    if params is None or tokens is None or loss is None or run.precision is None:
+        raise UserError(f"{run.source}: its record lacks parameters, tokens, precision or loss.")
+    return Point(params, tokens, run.precision, loss, run.name)
+
+
+def _without_copies(points: Sequence[Point]) -> list[Point]:
+    """The same run, given as a folder and in a table, counts once."""
+    kept: dict[tuple[float, float, str, str, int], Point] = {}
+    for p in points:
+        kept[p.params, p.tokens, p.precision, p.name, round(p.loss / SAME_LOSS)] = p
+    return list(kept.values())
+
+
+def _several_losses(points: Sequence[Point]) -> list[str]:
+    places = defaultdict(list)
+    for p in points:
+        places[p.params, p.tokens, p.precision].append(p)
+    return [
+        f"{len(same)} runs of one point, all kept ({label_text(precision)},"
+        f" {params / 1e6:,.1f}M parameters, {tokens / 1e6:,.1f}M tokens): "
+        + ", ".join(f"{p.name} {p.loss:.4f}" for p in same)
+        for (params, tokens, precision), same in places.items()
+        if len(same) > 1
+    ]
+
+
+def _mixed(runs: Sequence[Run]) -> list[str]:
+    """Losses of different data or tokenizers do not compare."""
+    remarks = []
+    for column in ("dataset", "tokenizer", "sequence_length"):
+        values = {run.text(column) for run in runs if run.status == "completed"} - {None}
+        if len(values) > 1:
+            listed = ", ".join(sorted(str(value) for value in values))
+            remarks.append(
+                f"the runs are of several {column}s ({listed}): their losses may not compare"
+            )
+    return remarks
+
+
+def has_reference(points: Sequence[Point]) -> bool:
+    """Whether a point is of the precision that eff is measured against."""
+    return any(p.precision == REFERENCE for p in points)

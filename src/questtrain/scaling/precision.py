@@ -1,0 +1,75 @@
+"""The P of the scaling law: a label for how a run was quantized, and the bits of its weights.
+
+``4`` is an INT4 run of QuEST (``w4a4``), ``16`` an unquantized one, the reference; other formats
+keep their name (``w4a16``, ``fp4``, ``w4s24a4``), and another method stands behind: ``4-lsq``,
+``4-quest-noht``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from questtrain.config import Bits, parse_bits
+from questtrain.config.bits import LEVELS
+from questtrain.errors import UserError
+
+REFERENCE = "16"
+"""The precision whose eff is 1 by definition: BF16."""
+
+DEFAULT_METHOD = "quest"
+
+
+def precision_label(bits: str, method: str | None = None) -> str:
+    """``w4a4`` → ``4``, ``bf16`` → ``16``, ``w4a16`` as it is; ``-METHOD`` unless it is QuEST."""
+    parsed = parse_bits(bits)
+    if not parsed.quantized:
+        return REFERENCE
+    label = str(parsed)
+    if parsed.weight == parsed.activation and parsed.weight.label in LEVELS:
+        label = parsed.weight.label
+    return label if method in (None, DEFAULT_METHOD, "none") else f"{label}-{method}"
+
+
+def split_label(label: str) -> tuple[Bits, str] | None:
+    """The format and the method that a label names; None for a label of the user's own."""
+    spelled, _, method = label.partition("-")
+    try:
+        bits = parse_bits(f"w{spelled}a{spelled}" if spelled in (*LEVELS, "16") else spelled)
+    except UserError:
+        return None
+    return bits, method or DEFAULT_METHOD
+
+
+def weight_bits(label: str) -> float | None:
+    """Bits that one weight costs: 4 for ``4``, ``w4a16`` and ``fp4``, 2.5 for ``w4s24a4``; None
+    where the label does not say."""
+    named = split_label(label)
+    if named is None:
+        return None
+    weight = named[0].weight
+    return weight.bits / 2 + 0.5 if weight.sparse else weight.bits
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """Each label once: by method (QuEST first), then by bits, own labels last."""
+
+    def order(label: str) -> tuple[bool, bool, str, float, str]:
+        named, bits = split_label(label), weight_bits(label)
+        method = "" if named is None else named[1]
+        plain = named is not None and named[0].weight == named[0].activation
+        return named is None, method != DEFAULT_METHOD, method, bits or 0.0, f"{not plain}{label}"
+
+    return sorted(set(labels), key=order)
+
+
+def label_text(label: str) -> str:
+    """What figures call a precision: ``W4A4``, ``BF16``, ``W4A16``, ``FP4``, ``W4A4 LSQ``."""
+    named = split_label(label)
+    if named is None:
+        return label
+    bits, method = named
+    text = str(bits).upper()
+    if bits.weight.sparse:
+        text = f"INT{bits.weight.label} 2:4"
+    names = {DEFAULT_METHOD: "", "quest-noht": " without Hadamard"}
+    return text + names.get(method, f" {method.upper()}")

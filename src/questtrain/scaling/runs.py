@@ -1,0 +1,236 @@
+"""The runs table: run folders, CSV and JSON lines → one `Run` a row, whatever state it is in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from questtrain.config import TrainConfig, non_embedding_params, parse_bits, tokens
+from questtrain.config.loading import read_config
+from questtrain.errors import UserError, suggestion
+from questtrain.scaling.precision import precision_label
+from questtrain.scaling.run_folders import find_runs
+from questtrain.store.files import read_json_lines
+
+TABLE_SUFFIXES = (".csv", ".jsonl")
+REQUIRED = ("non_embedding_params", "tokens", "precision", "val_loss")
+"""What a table of the user's own must have; ``bits`` (and ``method``) can stand for precision."""
+
+STATUSES = ("completed", "diverged", "unfinished", "damaged")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row. ``record`` holds the columns of ``run.json`` (docs/runs.md) as far as they are
+    known, ``precision`` among them; ``problem`` says why a run is unfinished or damaged.
+
+    ``folder`` is None for a row of a CSV or JSON-lines table, whose place is in ``source``.
+    """
+
+    name: str
+    status: str
+    record: Mapping[str, Any]
+    source: str
+    folder: Path | None = None
+    problem: str | None = None
+
+    def text(self, column: str) -> str | None:
+        """A column as text; None where it is empty."""
+        value = self.record.get(column)
+        return None if value is None else str(value)
+
+    def number(self, column: str) -> float | None:
+        """A column as a number (``inf`` for the straight-through trust scale, written "inf");
+        None where it is empty or no number."""
+        value = self.record.get(column)
+        try:
+            return None if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            return None
+
+    @property
+    def precision(self) -> str | None:
+        """The law's label of how the run was quantized."""
+        return self.text("precision")
+
+    @property
+    def model(self) -> str | None:
+        return self.text("model")
+
+    @property
+    def method(self) -> str | None:
+        return self.text("method")
+
+    @property
+    def val_loss(self) -> float | None:
+        """Final validation loss in nats; of a completed run only."""
+        return self.number("val_loss") if self.status == "completed" else None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of ``metrics.jsonl``; none for a row of a table."""
+        return [] if self.folder is None else read_json_lines(self.folder / "metrics.jsonl")
+
+
+def read_runs(paths: Sequence[str], nested: bool = False) -> list[Run]:
+    """Every run of the folders and tables (``.csv``, ``.jsonl``) that ``paths`` name; ``nested`` as
+    in `find_runs`.
+
+    A damaged or unfinished run is a row that says so. UserError: a path that is not there, a
+    folder without runs, a table that lacks a column or holds a value that cannot be.
+    """
+    if not paths:
+        raise UserError("no runs given: name run folders, a folder of runs, or a .csv or .jsonl.")
+    rows: list[Run] = []
+    for path in paths:
+        place = Path(path).expanduser()
+        if place.suffix in TABLE_SUFFIXES and not place.is_dir():
+            rows += read_table(place)
+        else:
+            rows += [read_run(folder) for folder in find_runs([path], nested)]
+    return list({(row.source, row.name): row for row in rows}.values())
+
+
+def read_run(folder: Path) -> Run:
+    """The row of one run folder."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _unfinished(folder)
+    except (OSError, ValueError) as error:
+        return _damaged(folder, f"{path.name} cannot be read: {' '.join(str(error).split())}")
+    try:
+        precision = precision_label(record["bits"], record["method"])
+        name, status = str(record["name"]), str(record["status"])
+    except (KeyError, TypeError, UserError, AttributeError) as error:
+        return _damaged(folder, f"{path.name} holds no run record: {error}")
+    loss = record.get("val_loss")
+    if status == "completed" and not _is_loss(loss):
+        return _damaged(folder, f"{path.name} is of a completed run, but its val_loss is {loss!r}")
+    columns = record | {"precision": precision}
+    return Run(name, status, columns, str(folder), folder)
+
+
+def read_table(path: Path) -> list[Run]:
+    """The rows of a CSV with a header line, or of JSON lines; UserError names file and line."""
+    if not path.exists():
+        raise _no_such_table(path)
+    try:
+        rows = list(_csv_rows(path) if path.suffix == ".csv" else _json_rows(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not rows:
+        raise UserError(f"{path} holds no runs.")
+    return [_table_run(path, line, row) for line, row in rows]
+
+
+def _unfinished(folder: Path) -> Run:
+    """What configuration and metrics say of a run that has no record yet."""
+    try:
+        config = read_config(folder / "config.yaml")
+        columns = _columns(config)
+    except UserError as error:
+        return _damaged(folder, str(error))
+    rows = read_json_lines(folder / "metrics.jsonl")
+    for column in ("train_loss", "val_loss"):
+        columns[column] = next((row[column] for row in reversed(rows) if column in row), None)
+    step = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
+    problem = f"stopped at step {step:,}, or still training; the same command goes on"
+    return Run(folder.name, "unfinished", columns, str(folder), folder, problem)
+
+
+def _columns(config: TrainConfig) -> dict[str, Any]:
+    bits = parse_bits(config.bits)
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "non_embedding_params": non_embedding_params(config.model),
+        "bits": config.bits,
+        "precision": precision_label(config.bits, config.quant.method),
+        "method": config.quant.method if bits.quantized else "none",
+        "hadamard": bits.quantized and config.quant.rotation == "hadamard",
+        "dataset": config.data.name,
+        "tokens": tokens(config),
+        "tokens_per_param": config.tokens_per_param,
+        "lr": config.lr,
+        "seed": config.seed,
+    }
+
+
+def _damaged(folder: Path, problem: str) -> Run:
+    return Run(folder.name, "damaged", {}, str(folder), folder, problem)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            if None in row or None in row.values():
+                raise UserError(f"{path}, line {reader.line_num}: not as many cells as columns.")
+            yield reader.line_num, {key: value for key, value in row.items() if value != ""}
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{path}, line {line} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {line} is no object.")
+        yield line, row
+
+
+def _table_run(path: Path, line: int, row: dict[str, Any]) -> Run:
+    where = f"{path}, line {line}"
+    if "precision" not in row and row.get("bits"):
+        row = row | {"precision": precision_label(str(row["bits"]), row.get("method"))}
+    status = str(row.get("status", "completed"))
+    if status == "completed":
+        _check_row(where, row)
+    name = str(row.get("name") or f"{path.name}:{line}")
+    return Run(name, status, row | {"precision": str(row.get("precision"))}, str(path))
+
+
+def _check_row(where: str, row: Mapping[str, Any]) -> None:
+    for column in REQUIRED:
+        if row.get(column) is None:
+            needs = f"A table needs {', '.join(REQUIRED)}."
+            raise UserError(f"{where}: no {column}. {needs}{suggestion(column, row)}")
+    for column in ("non_embedding_params", "tokens", "val_loss"):
+        if not _is_loss(row[column]):
+            raise UserError(f"{where}: {column}={row[column]!r} must be a positive number.")
+
+
+def _is_loss(value: Any) -> bool:
+    """Whether a value is a positive, finite number, as text too."""
+    try:
+        return not isinstance(value, bool) and 0 < float(value) < math.inf
+    except (TypeError, ValueError):
+        return False
+
+
+def _no_such_table(path: Path) -> UserError:
+    names = [p.name for p in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+    return UserError(f"{path}: there is no such file.{suggestion(path.name, names)}")
+
+
+def export_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows as flat mappings, with status, folder and problem; what files hold."""
+    return [
+        {
+            **run.record,
+            "name": run.name,
+            "status": run.status,
+            "folder": run.source,
+            "problem": run.problem,
+        }
+        for run in runs
+    ]
