@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/first
 
-.PHONY: help train test test-all test-gpu lint clean
+.PHONY: help train test test-all test-gpu test-browser lint clean
 
 help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
 	@echo "make test      the test suite     make test-all   with the slow tests"
 	@echo "make test-gpu  the GPU tests      make lint       ruff and mypy; edits nothing"
+	@echo "make test-browser  the report page's tests, in headless Chromium"
 
 $(READY): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -27,13 +28,16 @@ train: $(READY)
 	@echo "the loss picture: $(RUN)/figures/loss.png"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not browser"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

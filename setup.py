@@ -27,5 +27,6 @@ setup(
     version=VERSION,
     packages=[*find_packages("src"), *sorted(YAML)],
     package_dir={"": "src", **YAML},
-    package_data={name: ["*.yaml"] for name in YAML} | {"questtrain": ["py.typed"]},
+    package_data={name: ["*.yaml"] for name in YAML}
+    | {"questtrain": ["py.typed"], "questtrain.scaling.report": ["assets/*"]},
 )
