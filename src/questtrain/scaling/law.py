@@ -38,8 +38,10 @@ class Estimate:
 class Law:
     """A fitted law; ``A`` and ``B`` go with N in parameters and D in tokens, losses in nats.
 
-    ``eff`` holds every precision but the reference, by label; ``alpha_of`` the α of each in the
-    form ``free-alpha``, where ``alpha`` is the reference's.
+    ``eff`` holds every precision but the reference, by label. In the form ``free-alpha``,
+    ``alpha_of`` holds the α of each (``alpha`` is the reference's), and eff depends on the size:
+    it is meant at ``eff_at`` parameters. ``leave_one_out`` is the rms of the log residuals of
+    points predicted without them.
     """
 
     form: str
@@ -51,7 +53,10 @@ class Law:
     eff: Mapping[str, Estimate]
     rms_log_residual: float
     points: int
+    confidence: float | None = None
+    leave_one_out: float | None = None
     alpha_of: Mapping[str, Estimate] = field(default_factory=dict)
+    eff_at: float | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -69,9 +74,12 @@ class Law:
 
     def loss(self, params: ArrayLike, tokens: ArrayLike, precision: str) -> NDArray[np.float64]:
         """Predicted loss in nats; ``params`` and ``tokens`` broadcast against each other."""
-        eff = self.efficiency(precision)
-        alpha = self.alpha_of.get(precision, self.alpha).value
-        size = self.A.value * (np.asarray(params, dtype=np.float64) * eff) ** -alpha
+        eff, sizes = self.efficiency(precision), np.asarray(params, dtype=np.float64)
+        if precision in self.alpha_of and self.eff_at is not None:
+            size = self.A.value * (self.eff_at * eff) ** -self.alpha.value
+            size = size * (sizes / self.eff_at) ** -self.alpha_of[precision].value
+        else:
+            size = self.A.value * (sizes * eff) ** -self.alpha.value
         data = self.B.value * np.asarray(tokens, dtype=np.float64) ** -self.beta.value
         predicted: NDArray[np.float64] = np.asarray(size + data + self.E.value)
         return predicted
@@ -112,7 +120,10 @@ def _law(content: Any) -> Law:
         eff={label: _estimate(entry) for label, entry in content["eff"].items()},
         rms_log_residual=float(content["rms_log_residual"]),
         points=int(content["points"]),
+        confidence=content.get("confidence"),
+        leave_one_out=content.get("leave_one_out"),
         alpha_of={k: _estimate(entry) for k, entry in content.get("alpha_of", {}).items()},
+        eff_at=content.get("eff_at"),
         warnings=tuple(content.get("warnings", ())),
     )
 

@@ -1,0 +1,169 @@
+"""Fitting the law: a Huber loss on log-loss residuals, many starts, bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from questtrain.errors import UserError, unknown
+from questtrain.scaling.checks import leverages, warnings_of
+from questtrain.scaling.law import FORMS, Estimate, Law
+from questtrain.scaling.points import Point
+from questtrain.scaling.precision import REFERENCE
+from questtrain.scaling.regression import (
+    ALPHA,
+    BETA,
+    LN_A,
+    LN_B,
+    SHARED,
+    Array,
+    E,
+    Regression,
+    regression,
+    solve,
+)
+
+LEVERAGE_LIMIT = 0.99
+"""A point that the fit follows this closely has no residual to learn the noise from."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit. The Huber loss is quadratic up to residuals of ``huber_delta``; its default is
+    about two standard deviations of a clean run's noise. ``bootstrap`` samples, drawn by ``seed``,
+    give intervals of probability ``confidence``; 0 gives none.
+    """
+
+    form: str = "quest"
+    huber_delta: float = 0.01
+    seed: int = 0
+    bootstrap: int = 1000
+    confidence: float = 0.9
+
+
+def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
+    """The law of these points; deterministic.
+
+    ``chinchilla`` takes the unquantized points alone. UserError: options that cannot be, no point
+    of the reference precision, fewer points than the law has parameters.
+    """
+    _check(options)
+    if options.form == "chinchilla":
+        points = [p for p in points if p.precision == REFERENCE]
+    problem = regression(points, free_alpha=options.form == "free-alpha")
+    _check_points(points, problem)
+    x = _best(problem, options.huber_delta)
+    samples = _bootstrap(problem, x, options) if options.bootstrap else None
+    residual = problem.log_loss - problem.predict(x[None])[0]
+    left_out = _leave_one_out(problem, x, options.huber_delta)
+    judged = left_out[np.isfinite(left_out)]
+    return Law(
+        **_estimates(problem, options.confidence, x, samples),
+        eff_at=float(np.exp(problem.ln_size)) if problem.free_alpha else None,
+        form=options.form,
+        rms_log_residual=_rms(residual),
+        points=len(points),
+        confidence=options.confidence if options.bootstrap else None,
+        leave_one_out=_rms(judged) if len(judged) else None,
+        warnings=tuple(warnings_of(problem, points, x, samples, left_out)),
+    )
+
+
+def _check(options: FitOptions) -> None:
+    if options.form not in FORMS:
+        raise unknown("form of the law", options.form, FORMS)
+    if not options.huber_delta > 0:
+        raise UserError(f"huber_delta={options.huber_delta} must be positive.")
+    if options.bootstrap < 0:
+        raise UserError(f"bootstrap={options.bootstrap} must not be negative.")
+    if not 0 < options.confidence < 1:
+        raise UserError(f"confidence={options.confidence} must lie between 0 and 1.")
+
+
+def _check_points(points: Sequence[Point], problem: Regression) -> None:
+    if not any(p.precision == REFERENCE for p in points):
+        known = ", ".join(problem.labels) or "none"
+        raise UserError(
+            f"no run of the reference precision 16 (bits=bf16), whose eff is 1: the runs have"
+            f" {known}. Add unquantized runs, or label them 16."
+        )
+    if len(points) < problem.parameters:
+        raise UserError(
+            f"{len(points)} points cannot determine the {problem.parameters} parameters of this"
+            f" law (A, α, B, β, E{', and for each precision ' if problem.labels else ''}"
+            f"{'an eff' if problem.labels else ''}{' and an α' if problem.free_alpha else ''})."
+        )
+
+
+def _best(problem: Regression, huber_delta: float) -> Array:
+    """The solution of lowest cost over all starts, [p]."""
+    starts = problem.starts()
+    log_loss = np.tile(problem.log_loss, (len(starts), 1))
+    x, cost = solve(problem, starts, log_loss, np.ones_like(log_loss), huber_delta)
+    best: Array = x[cost.argmin()]
+    return best
+
+
+def _bootstrap(problem: Regression, x: Array, options: FitOptions) -> Array:
+    """Solutions [bootstrap, p] of resampled data: the law's prediction plus residuals drawn from
+    those of the fit, each enlarged by what its leverage took from it."""
+    predicted = problem.predict(x[None])[0]
+    leverage = leverages(problem, x)
+    free = leverage < LEVERAGE_LIMIT
+    pool = (problem.log_loss - predicted)[free] / np.sqrt(1 - leverage[free])
+    if not len(pool):
+        raise UserError("every point is needed to determine the law: no intervals; bootstrap=0.")
+    draws = np.random.default_rng(options.seed).choice(
+        pool - pool.mean(), size=(options.bootstrap, len(predicted))
+    )
+    log_loss = predicted + draws
+    starts = np.tile(x, (options.bootstrap, 1))
+    return solve(problem, starts, log_loss, np.ones_like(log_loss), options.huber_delta)[0]
+
+
+def _leave_one_out(problem: Regression, x: Array, huber_delta: float) -> Array:
+    """Log loss of each point minus its prediction by the law of all others, [n]; nan where the
+    others cannot predict it (a precision seen once)."""
+    n = len(problem.log_loss)
+    log_loss = np.tile(problem.log_loss, (n, 1))
+    solutions, _ = solve(problem, np.tile(x, (n, 1)), log_loss, 1 - np.eye(n), huber_delta)
+    left_out = problem.log_loss - np.diagonal(problem.predict(solutions))
+    return np.where(leverages(problem, x) < LEVERAGE_LIMIT, left_out, np.nan)
+
+
+def _estimates(
+    problem: Regression, confidence: float, x: Array, samples: Array | None
+) -> dict[str, Any]:
+    """The fields of `Law` that are estimates, in units of single parameters and tokens."""
+    rows = x[None] if samples is None else np.vstack([x, samples])
+    tail = (1 - confidence) / 2
+
+    def estimate(column: Array) -> Estimate:
+        if samples is None:
+            return Estimate(float(column[0]))
+        low, high = np.quantile(column[1:], [tail, 1 - tail])
+        return Estimate(float(column[0]), float(low), float(high))
+
+    own_alphas = SHARED + len(problem.labels)
+    return {
+        "A": estimate(np.exp(rows[:, LN_A] + rows[:, ALPHA] * problem.ln_size)),
+        "alpha": estimate(rows[:, ALPHA]),
+        "B": estimate(np.exp(rows[:, LN_B] + rows[:, BETA] * problem.ln_data)),
+        "beta": estimate(rows[:, BETA]),
+        "E": estimate(rows[:, E]),
+        "eff": {
+            label: estimate(np.exp(rows[:, SHARED + k])) for k, label in enumerate(problem.labels)
+        },
+        "alpha_of": {
+            label: estimate(rows[:, own_alphas + k])
+            for k, label in enumerate(problem.labels)
+            if problem.free_alpha
+        },
+    }
+
+
+def _rms(residual: Array) -> float:
+    return float(np.sqrt(np.mean(residual**2)))
