@@ -30,6 +30,10 @@ LEVERAGE_LIMIT = 0.99
 """A point that the fit follows this closely has no residual to learn the noise from."""
 
 
+KEPT_DRAWS = 200
+"""Bootstrap samples that go into the law's record, for intervals of predictions."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """How to fit. The Huber loss is quadratic up to residuals of ``huber_delta``; its default is
@@ -61,13 +65,15 @@ def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
     left_out = _leave_one_out(problem, x, options.huber_delta)
     judged = left_out[np.isfinite(left_out)]
     return Law(
-        **_estimates(problem, options.confidence, x, samples),
-        eff_at=float(np.exp(problem.ln_size)) if problem.free_alpha else None,
         form=options.form,
+        **_estimates(problem, x, samples, options.confidence),
         rms_log_residual=_rms(residual),
         points=len(points),
         confidence=options.confidence if options.bootstrap else None,
         leave_one_out=_rms(judged) if len(judged) else None,
+        eff_at=float(np.exp(problem.ln_size)) if problem.free_alpha else None,
+        params_range=_range([p.params for p in points]),
+        tokens_range=_range([p.tokens for p in points]),
         warnings=tuple(warnings_of(problem, points, x, samples, left_out)),
     )
 
@@ -135,34 +141,53 @@ def _leave_one_out(problem: Regression, x: Array, huber_delta: float) -> Array:
 
 
 def _estimates(
-    problem: Regression, confidence: float, x: Array, samples: Array | None
+    problem: Regression, x: Array, samples: Array | None, confidence: float
 ) -> dict[str, Any]:
-    """The fields of `Law` that are estimates, in units of single parameters and tokens."""
+    """The fields of `Law` that are fitted, in units of single parameters and tokens."""
     rows = x[None] if samples is None else np.vstack([x, samples])
+    columns = _columns(problem, rows)
     tail = (1 - confidence) / 2
 
-    def estimate(column: Array) -> Estimate:
-        if samples is None:
-            return Estimate(float(column[0]))
-        low, high = np.quantile(column[1:], [tail, 1 - tail])
-        return Estimate(float(column[0]), float(low), float(high))
+    def estimate(name: str) -> Estimate:
+        value, draws = float(columns[name][0]), columns[name][1:]
+        if not len(draws):
+            return Estimate(value)
+        low, high = np.quantile(draws, [tail, 1 - tail])
+        return Estimate(value, float(low), float(high))
 
-    own_alphas = SHARED + len(problem.labels)
     return {
-        "A": estimate(np.exp(rows[:, LN_A] + rows[:, ALPHA] * problem.ln_size)),
-        "alpha": estimate(rows[:, ALPHA]),
-        "B": estimate(np.exp(rows[:, LN_B] + rows[:, BETA] * problem.ln_data)),
-        "beta": estimate(rows[:, BETA]),
-        "E": estimate(rows[:, E]),
-        "eff": {
-            label: estimate(np.exp(rows[:, SHARED + k])) for k, label in enumerate(problem.labels)
-        },
+        **{name: estimate(name) for name in ("A", "alpha", "B", "beta", "E")},
+        "eff": {label: estimate(f"eff {label}") for label in problem.labels},
         "alpha_of": {
-            label: estimate(rows[:, own_alphas + k])
-            for k, label in enumerate(problem.labels)
-            if problem.free_alpha
+            label: estimate(f"alpha {label}") for label in problem.labels if problem.free_alpha
+        },
+        "draws": {
+            name: tuple(float(f"{draw:.6g}") for draw in column[1 : 1 + KEPT_DRAWS])
+            for name, column in columns.items()
+            if len(column) > 1
         },
     }
+
+
+def _columns(problem: Regression, rows: Array) -> dict[str, Array]:
+    """Each fitted number by name, a value for each of ``rows`` [R, p]."""
+    labels = problem.labels
+    columns = {
+        "A": np.exp(rows[:, LN_A] + rows[:, ALPHA] * problem.ln_size),
+        "alpha": rows[:, ALPHA],
+        "B": np.exp(rows[:, LN_B] + rows[:, BETA] * problem.ln_data),
+        "beta": rows[:, BETA],
+        "E": rows[:, E],
+    }
+    columns |= {f"eff {label}": np.exp(rows[:, SHARED + k]) for k, label in enumerate(labels)}
+    if problem.free_alpha:
+        own = rows[:, SHARED + len(labels) :]
+        columns |= {f"alpha {label}": own[:, k] for k, label in enumerate(labels)}
+    return columns
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    return min(values), max(values)
 
 
 def _rms(residual: Array) -> float:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.precision import REFERENCE
 from questtrain.store.files import write_json
+
+Array: TypeAlias = NDArray[np.float64]
 
 FORMS = ("quest", "chinchilla", "free-alpha")
 
@@ -41,7 +43,8 @@ class Law:
     ``eff`` holds every precision but the reference, by label. In the form ``free-alpha``,
     ``alpha_of`` holds the α of each (``alpha`` is the reference's), and eff depends on the size:
     it is meant at ``eff_at`` parameters. ``leave_one_out`` is the rms of the log residuals of
-    points predicted without them.
+    points predicted without them. ``params_range`` and ``tokens_range`` are those of the data;
+    ``draws`` are bootstrap samples of the numbers, by name (``A``, …, ``eff 4``, ``alpha 4``).
     """
 
     form: str
@@ -57,6 +60,9 @@ class Law:
     leave_one_out: float | None = None
     alpha_of: Mapping[str, Estimate] = field(default_factory=dict)
     eff_at: float | None = None
+    params_range: tuple[float, float] | None = None
+    tokens_range: tuple[float, float] | None = None
+    draws: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -72,17 +78,34 @@ class Law:
             raise unknown("precision of this law", precision, self.precisions)
         return self.eff[precision].value
 
-    def loss(self, params: ArrayLike, tokens: ArrayLike, precision: str) -> NDArray[np.float64]:
+    def loss(self, params: ArrayLike, tokens: ArrayLike, precision: str) -> Array:
         """Predicted loss in nats; ``params`` and ``tokens`` broadcast against each other."""
-        eff, sizes = self.efficiency(precision), np.asarray(params, dtype=np.float64)
-        if precision in self.alpha_of and self.eff_at is not None:
-            size = self.A.value * (self.eff_at * eff) ** -self.alpha.value
-            size = size * (sizes / self.eff_at) ** -self.alpha_of[precision].value
-        else:
-            size = self.A.value * (sizes * eff) ** -self.alpha.value
-        data = self.B.value * np.asarray(tokens, dtype=np.float64) ** -self.beta.value
-        predicted: NDArray[np.float64] = np.asarray(size + data + self.E.value)
+        numbers = {key: np.array(estimate.value) for key, estimate in self._estimates().items()}
+        return self._loss(numbers, params, tokens, precision)
+
+    def loss_draws(self, params: float, tokens: float, precision: str) -> Array:
+        """The loss that each bootstrap sample predicts, [draws]; empty where there are none."""
+        draws = {key: np.array(values) for key, values in self.draws.items()}
+        return self._loss(draws, params, tokens, precision) if draws else np.empty(0)
+
+    def _loss(
+        self, numbers: Mapping[str, Array], params: ArrayLike, tokens: ArrayLike, precision: str
+    ) -> Array:
+        self.efficiency(precision)
+        eff = numbers.get(f"eff {precision}", np.array(1.0))
+        own_alpha = numbers.get(f"alpha {precision}", numbers["alpha"])
+        sizes, data = (np.asarray(n, dtype=np.float64) for n in (params, tokens))
+        pivot = self.eff_at or 1.0
+        at_pivot = numbers["A"] * (pivot * eff) ** -numbers["alpha"]
+        size_term = at_pivot * (sizes / pivot) ** -own_alpha
+        predicted: Array = size_term + numbers["B"] * data ** -numbers["beta"] + numbers["E"]
         return predicted
+
+    def _estimates(self) -> dict[str, Estimate]:
+        """Every fitted number by the name it has in ``draws``."""
+        shared = {"A": self.A, "alpha": self.alpha, "B": self.B, "beta": self.beta, "E": self.E}
+        effs = {f"eff {label}": estimate for label, estimate in self.eff.items()}
+        return shared | effs | {f"alpha {label}": e for label, e in self.alpha_of.items()}
 
 
 def write_law(law: Law, path: Path) -> None:
@@ -124,8 +147,15 @@ def _law(content: Any) -> Law:
         leave_one_out=content.get("leave_one_out"),
         alpha_of={k: _estimate(entry) for k, entry in content.get("alpha_of", {}).items()},
         eff_at=content.get("eff_at"),
+        params_range=_pair(content.get("params_range")),
+        tokens_range=_pair(content.get("tokens_range")),
+        draws={key: tuple(map(float, draws)) for key, draws in content.get("draws", {}).items()},
         warnings=tuple(content.get("warnings", ())),
     )
+
+
+def _pair(entry: Any) -> tuple[float, float] | None:
+    return None if entry is None else (float(entry[0]), float(entry[1]))
 
 
 def _estimate(entry: Any) -> Estimate:
