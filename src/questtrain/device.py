@@ -8,21 +8,8 @@ import sys
 
 import torch
 
+from questtrain.config.gpus import peak_bf16_flops
 from questtrain.errors import UserError
-
-PEAK_BF16_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "RTX 5090": 209e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "A10": 125e12,
-}
-"""Dense BF16 tensor-core rates by (a part of) the device's name, from the vendors' data sheets."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,6 +30,26 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def choose_device_of_rank(name: str, local_rank: int) -> torch.device:
+    """The same for one of several processes on a machine, each with a GPU of its own."""
+    device = choose_device(name)
+    if device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise UserError(
+            f"device={name} is one GPU for several processes; device=cuda gives each one."
+        )
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"process {local_rank} (LOCAL_RANK, from 0) of this machine finds {count} GPUs: start"
+            " one process a GPU, or give device=cpu."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
 def device_name(device: torch.device) -> str:
     """What a run record calls the device."""
     if device.type == "cuda":
@@ -54,8 +61,7 @@ def peak_flops(device: torch.device) -> float | None:
     """Peak dense BF16 FLOP/s, or None where it is not known (then no MFU is reported)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((rate for part, rate in PEAK_BF16_FLOPS.items() if part in name), None)
+    return peak_bf16_flops(torch.cuda.get_device_name(device))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

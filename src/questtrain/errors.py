@@ -9,11 +9,21 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input: the command line prints the message alone and exits with code 2."""
 
+    exit_code = 2
+
 
 class TrainingStopped(Exception):
     """A run that ends early (diverged, out of memory, a signal): message alone, its exit code."""
 
     exit_code = 1
+
+
+class Elsewhere(TrainingStopped):
+    """Another process of the same run says why it ends; this one only exits, with its code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"another process of this run ends it with exit code {exit_code}.")
+        self.exit_code = exit_code
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib import import_module
 
 from questtrain import __version__
 from questtrain.cli.commands import COMMANDS
-from questtrain.errors import TrainingStopped, UserError, unknown
+from questtrain.errors import Elsewhere, TrainingStopped, UserError, unknown
+
+SECONDS_TO_SPEAK = 1.0
+"""torchrun ends all processes of a run when one does: the one that says why goes first."""
 
 HELP = f"""questtrain {__version__}: Llama pretraining with quantized weights and activations
 
@@ -45,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Elsewhere as error:
+        time.sleep(SECONDS_TO_SPEAK)
+        return error.exit_code
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return error.exit_code

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
+from questtrain.errors import Elsewhere, UserError
 
 SETTINGS = {
     "model": "size: {model}",
@@ -67,12 +69,19 @@ def main(words: Sequence[str]) -> int:
     if arguments.help:
         print(help_page(), end="")
         return 0
-    config = train_config(arguments)
+    speaks = os.environ.get("RANK", "0") == "0"  # of the processes of one run
+    try:
+        config = train_config(arguments)
+    except UserError as error:
+        if speaks:
+            raise
+        raise Elsewhere(error.exit_code) from error
     if arguments.show_config:
         print(to_yaml(asdict(config)), end="")
         return 0
     from questtrain.train.run import train
 
     folder, _ = train(config)
-    print(folder)
+    if speaks:
+        print(folder)
     return 0

@@ -85,15 +85,20 @@ class Loader:
 
 
 def validation_batches(
-    shards: Iterable[Shard], batch_size: int, sequence_length: int, max_tokens: int
+    shards: Iterable[Shard],
+    batch_size: int,
+    sequence_length: int,
+    max_tokens: int,
+    rows: slice = slice(None),
 ) -> Iterator[NDArray[np.int64]]:
     """⌊max_tokens / T⌋ windows (at least one), evenly spread, in order, as int64 [rows, T + 1].
 
     Always the same windows, so that losses compare across runs; the last batch may be shorter.
+    A rank asks for its ``rows`` of each batch; of a short one they may be none.
     """
     windows = Windows(shards, sequence_length)
     windows.require_one("validation")
     count = min(len(windows), max(1, max_tokens // sequence_length))
     numbers = np.arange(count, dtype=np.int64) * len(windows) // count
     for start in range(0, count, batch_size):
-        yield windows.read(numbers[start : start + batch_size])
+        yield windows.read(numbers[start : start + batch_size][rows])

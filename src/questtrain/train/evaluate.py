@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from questtrain.train.parallel import World
+
 IGNORED = -100
 """Target of padded positions; they count in no loss."""
 
@@ -46,12 +48,13 @@ def validation_loss(
     batches: Iterable[np.ndarray],
     rows: int,
     device: torch.device,
+    world: World,
 ) -> float:
-    """Mean loss in nats a token over ``batches`` of int64 ``[≤ rows, T+1]``.
+    """Mean loss in nats a token over the ``batches`` of all ranks, int64 ``[≤ rows, T+1]``.
 
     A short last batch is padded to ``rows``, so that a compiled model sees one shape only.
     """
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    total, count = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in batches:
         tokens = torch.from_numpy(batch).to(device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -60,4 +63,5 @@ def validation_loss(
             inputs = F.pad(inputs, (0, 0, 0, missing))
             targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
         total += loss_of(inputs.contiguous(), targets.contiguous())
-    return float(total) / count
+    world.sum([total, count])
+    return float(total) / float(count)

@@ -74,15 +74,20 @@ class WandbLogger:
 
 
 class Metrics:
-    """Fans rows out to the run's file and its logger."""
+    """Fans rows out to the run's file and its logger; on a rank that ``writes`` none, to nobody."""
 
     def __init__(
-        self, folder: Path, start_step: int, config: LoggerConfig, resolved: dict[str, Any]
+        self,
+        folder: Path,
+        start_step: int,
+        config: LoggerConfig,
+        resolved: dict[str, Any],
+        writes: bool,
     ) -> None:
-        self._sinks: list[MetricsFile | WandbLogger] = [
-            MetricsFile(folder / "metrics.jsonl", start_step)
-        ]
-        if config.name == "wandb":
+        self._sinks: list[MetricsFile | WandbLogger] = []
+        if writes:
+            self._sinks.append(MetricsFile(folder / "metrics.jsonl", start_step))
+        if writes and config.name == "wandb":
             self._sinks.append(WandbLogger(config, folder, resolved))
 
     def write(self, row: dict[str, Any]) -> None:
@@ -126,8 +131,8 @@ class StepRate:
 class Progress:
     """A tqdm bar on a terminal; elsewhere (a job's log) a line every ten seconds."""
 
-    def __init__(self, total: int, start: int) -> None:
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, total: int, start: int, shown: bool = True) -> None:
+        self._terminal = shown and sys.stderr.isatty()
         self._total = total
         self._last_line = time.monotonic()
         self._bar = tqdm(

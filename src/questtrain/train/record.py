@@ -34,11 +34,13 @@ def build_record(
     rows: list[dict[str, Any]],
     wall_seconds: float,
     device: torch.device,
+    world_size: int = 1,
 ) -> dict[str, Any]:
     """One flat mapping; ``rows`` are those of metrics.jsonl.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
-    validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones.
+    validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones; ``device`` is
+    one of ``world_size`` like it.
     """
     bits, quant = parse_bits(config.bits), config.quant
     estimator = _estimator(config, bits) if bits.quantized else None
@@ -83,6 +85,7 @@ def build_record(
         "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
         "lr_scale": quant.lr_scale if learned else None,
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
+        "world_size": world_size,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
-from questtrain.device import choose_device, device_name
+from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import TrainingStopped, UserError
-from questtrain.train.run_folder import claim_run, read_record, settle_config
-from questtrain.train.trainer import Trainer
+from questtrain.train.parallel import World, join_world
+from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_config
+from questtrain.train.trainer import Trainer, micro_batch_size
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +24,26 @@ log = logging.getLogger(__name__)
 def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
     """Train ``config`` in its run folder; returns the folder and the run record.
 
-    A run that is already complete is left alone. Raises UserError for bad input and
-    TrainingStopped when training ends early: diverged, out of memory, a signal.
+    A run that is already complete is left alone. Several processes whose environment says that
+    they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
+    and TrainingStopped when training ends early: diverged, out of memory, a signal.
     """
-    device = choose_device(config.device)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
-    with claim_run(config) as folder:
-        dataset = prepare(config.data, tokens_needed=tokens(config))
-        fit_vocabulary(config, dataset)
-        settle_config(folder, config)
-        record = read_record(folder)
+    on_gpus = config.device != "cpu" and torch.cuda.is_available()
+    with join_world(on_gpus) as world, ExitStack() as claims:
+        device = world.together(lambda: _device(config, world))
+        folder = world.together(lambda: _claim(config, world, claims))
+        dataset = world.first_then_others(lambda: _dataset(config))
+        record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
             return folder, record
-        tokenizer = dataset.tokenizer.path
-        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
-        shutil.copyfile(tokenizer, folder / name)
-        _announce(config, dataset, device)
+        _announce(config, dataset, device, world)
         try:
-            record = Trainer(config, dataset, folder, device).run()
+            record = world.together(Trainer(config, dataset, folder, device, world).run)
         except torch.OutOfMemoryError as error:
-            raise TrainingStopped(_out_of_memory(config, device)) from error
+            raise TrainingStopped(_out_of_memory(config, device, world)) from error
         log.info(
             "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
             record["val_loss"],
@@ -54,8 +54,41 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         return folder, record
 
 
-def _out_of_memory(config: TrainConfig, device: torch.device) -> str:
-    micro_batch = config.micro_batch_size or config.batch_size
+def _device(config: TrainConfig, world: World) -> torch.device:
+    world.rows(config.batch_size)
+    if world.size == 1:
+        return choose_device(config.device)
+    return choose_device_of_rank(config.device, world.local_rank)
+
+
+def _claim(config: TrainConfig, world: World, claims: ExitStack) -> Path:
+    """The run's folder, which rank 0 holds for all until ``claims`` close."""
+    return claims.enter_context(claim_run(config)) if world.is_first else run_folder(config)
+
+
+def _dataset(config: TrainConfig) -> TokenDataset:
+    dataset = prepare(config.data, tokens_needed=tokens(config))
+    fit_vocabulary(config, dataset)
+    return dataset
+
+
+def _settle(
+    config: TrainConfig, dataset: TokenDataset, folder: Path, world: World
+) -> dict[str, Any] | None:
+    """Rank 0 makes the folder this run's; returns its record if it has ended already."""
+    if not world.is_first:
+        return None
+    settle_config(folder, config)
+    record = read_record(folder)
+    if record is None or record["status"] != "completed":
+        tokenizer = dataset.tokenizer.path
+        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
+        shutil.copyfile(tokenizer, folder / name)
+    return record
+
+
+def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> str:
+    micro_batch = micro_batch_size(config, world)
     if micro_batch == 1:
         return f"out of memory on {device} with one sequence at a time: try a smaller model."
     return (
@@ -75,13 +108,16 @@ def fit_vocabulary(config: TrainConfig, dataset: TokenDataset) -> None:
     config.model.vocab_size = dataset.vocab_size
 
 
-def _announce(config: TrainConfig, dataset: TokenDataset, device: torch.device) -> None:
+def _announce(
+    config: TrainConfig, dataset: TokenDataset, device: torch.device, world: World
+) -> None:
     log.info(
-        "%s: %s non-embedding parameters, %s, method %s, on %s",
+        "%s: %s non-embedding parameters, %s, method %s, on %s%s",
         config.name,
         f"{non_embedding_params(config.model):,}",
         config.bits,
         config.quant.method,
+        "" if world.size == 1 else f"{world.size} × ",
         device_name(device),
     )
     log.info(

@@ -21,6 +21,11 @@ from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.store.files import write_text
 
 
+def run_folder(config: TrainConfig) -> Path:
+    """``runs_dir/name``."""
+    return Path(config.runs_dir).expanduser() / str(config.name)
+
+
 @contextmanager
 def claim_run(config: TrainConfig) -> Iterator[Path]:
     """The folder ``runs_dir/name``, writable and held by this process alone.
@@ -28,7 +33,7 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
     UserError if it cannot be written or is being trained by another process. A folder in which
     nothing was written is removed again.
     """
-    folder = Path(config.runs_dir).expanduser() / str(config.name)
+    folder = run_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

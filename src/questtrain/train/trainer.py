@@ -23,7 +23,7 @@ from torch import Tensor
 from questtrain.config import TrainConfig, flops_per_token, steps
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
-from questtrain.errors import TrainingStopped
+from questtrain.errors import Elsewhere, TrainingStopped
 from questtrain.model import Llama
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
@@ -37,6 +37,7 @@ from questtrain.train.optimizer import (
     restore_optimizer,
     set_learning_rate,
 )
+from questtrain.train.parallel import World
 from questtrain.train.picture import draw_loss
 from questtrain.train.record import build_record
 from questtrain.train.schedule import learning_rate
@@ -45,6 +46,11 @@ log = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 8
 """Sequences that learned scales are initialised from."""
+
+
+def micro_batch_size(config: TrainConfig, world: World) -> int:
+    """Sequences at once on each device."""
+    return min(config.micro_batch_size or config.batch_size, config.batch_size // world.size)
 
 
 class Interrupted(TrainingStopped):
@@ -56,14 +62,22 @@ class Interrupted(TrainingStopped):
 
 
 class Trainer:
-    """One run on one device, from its last checkpoint (if any) to its record."""
+    """One run on one device, or one rank's part of it, from its last checkpoint (if any) to its
+    record."""
 
     def __init__(
-        self, config: TrainConfig, dataset: TokenDataset, folder: Path, device: torch.device
+        self,
+        config: TrainConfig,
+        dataset: TokenDataset,
+        folder: Path,
+        device: torch.device,
+        world: World,
     ) -> None:
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
+        self.world = world
         self.total_steps = steps(config)
-        self.micro_batch = config.micro_batch_size or config.batch_size
+        self.rows = world.rows(config.batch_size)
+        self.micro_batch = micro_batch_size(config, world)
         self.loader = Loader(
             dataset.train, config.batch_size, config.sequence_length, seed=config.seed
         )
@@ -85,16 +99,20 @@ class Trainer:
         """Train to the end and return the run record; raises TrainingStopped."""
         self._restore()
         self._initialise_scales()
-        with self._stops_on_signals(), self._metrics() as metrics:
+        self.world.copy_from_first(self.model.parameters())
+        with self._stops_on_signals(), self.world.together(self._metrics) as metrics:
             self._train(metrics)
-        return self._finish("completed")
+        return self.world.from_first(self._finish("completed") if self.world.is_first else {})
 
     def _metrics(self) -> Metrics:
-        return Metrics(self.folder, self.step, self.config.logger, asdict(self.config))
+        resolved = asdict(self.config)
+        return Metrics(
+            self.folder, self.step, self.config.logger, resolved, writes=self.world.is_first
+        )
 
     def _train(self, metrics: Metrics) -> None:
         config = self.config
-        progress = Progress(self.total_steps, self.step)
+        progress = Progress(self.total_steps, self.step, shown=self.world.is_first)
         rate = StepRate(self.step)
         diagnose_every = config.train.diagnose_every
         try:
@@ -103,7 +121,7 @@ class Trainer:
                 self.step += 1
                 progress.advance()
                 last = self.step == self.total_steps
-                stop = self.interrupted_by
+                stop = self.world.largest(self.interrupted_by)
                 if last or self.step % config.log_every == 0:
                     self._check_finite()
                     row = self._logged(row, rate.since_last(self.step))
@@ -138,23 +156,28 @@ class Trainer:
 
     def _backward(self) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; returns that loss."""
-        batch = torch.from_numpy(self.loader.batch(self.step))
+        config = self.config
+        batch = torch.from_numpy(self.loader.batch(self.step, self.rows))
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        targets_in_batch = batch.shape[0] * (batch.shape[1] - 1)
+        targets_in_batch = config.batch_size * config.sequence_length
         total = torch.zeros((), device=self.device)
         for tokens in torch.split(batch, self.micro_batch):
             loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             loss = loss / targets_in_batch
             torch.autograd.backward(loss)
             total += loss.detach()
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        self.world.sum([*gradients, total])
         return total
 
     def _initialise_scales(self) -> None:
-        """Learned scales start from the first rows of the first batch, whatever the micro-batch."""
+        """Learned scales start from the first rows of the first batch, whatever the micro-batch
+        and the rank."""
         if all(scalar.initialised for scalar in learned_scalars(self.model)):
             return
-        tokens = torch.from_numpy(self.loader.batch(0)[:CALIBRATION_ROWS]).to(self.device)
+        rows = self.loader.batch(0, slice(CALIBRATION_ROWS))
+        tokens = torch.from_numpy(rows).to(self.device)
         with torch.no_grad():
             self.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
 
@@ -162,6 +185,7 @@ class Trainer:
         config = self.config
         batch_tokens = config.batch_size * config.sequence_length
         tokens_per_second = steps_per_second * batch_tokens
+        per_device = tokens_per_second / self.world.size
         peak = peak_flops(self.device)
         flops = flops_per_token(config.model, config.model.vocab_size or 0, config.sequence_length)
         return {
@@ -171,19 +195,21 @@ class Trainer:
             "grad_norm": float(row["grad_norm"]),
             "tokens": self.step * batch_tokens,
             "tokens_per_second": round(tokens_per_second, 1),
-            "mfu": None if peak is None else round(flops * tokens_per_second / peak, 4),
+            "mfu": None if peak is None else round(flops * per_device / peak, 4),
             "memory_bytes": peak_memory_bytes(self.device),
         }
 
     def _validate(self) -> dict[str, Any]:
         config = self.config
+        rows, rank = self.micro_batch, self.world.rank
         batches = validation_batches(
             self.dataset.validation,
-            self.micro_batch,
+            rows * self.world.size,
             config.sequence_length,
             config.train.validation_tokens,
+            slice(rows * rank, rows * (rank + 1)),
         )
-        loss = validation_loss(self.loss_of, batches, self.micro_batch, self.device)
+        loss = validation_loss(self.loss_of, batches, rows, self.device, self.world)
         tokens = self.step * config.batch_size * config.sequence_length
         return {"step": self.step, "val_loss": loss, "tokens": tokens}
 
@@ -196,6 +222,8 @@ class Trainer:
         step = int(self._first_bad_step)
         if step < 0:
             return
+        if not self.world.is_first:
+            raise Elsewhere(TrainingStopped.exit_code)
         checkpoint = latest_checkpoint(self.folder)
         kept = f"step {checkpoint.step} ({checkpoint.folder})" if checkpoint else "none"
         self._finish("diverged")
@@ -206,15 +234,19 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        checkpoint = latest_checkpoint(self.folder)
+        world, folder = self.world, self.folder
+        found = world.together(lambda: latest_checkpoint(folder) if world.is_first else None)
+        checkpoint = world.from_first(found)
         if checkpoint is None:
             return
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.optimizer)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
-        log.info("resuming %s at step %d", self.folder, self.step)
+        log.info("resuming %s at step %d", folder, self.step)
 
     def _save(self) -> None:
+        if not self.world.is_first:
+            return
         parts = {
             "model": self.model.state_dict(),
             "optimizer": optimizer_tensors(self.model, self.optimizer),
@@ -231,6 +263,7 @@ class Trainer:
             rows,
             self._wall_seconds(),
             self.device,
+            self.world.size,
         )
         draw_loss(
             rows,

@@ -1,0 +1,220 @@
+"""Data-parallel training: the processes of one run, and what they agree on.
+
+Each rank holds the whole model and takes its contiguous rows of every batch. Its gradient is that
+of the sum over its rows, divided by the targets of the whole batch, so that summing over the ranks
+gives the gradient of the mean; after that every rank computes the same update. Rank 0 alone writes.
+
+There are two groups. Gradients travel through the first (NCCL between GPUs, gloo between CPUs).
+What is agreed (errors, signals, the checkpoint to start from) travels between the hosts' CPUs
+through the second, which waits as long as the preparation of data may take, and which fails at once
+when a process dies. One process makes neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from questtrain.errors import Elsewhere, TrainingStopped, UserError
+
+T = TypeVar("T")
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets for each process; under srun, see docs/cluster.md."""
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for the others to start, or for their gradients."""
+
+PREPARATION = timedelta(days=7)
+"""How long a rank waits for rank 0 to tokenize a corpus."""
+
+MESSAGE_BYTES = 64 << 20
+"""Gradients are summed in flat pieces of about this size: few messages, little extra memory."""
+
+
+class PeerLost(TrainingStopped):
+    """Another process of the run ended without a word to this one."""
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of its run; alone, every method is free and changes nothing."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the run folder and speaks for all."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """This rank's rows of a batch; UserError if they cannot be the same number on all."""
+        per_rank, left = divmod(batch_size, self.size)
+        if left:
+            close = max(1, round(batch_size / self.size)) * self.size
+            raise UserError(
+                f"batch_size={batch_size} does not divide among {self.size} processes; the nearest"
+                f" that does is {close}."
+            )
+        return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
+
+    @torch.no_grad()
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Sum each tensor (all of one dtype, on one device) over the ranks, in place."""
+        if self.size == 1:
+            return
+        for piece in _pieces(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in piece])
+            with _peers():
+                dist.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in piece])
+            for tensor, part in zip(piece, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    @torch.no_grad()
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite each tensor with rank 0's."""
+        if self.size > 1:
+            for tensor in tensors:
+                with _peers():
+                    dist.broadcast(tensor, src=0)
+
+    def largest(self, number: int) -> int:
+        """The largest of the ranks' numbers."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor([number])
+        with _peers():
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.control)
+        return int(numbers)
+
+    def from_first(self, value: T) -> T:
+        """Rank 0's value, which must pickle."""
+        if self.size == 1:
+            return value
+        values = [value]
+        with _peers():
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Do ``work`` on every rank. If it raises UserError or TrainingStopped on some, it ends on
+        all: the first of them raises its error, the others Elsewhere."""
+        if self.size == 1:
+            return work()
+        result: list[T] = []
+        error: UserError | TrainingStopped | None = None
+        try:
+            result.append(work())
+        except PeerLost:
+            raise
+        except (UserError, TrainingStopped) as raised:
+            error = raised
+        codes = torch.zeros(self.size, dtype=torch.int64)
+        codes[self.rank] = 0 if error is None or isinstance(error, Elsewhere) else error.exit_code
+        with _peers():
+            dist.all_reduce(codes, group=self.control)
+        if not codes.any():
+            return result[0]
+        speaker = int(codes.nonzero()[0])
+        if error is not None and speaker == self.rank:
+            raise error
+        raise Elsewhere(int(codes[speaker])) from error
+
+    def first_then_others(self, work: Callable[[], T]) -> T:
+        """`together`, where the others begin when rank 0 has left its result on disk for them."""
+        if self.is_first:
+            result = self.together(work)
+            self.together(lambda: None)
+            return result
+        self.together(lambda: None)
+        return self.together(work)
+
+
+def world_from(environment: Mapping[str, str]) -> World:
+    """The World that torchrun's variables describe, not yet joined; UserError if some are missing
+    or senseless."""
+    if environment.get("WORLD_SIZE", "1") == "1":
+        return World()
+    missing = [name for name in VARIABLES if name not in environment]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={environment['WORLD_SIZE']} asks for one run of several processes, which"
+            f" needs {', '.join(missing)} too: torchrun sets them, docs/cluster.md says how under"
+            " srun."
+        )
+    try:
+        rank, size, local_rank, _ = (
+            int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+        )
+    except ValueError as error:
+        raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK, MASTER_PORT: {error}.") from error
+    if not 0 <= rank < size or local_rank < 0:
+        raise UserError(f"RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank}: impossible.")
+    return World(rank, size, local_rank)
+
+
+@contextmanager
+def join_world(on_gpus: bool) -> Iterator[World]:
+    """The World of the environment, its groups made and, when all has gone well, closed.
+
+    An error closes nothing: a collective may be under way, and the end of the process ends it.
+    """
+    world = world_from(os.environ)
+    if world.size == 1:
+        yield world
+        return
+    if not world.is_first:
+        logging.getLogger("questtrain").setLevel(logging.ERROR)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise TrainingStopped(
+            f"rank {world.rank} of {world.size} did not meet the others at"
+            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {_first_line(error)}."
+        ) from error
+    control = dist.new_group(backend="gloo", timeout=PREPARATION)
+    yield World(world.rank, world.size, world.local_rank, control)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """A collective fails when a rank is gone; the one that is gone has said why, if it could."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(
+            f"another process of this run has ended ({_first_line(error)}). The same command"
+            " continues from the last checkpoint."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in lists of at most about `MESSAGE_BYTES`."""
+    piece: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        piece.append(tensor)
+        size += tensor.nbytes
+        if size >= MESSAGE_BYTES:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
