@@ -6,12 +6,15 @@ that they stay apart in black and white too. Dots are kept for expected values.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
+from questtrain.scaling.precision import DEFAULT_METHOD, REFERENCE, split_label
 from questtrain.store.files import atomic_write
 
 if TYPE_CHECKING:
@@ -24,8 +27,33 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 2, 3, 2)))
 GREY = "0.35"
+
+# One look a precision, in every figure: colour and marker by the format of the weights, dashes and
+# filling by what surrounds it (see `precision_style`).
+_WEIGHTS: dict[str, tuple[str, str]] = {
+    "1": ("#D55E00", "o"),
+    "1.58": ("#882255", "p"),
+    "2": ("#009E73", "s"),
+    "3": ("#0072B2", "^"),
+    "4": ("#E69F00", "D"),
+    "5": ("#999933", "<"),
+    "6": ("#AA4499", ">"),
+    "7": ("#117733", "h"),
+    "8": ("#CC79A7", "v"),
+    "fp4": ("#56B4E9", "P"),
+    "4s24": ("#882255", "*"),
+    "16": ("#000000", "X"),
+}
+_FAMILY_DASHES: dict[str, Any] = {
+    "quest-noht": (0, (5, 2)),
+    "lsq": (0, (3, 1)),
+    "weight-only": (0, (6, 2, 1, 2)),
+}
+_OTHER_DASHES = (0, (9, 2, 3, 2))
+_METHOD_LINES = ("quest", "lsq", "pact", "none", "quest-noht", "ste", "clip", "lsq-plus")
 MARKERS_PER_LINE = 12
-LEGEND_INSIDE = 5  # entries that a panel has room for
+LEGEND_INSIDE = 6  # entries that a panel has room for
+NOTE_CHARACTERS_PER_INCH = 18
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": "small", "handlelength": 4}
 
 FORMATS = ("png", "pdf", "svg")
@@ -88,6 +116,35 @@ def line_style(index: int, points: int = 1) -> dict[str, Any]:
     }
 
 
+def precision_style(label: str) -> dict[str, Any]:
+    """Keyword arguments of a precision's line: QuEST on integers of equal weights and activations,
+    FP4, sparse and BF16 are filled and solid; weight-only, other methods and mixtures are hollow
+    and dashed. A label of the user's own has a look by its letters."""
+    named = split_label(label)
+    if named is None:
+        return line_style(crc32(label.encode()) % (len(COLOURS) * len(MARKERS)))
+    bits, method = named
+    colour, marker = _WEIGHTS[str(bits.weight)]
+    family = method
+    if bits.weight.label != bits.activation.label and method == DEFAULT_METHOD:
+        family = "weight-only" if bits.activation.label == REFERENCE else "mixed"
+    plain = family == DEFAULT_METHOD
+    return {
+        "color": colour,
+        "marker": marker,
+        "linestyle": "-" if plain else _FAMILY_DASHES.get(family, _OTHER_DASHES),
+        "markerfacecolor": colour if plain else "white",
+        "markersize": 9 if marker == "*" else 6,
+        "linewidth": 1.5,
+    }
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """Keyword arguments of a method's line, the same in every figure."""
+    known = method in _METHOD_LINES
+    return line_style(_METHOD_LINES.index(method) if known else crc32(method.encode()) % 40)
+
+
 def line_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     """A figure of one panel for lines, as wide as a page's text."""
     from matplotlib.figure import Figure
@@ -111,6 +168,14 @@ def add_legend(figure: Figure, axes: Axes) -> None:
         legend = figure.legend(handles, labels, loc="outside right center", **_LEGEND)
     for text in legend.get_texts():
         text.set_parse_math(False)
+
+
+def add_notes(figure: Figure, notes: Sequence[str]) -> None:
+    """What the reader must know of the picture, small, below it."""
+    if notes:
+        width = int(NOTE_CHARACTERS_PER_INCH * figure.get_figwidth())
+        text = "\n".join(textwrap.fill(note, width) for note in notes)
+        figure.supxlabel(text, x=0.01, ha="left", fontsize="x-small", color=GREY, parse_math=False)
 
 
 def file_format(path: Path) -> str:

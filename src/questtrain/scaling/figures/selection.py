@@ -1,0 +1,151 @@
+"""Which runs a figure draws, how it calls them, and what it says of those that are missing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TypeAlias
+
+from questtrain.errors import UserError
+from questtrain.scaling.diagnostics import RunHead
+from questtrain.scaling.precision import DEFAULT_METHOD, REFERENCE, label_text, split_label
+from questtrain.scaling.runs import Run, read_runs
+
+log = logging.getLogger(__name__)
+
+Paths: TypeAlias = Sequence[str | Path]
+
+DATASETS = {"c4": "C4"}
+SEED_NOTE = "Bars: lowest to highest of several seeds, the marker their mean."
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, lowest and highest over ``runs`` runs of one place, which differ in their seeds."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(fmean(values), min(values), max(values), len(values))
+
+
+def seed_notes(spreads: Iterable[Spread]) -> list[str]:
+    """What to say of the bars, where there are any."""
+    return [SEED_NOTE] if any(one.runs > 1 for one in spreads) else []
+
+
+def all_runs(paths: Paths) -> list[Run]:
+    return read_runs([str(path) for path in paths])
+
+
+def finished(paths: Paths) -> list[Run]:
+    """The completed runs; the others are named in the log."""
+    runs = all_runs(paths)
+    for run in runs:
+        if run.status != "completed":
+            problem = f" ({run.problem})" if run.problem else ""
+            log.warning("left out: %s is %s%s", run.name, run.status, problem)
+    return [run for run in runs if run.status == "completed"]
+
+
+def nothing_to_draw(figure: str, needs: str, sweep: str) -> UserError:
+    return UserError(f"nothing to draw: {figure} needs {needs} (`questtrain sweep {sweep}`).")
+
+
+def say_missing(figure: str, missing: Sequence[str]) -> None:
+    if missing:
+        log.warning("missing from %s: %s", figure, "; ".join(missing))
+
+
+def richest(
+    runs: Sequence[Run],
+    figure: str,
+    setting: Callable[[Run], Hashable],
+    content: Callable[[Run], Hashable],
+) -> list[Run]:
+    """The runs of the one setting that shows most different contents; the log says how many runs
+    of other settings are left out."""
+    groups: dict[Hashable, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(setting(run), []).append(run)
+    best = max(
+        groups.values(), key=lambda group: (len({content(run) for run in group}), len(group))
+    )
+    if len(best) < len(runs):
+        others = [run.name for run in runs if run not in best]
+        names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
+        log.warning(
+            "left out of %s, which shows %s alone: %d runs of other sizes or settings (%s)",
+            figure,
+            size_and_tokens(best[0]) or "one setting",
+            len(others),
+            names,
+        )
+    return best
+
+
+def budget(run: Run) -> tuple[float | None, float | None, str | None]:
+    """What runs must have in common to compare: parameters, tokens, data set."""
+    return run.number("non_embedding_params"), run.number("tokens"), run.text("dataset")
+
+
+def method_and_bits(run: Run) -> tuple[str, str] | None:
+    """``("lsq", "4")`` of an integer run of equal weights and activations, ``("none", "16")`` of
+    the reference; None for other formats."""
+    label = run.precision or ""
+    named = split_label(label)
+    if label == REFERENCE:
+        return "none", label
+    if named is None or named[0].weight != named[0].activation or named[0].weight.kind != "int":
+        return None
+    return named[1], named[0].weight.label
+
+
+def head(run: Run) -> RunHead:
+    """The run as the labels of diagnostics know it."""
+    named = split_label(run.precision or "")
+    method = run.method or (named[1] if named else DEFAULT_METHOD)
+    bits = run.text("bits") or (str(named[0]) if named else label_text(run.precision or ""))
+    model = run.model or count_text(run.number("non_embedding_params"))
+    hadamard = is_rotated(run)
+    seed = int(run.number("seed") or 0)
+    return RunHead(run.source, run.name, model, bits, method, hadamard, seed)
+
+
+def is_rotated(run: Run) -> bool:
+    """Whether the Hadamard transform was on; by the method where no column says."""
+    said = run.text("hadamard")
+    if said is not None:
+        return said.lower() in ("true", "1")
+    named = split_label(run.precision or "")
+    return (run.method or (named[1] if named else None)) == DEFAULT_METHOD
+
+
+def count_text(number: float | None) -> str:
+    """``30.5M``, ``3B``: a count of parameters or tokens for readers, to three digits."""
+    if number is None:
+        return "?"
+    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def size_and_tokens(run: Run) -> str:
+    """``30M, 3B tokens``."""
+    size, tokens = run.model or count_text(run.number("non_embedding_params")), run.number("tokens")
+    return f"{size}, {count_text(tokens)} tokens" if tokens else size
+
+
+def loss_label(runs: Sequence[Run], quantity: str = "validation loss (nats/token)") -> str:
+    """``C4 validation loss (nats/token)``, without a data set where there are several or none."""
+    datasets = {run.text("dataset") for run in runs}
+    name = datasets.pop() if len(datasets) == 1 else None
+    return f"{DATASETS.get(name, name)} {quantity}" if name else quantity.capitalize()
