@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
@@ -74,3 +75,24 @@ def command_config(
         print(to_yaml(mapping), end="")
         return None
     return arguments, config_from_mapping(kind, mapping)
+
+
+def split_paths(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths, and the options and settings: a path is a word without ``=``, or one that exists."""
+    paths = [w for w in words if not w.startswith("-") and ("=" not in w or Path(w).exists())]
+    return paths, [word for word in words if word not in paths]
+
+
+def take_option(words: Sequence[str], *names: str) -> tuple[str | None, list[str]]:
+    """The value of ``NAME VALUE`` or ``NAME=VALUE``, and the other words; UserError without one."""
+    value, others = None, []
+    rest = iter(words)
+    for word in rest:
+        option, separator, given = word.partition("=")
+        if option not in names:
+            others.append(word)
+            continue
+        value = given if separator else next(rest, "")
+        if not value or value.startswith("-"):
+            raise UserError(f"{option} needs a value.")
+    return value, others

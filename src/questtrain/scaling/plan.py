@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from questtrain.errors import UserError
+from questtrain.errors import UserError, unknown
 from questtrain.scaling.law import Law
 from questtrain.scaling.precision import weight_bits
 
@@ -48,20 +48,20 @@ class Choice:
     best_share: float | None = None
 
 
-def plan(law: Law, budget: Budget) -> list[Choice]:
-    """The best model of every precision whose weights' bits are known, lowest loss first.
+def plan(law: Law, budget: Budget, precisions: Sequence[str] = ()) -> list[Choice]:
+    """The best model of each of ``precisions``, lowest loss first; by default of all that the law
+    knows and whose weights' bits are known.
 
-    UserError: a budget that is no positive number, or bounds nothing.
+    UserError: a budget that is no positive number, or bounds nothing; an unknown precision.
     """
     _check(budget)
     bits = _bits(law)
-    sizes = {label: _best_size(law, label, bits[label], budget) for label in bits}
-    draws = np.array([law.loss_draws(*sizes[label], label) for label in bits])
-    winners = draws.argmin(axis=0) if draws.size else None
-    choices = [
-        _choice(law, label, bits[label], *sizes[label], draws[place], winners, place)
-        for place, label in enumerate(bits)
-    ]
+    for label in precisions:
+        if label not in bits:
+            raise unknown("precision of this law", label, bits)
+    choices = [_best(law, label, bits[label], budget) for label in precisions or bits]
+    if law.draws and law.confidence is not None:
+        choices = _with_intervals(law, law.confidence, choices)
     return sorted(choices, key=lambda choice: choice.loss)
 
 
@@ -108,20 +108,27 @@ def _bits(law: Law) -> dict[str, float]:
     return {label: bits for label, bits in known.items() if bits is not None}
 
 
-def _best_size(law: Law, label: str, bits: float, budget: Budget) -> tuple[float, float]:
-    """N and D of lowest loss.
+def _best(law: Law, label: str, bits: float, budget: Budget) -> Choice:
+    """The model of lowest loss at one precision.
 
     Up to the size at which the FLOPs allow just the token limit, more parameters are always
     better; beyond it each costs tokens, and the optimum of α·A/(N·eff)^α = β·B/D^β decides.
     """
-    largest = math.inf if budget.memory_bytes is None else 8 * budget.memory_bytes / bits
+    params = math.inf if budget.memory_bytes is None else 8 * budget.memory_bytes / bits
     tokens = math.inf if budget.tokens is None else budget.tokens
-    if budget.flops is None:
-        return largest, tokens
-    pairs = budget.flops / FLOPS_PER_PARAM_TOKEN  # N·D
-    free = pairs / tokens  # with fewer parameters, the tokens run out before the FLOPs
-    size = min(max(_compute_optimal(law, label, pairs), free), largest)
-    return size, min(tokens, pairs / size)
+    if budget.flops is not None:
+        pairs = budget.flops / FLOPS_PER_PARAM_TOKEN  # N·D
+        params = min(params, max(_compute_optimal(law, label, pairs), pairs / tokens))
+        tokens = min(tokens, pairs / params)
+    return Choice(
+        precision=label,
+        bits=bits,
+        params=params,
+        tokens=tokens,
+        loss=float(law.loss(params, tokens, label)),
+        memory_bytes=params * bits / 8,
+        flops=FLOPS_PER_PARAM_TOKEN * params * tokens,
+    )
 
 
 def _compute_optimal(law: Law, label: str, pairs: float) -> float:
@@ -132,30 +139,13 @@ def _compute_optimal(law: Law, label: str, pairs: float) -> float:
     return float((ratio * pairs**beta) ** (1 / (alpha + beta)))
 
 
-def _choice(
-    law: Law,
-    label: str,
-    bits: float,
-    params: float,
-    tokens: float,
-    draws: Sequence[float],
-    winners: Sequence[int] | None,
-    place: int,
-) -> Choice:
-    low = high = share = None
-    if winners is not None and law.confidence is not None:
-        tail = (1 - law.confidence) / 2
-        low, high = (float(q) for q in np.quantile(draws, [tail, 1 - tail]))
-        share = float(np.mean(np.asarray(winners) == place))
-    return Choice(
-        precision=label,
-        bits=bits,
-        params=params,
-        tokens=tokens,
-        loss=float(law.loss(params, tokens, label)),
-        memory_bytes=params * bits / 8,
-        flops=FLOPS_PER_PARAM_TOKEN * params * tokens,
-        low=low,
-        high=high,
-        best_share=share,
-    )
+def _with_intervals(law: Law, confidence: float, choices: Sequence[Choice]) -> list[Choice]:
+    """The choices with what the law's bootstrap samples say of their losses."""
+    draws = np.array([law.loss_draws(c.params, c.tokens, c.precision) for c in choices])
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=1)
+    shares = np.bincount(draws.argmin(axis=0), minlength=len(choices)) / draws.shape[1]
+    return [
+        replace(choice, low=float(low[i]), high=float(high[i]), best_share=float(shares[i]))
+        for i, choice in enumerate(choices)
+    ]

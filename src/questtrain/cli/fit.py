@@ -1,0 +1,151 @@
+"""``questtrain fit``: the scaling law of runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from questtrain.cli.arguments import parse_arguments, split_paths, take_option
+from questtrain.cli.hydra_config import compose_mapping, to_yaml
+from questtrain.config.loading import config_from_mapping
+from questtrain.errors import UserError
+from questtrain.scaling.fit import FitOptions, fit_law
+from questtrain.scaling.law import FORMS, Estimate, Law, law_record, write_law
+from questtrain.scaling.points import law_points
+from questtrain.scaling.precision import label_text, weight_bits
+from questtrain.scaling.runs import read_runs
+
+log = logging.getLogger(__name__)
+
+HELP = f"""usage: questtrain fit RUNS… [key=value …] [--json [FILE]] [-o PICTURE]
+
+Fits L(N, D, P) = A/(N·eff(P))^α + B/D^β + E to the final validation losses of runs. RUNS are run
+folders, folders of runs (a sweep), or tables (.csv, .jsonl) with at least non_embedding_params,
+tokens, precision and val_loss. Precision 16 (bits=bf16) is the reference, eff(16) = 1.
+
+  form          (or --form) {", ".join(FORMS)}   [quest]
+                chinchilla: unquantized runs alone; free-alpha: an α for each precision
+  huber_delta   residuals of the log loss beyond it count linearly   [0.01]
+  bootstrap     samples for the intervals; 0 gives none   [1000]
+  confidence    of the intervals   [0.9]
+  seed          of the samples   [0]
+
+  --json FILE   write law.json, which `questtrain plan` reads; without FILE, print it
+  -o PICTURE    the picture of the law too: .png, .pdf or .svg (more: questtrain plot)
+
+  questtrain fit runs/scaling --json law.json -o law.pdf
+  questtrain fit runs.csv form=free-alpha
+"""
+
+SHARED = {"A": "A", "alpha": "α", "B": "B", "beta": "β", "E": "E"}
+
+
+def main(words: Sequence[str]) -> int:
+    file, words = _take_json_file(words)
+    form, words = take_option(words, "--form")
+    words = words if form is None else [*words, f"form={form}"]
+    picture, words = take_option(words, "-o", "--output")
+    arguments = parse_arguments(words)
+    if arguments.help or not words:
+        print(HELP, end="")
+        return 0
+    paths, settings = split_paths(arguments.overrides)
+    mapping = compose_mapping("fit", FitOptions, settings)
+    if arguments.show_config:
+        print(to_yaml(mapping), end="")
+        return 0
+    options = config_from_mapping(FitOptions, mapping)
+    points, remarks = law_points(read_runs(paths))
+    for remark in remarks:
+        log.warning("%s", remark)
+    law = fit_law(points, options)
+    if file is not None:
+        _write(law, Path(file).expanduser())
+    if picture is not None:
+        _draw(paths, picture)
+    if arguments.json:
+        print(json.dumps(law_record(law), indent=2))
+    else:
+        _print_law(law)
+    return 0
+
+
+def _take_json_file(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """``--json FILE`` (a word that ends in .json) is taken out; a bare ``--json`` stays."""
+    rest = list(words)
+    for place, word in enumerate(rest):
+        if word.startswith("--json="):
+            return word.partition("=")[2], rest[:place] + rest[place + 1 :]
+        if word == "--json" and place + 1 < len(rest) and rest[place + 1].endswith(".json"):
+            return rest[place + 1], rest[:place] + rest[place + 2 :]
+    return None, rest
+
+
+def _write(law: Law, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_law(law, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    log.info("law: %s", path)
+
+
+def _draw(paths: Sequence[str], picture: str) -> None:
+    from questtrain.scaling.figures import FIGURES
+    from questtrain.scaling.figures.style import save
+
+    path = Path(picture).expanduser()
+    save(FIGURES["law"].draw(FIGURES["law"].data(paths)), path)
+    log.info("picture: %s", path)
+
+
+def _print_law(law: Law) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    interval = "" if law.confidence is None else f"{law.confidence:.0%} interval"
+    numbers = Table(box=None, pad_edge=False)
+    for heading in ("", "value", interval):
+        numbers.add_column(heading, justify="right")
+    for key, name in SHARED.items():
+        numbers.add_row(name, *_cells(getattr(law, key)))
+    for label, estimate in law.alpha_of.items():
+        numbers.add_row(f"α({label_text(label)})", *_cells(estimate))
+    console.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]", markup=False)
+    console.print(numbers)
+    if law.eff:
+        console.print(_eff_table(law, interval))
+    left_out = law.leave_one_out
+    print(
+        f"\n{law.points} points; rms of the log residuals {law.rms_log_residual:.2%}"
+        + ("" if left_out is None else f", of points predicted without themselves {left_out:.2%}")
+    )
+    for warning in law.warnings:
+        print(f"warning: {warning}")
+
+
+def _eff_table(law: Law, interval: str) -> object:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("precision")
+    at = "" if law.eff_at is None else f" at {law.eff_at / 1e6:.0f}M"
+    for heading in (f"eff(P){at}", interval, "eff(P)/P · 16"):
+        table.add_column(heading, justify="right")
+    for label in law.precisions:
+        estimate = law.eff.get(label, Estimate(1.0))
+        bits = weight_bits(label)
+        ratio = "" if bits is None else f"{estimate.value * 16 / bits:.2f}"
+        table.add_row(label_text(label), *_cells(estimate), ratio)
+    return table
+
+
+def _cells(estimate: Estimate) -> tuple[str, str]:
+    value, low, high = (
+        None if number is None else f"{number:.4g}"
+        for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return str(value), "" if low is None else f"{low} – {high}"
