@@ -76,7 +76,7 @@ def method_label(method: str, hadamard: bool) -> str:
 def run_labels(runs: Sequence[RunHead]) -> list[str]:
     """``QuEST, W8A8``, after the model where there are several; runs that are equal in all that
     are told apart by their seed, else by their name, else by their folder."""
-    plain = [f"{method_label(run.method, run.hadamard)}, {run.bits.upper()}" for run in runs]
+    plain = [_label(run) for run in runs]
     if len({run.model for run in runs}) > 1:
         plain = [f"{run.model}, {label}" for run, label in zip(runs, plain, strict=True)]
     labels = list(plain)
@@ -87,6 +87,12 @@ def run_labels(runs: Sequence[RunHead]) -> list[str]:
             for place, tag in zip(places, tags, strict=True):
                 labels[place] = f"{label}, {tag}"
     return labels
+
+
+def _label(run: RunHead) -> str:
+    if run.method == "none":
+        return "BF16"
+    return f"{method_label(run.method, run.hadamard)}, {run.bits.upper()}"
 
 
 def _distinct_tags(runs: Sequence[RunHead]) -> list[str]:
