@@ -1,0 +1,83 @@
+"""What the page is about: the runs, the law fitted to them, and what a page without one says."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from questtrain.errors import UserError
+from questtrain.scaling.fit import fit_law
+from questtrain.scaling.law import Law
+from questtrain.scaling.points import Point, law_points
+from questtrain.scaling.precision import sorted_labels
+from questtrain.scaling.runs import Run, read_runs
+
+
+@dataclass(frozen=True)
+class Content:
+    """``law`` is None where none can be fitted; ``why_no_law`` then says why. ``remarks`` are of
+    the points: what was left out, what may not compare."""
+
+    title: str
+    date: str
+    command: str
+    runs: list[Run]
+    points: list[Point]
+    law: Law | None
+    why_no_law: str | None
+    remarks: list[str]
+
+    @property
+    def precisions(self) -> list[str]:
+        """Every label that a run or the law knows, in the order of figures."""
+        labels = {run.precision for run in self.runs} | {p.precision for p in self.points}
+        return sorted_labels(label for label in labels if label is not None)
+
+
+def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Content:
+    """Read the runs and fit the law. ``words`` are those of the command line.
+
+    UserError: paths without runs, or a table that is wrong. A law that cannot be fitted is none.
+    """
+    runs = read_runs(paths)
+    points: list[Point] = []
+    remarks: list[str] = []
+    law, why = None, None
+    try:
+        points, remarks = law_points(runs)
+        law = fit_law(points)
+    except UserError as error:
+        why = str(error)
+    return Content(
+        title=title or default_title(paths),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        command=shlex.join(["questtrain", "report", *words]),
+        runs=runs,
+        points=points,
+        law=law,
+        why_no_law=why,
+        remarks=remarks,
+    )
+
+
+def default_title(paths: Sequence[str]) -> str:
+    """The title of the sweep in the first folder that has one, else the names of the paths."""
+    places = [Path(path).expanduser() for path in paths]
+    titles = [title for place in places if (title := _sweep_title(place))]
+    if titles:
+        return titles[0]
+    names = [place.resolve().name for place in places]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _sweep_title(folder: Path) -> str | None:
+    try:
+        content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    title = content.get("title") if isinstance(content, dict) else None
+    return title if isinstance(title, str) and title.strip() else None
