@@ -11,7 +11,9 @@ from questtrain.scaling.figures.selection import (
     Paths,
     Spread,
     budget,
+    error_bars,
     finished,
+    known,
     log,
     loss_label,
     method_and_bits,
@@ -79,7 +81,7 @@ def data(paths: Paths) -> BitWidthData:
         lines=[line for line in lines if line.bits],
         reference=reference,
         missing=missing,
-        notes=seed_notes(spreads),
+        notes=seed_notes([*spreads, *([reference] if reference else [])]),
     )
 
 
@@ -89,16 +91,10 @@ def draw(data: BitWidthData) -> Figure:
 
     figure, axes = line_figure(data.title, "bits of weights and activations", data.ylabel)
     for line in data.lines:
-        means = [one.mean for one in line.perplexity]
-        bars = [
-            [one.mean - one.low for one in line.perplexity],
-            [one.high - one.mean for one in line.perplexity],
-        ]
-        several = any(one.runs > 1 for one in line.perplexity)
         axes.errorbar(
             line.bits,
-            means,
-            yerr=bars if several else None,
+            [one.mean for one in line.perplexity],
+            yerr=error_bars(line.perplexity),
             label=line.label,
             capsize=3,
             elinewidth=1,
@@ -138,19 +134,16 @@ def _best_setting(runs: Sequence[Run]) -> list[Run]:
     settings: dict[tuple[str | None, ...], list[Run]] = {}
     for run in runs:
         settings.setdefault(tuple(run.text(column) for column in TUNED), []).append(run)
-    best = min(settings.values(), key=lambda group: spread([_loss(run) for run in group]).mean)
+    best = min(
+        settings.values(), key=lambda group: spread([known(run, "val_loss") for run in group]).mean
+    )
     if len(settings) > 1:
         log.warning("lsq: %s is the best of %d settings", best[0].name, len(settings))
     return best
 
 
-def _loss(run: Run) -> float:
-    assert run.val_loss is not None, run.name
-    return run.val_loss
-
-
 def _perplexity(runs: Sequence[Run]) -> Spread:
-    return spread([math.exp(_loss(run)) for run in runs])
+    return spread([math.exp(known(run, "val_loss")) for run in runs])
 
 
 def _line(method: str, groups: dict[tuple[str, str], list[Run]]) -> Line:

@@ -18,6 +18,7 @@ from questtrain.scaling.figures.law_runs import (
 )
 from questtrain.scaling.figures.selection import (
     Paths,
+    error_bars,
     log,
     loss_label,
     nothing_to_draw,
@@ -94,12 +95,9 @@ def draw_series(axes: Axes, one: Series, style: dict[str, Any], label: str) -> N
     if one.curve_loss:
         axes.plot(one.curve_memory_mbit, one.curve_loss, **style | {"marker": ""})
     means = [spread.mean for spread in one.loss]
-    bars = [[s.mean - s.low for s in one.loss], [s.high - s.mean for s in one.loss]]
     points = style | {"linestyle": "none"}
-    if any(spread.runs > 1 for spread in one.loss):
-        axes.errorbar(one.memory_mbit, means, yerr=bars, capsize=3, elinewidth=1, **points)
-    else:
-        axes.plot(one.memory_mbit, means, **points)
+    bars = error_bars(one.loss)
+    axes.errorbar(one.memory_mbit, means, yerr=bars, capsize=3, elinewidth=1, **points)
     axes.plot([], [], label=label, **(style if one.curve_loss else points))
 
 

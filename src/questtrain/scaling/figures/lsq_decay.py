@@ -11,6 +11,7 @@ from questtrain.scaling.figures.selection import (
     Spread,
     budget,
     finished,
+    known,
     loss_label,
     method_and_bits,
     nothing_to_draw,
@@ -43,8 +44,7 @@ def data(paths: Paths) -> LsqDecayData:
     cells: dict[tuple[float, str], list[float]] = {}
     runs = richest(scanned, "table4", _setting, _cell) if scanned else []
     for run in runs:
-        assert run.val_loss is not None, run.name
-        cells.setdefault(_cell(run), []).append(math.exp(run.val_loss))
+        cells.setdefault(_cell(run), []).append(math.exp(known(run, "val_loss")))
     decays = sorted({decay for decay, _ in cells})
     if len(decays) < 2:
         needs = "runs of LSQ at two or more values of scale_weight_decay"
@@ -100,6 +100,6 @@ def _setting(run: Run) -> Hashable:
 
 
 def _cell(run: Run) -> tuple[float, str]:
-    decay, kind = run.number("scale_weight_decay"), method_and_bits(run)
-    assert decay is not None and kind is not None, run.name
-    return decay, kind[1]
+    kind = method_and_bits(run)
+    assert kind is not None, run.name
+    return known(run, "scale_weight_decay"), kind[1]

@@ -10,6 +10,7 @@ from questtrain.scaling.figures.selection import (
     Paths,
     all_runs,
     budget,
+    known,
     log,
     loss_label,
     method_and_bits,
@@ -143,9 +144,7 @@ def _setting(run: Run) -> Hashable:
 
 
 def _cell(run: Run) -> tuple[float, float]:
-    decay, scale = run.number("scale_weight_decay"), run.number("lr_scale")
-    assert decay is not None and scale is not None, run.name
-    return decay, scale
+    return known(run, "scale_weight_decay"), known(run, "lr_scale")
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:

@@ -36,6 +36,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), min(values), max(values), len(values))
 
 
+def error_bars(spreads: Sequence[Spread]) -> list[list[float]] | None:
+    """From the means down to the lowest and up to the highest; None where no place has several."""
+    if all(one.runs == 1 for one in spreads):
+        return None
+    return [[one.mean - one.low for one in spreads], [one.high - one.mean for one in spreads]]
+
+
 def seed_notes(spreads: Iterable[Spread]) -> list[str]:
     """What to say of the bars, where there are any."""
     return [SEED_NOTE] if any(one.runs > 1 for one in spreads) else []
@@ -89,6 +96,13 @@ def richest(
             names,
         )
     return best
+
+
+def known(run: Run, column: str) -> float:
+    """A number that the caller has found to be there."""
+    value = run.number(column)
+    assert value is not None, (run.name, column)
+    return value
 
 
 def budget(run: Run) -> tuple[float | None, float | None, str | None]:

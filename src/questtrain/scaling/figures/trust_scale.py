@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from questtrain.scaling.figures.selection import (
     Paths,
     Spread,
     budget,
+    error_bars,
     finished,
     is_rotated,
+    known,
     log,
     loss_label,
     method_and_bits,
@@ -95,18 +97,21 @@ def draw(data: TrustScaleData) -> Figure:
 def _draw_line(axes: Axes, line: Line) -> None:
     style = method_style("quest" if line.hadamard else "quest-noht")
     means = [one.mean for one in line.loss]
-    bars = [[one.mean - one.low for one in line.loss], [one.high - one.mean for one in line.loss]]
-    several = any(one.runs > 1 for one in line.loss)
     axes.errorbar(
         line.trust_scale,
         means,
-        yerr=bars if several else None,
+        yerr=error_bars(line.loss),
         label=line.label,
         capsize=3,
         elinewidth=1,
         **style,
     )
-    ring = {"markersize": 13, "markerfacecolor": "none", "linestyle": "none", "marker": "o"}
+    ring: dict[str, Any] = {
+        "markersize": 13,
+        "markerfacecolor": "none",
+        "linestyle": "none",
+        "marker": "o",
+    }
     axes.plot([line.best], [min(means)], color=style["color"], **ring)
     axes.annotate(
         f"t = {line.best:g}",
@@ -144,12 +149,10 @@ def _without_infinity(runs: list[Run]) -> list[Run]:
 def _line(hadamard: bool, runs: list[Run]) -> Line:
     scales: dict[float, list[float]] = {}
     for run in runs:
-        t, loss = _trust_scale(run), run.val_loss
-        assert t is not None and loss is not None, run.name
-        scales.setdefault(t, []).append(loss)
+        scales.setdefault(known(run, "trust_scale"), []).append(known(run, "val_loss"))
     ordered = sorted(scales)
     loss = [spread(scales[t]) for t in ordered]
-    label = "QuEST" if hadamard else "QuEST without Hadamard"
+    label = method_label("quest", hadamard)
     best = min(zip(loss, ordered, strict=True), key=lambda pair: pair[0].mean)[1]
     return Line(label, hadamard, ordered, loss, best)
 
