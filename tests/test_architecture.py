@@ -25,7 +25,7 @@ GROUND = FOUNDATIONS | {"device", "store"}
 FLOORS = {
     "errors": set(),
     "config": {"errors"},
-    "device": {"errors"},
+    "device": FOUNDATIONS,
     "store": {"errors"},
     "kernels": FOUNDATIONS,
     "quant": FOUNDATIONS | {"kernels"},

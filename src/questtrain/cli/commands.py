@@ -2,12 +2,14 @@
 
 COMMANDS = {
     "train": "train one model",
+    "sweep": "train a whole grid of runs, on this machine or on a Slurm cluster",
     "generate": "continue a prompt with a trained model",
     "diagnose": "what quantization does to a run's gradients: alignment, masks, persistence",
     "runs": "the table of runs, filtered and exported",
     "fit": "the scaling law of runs",
     "plan": "the best precision, size and token count for a budget",
     "plot": "a figure of the paper from runs",
+    "report": "runs, their law and figures as one page that opens without network",
     "info": "parameters, tokens, steps, FLOPs and memory of a run before it starts",
     "data": "prepare or inspect token shards",
     "doctor": "what works on this machine",

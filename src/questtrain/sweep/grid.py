@@ -28,6 +28,12 @@ Scalar: TypeAlias = str | int | float | bool | None
 GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 """Settings that choose a YAML file of ``conf/``; the command line knows them by the same names."""
 
+OF_THE_SWEEP = {
+    "name": "every run gets a name of its own",
+    "runs_dir": "the command line says where the sweep's folder goes",
+}
+"""Settings of a run that the sweep decides, and why."""
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -91,9 +97,9 @@ def points(sweep: Sweep) -> list[dict[str, Scalar]]:
             if key not in sweep.axes and key not in sweep.settings:
                 advice = suggestion(key, [*sweep.axes, *sweep.settings])
                 raise UserError(f"exclude: {key!r} is neither an axis nor a setting.{advice}")
-        if not any(_agrees(point, rule) for point in grid):
+        if not any(agrees(point, rule) for point in grid):
             raise UserError(f"exclude: no combination has {_words(rule)}.")
-    kept = [point for point in grid if not any(_agrees(point, rule) for rule in sweep.exclude)]
+    kept = [point for point in grid if not any(agrees(point, rule) for rule in sweep.exclude)]
     found = kept + [{**sweep.settings, **point} for point in sweep.include]
     if not found:
         raise UserError("exclude leaves no point.")
@@ -181,6 +187,8 @@ def _check_keys(part: str, keys: Iterable[Any]) -> None:
     for key in keys:
         if key not in names:
             raise UserError(f"{part}: unknown setting {key!r}.{suggestion(str(key), names)}")
+        if key in OF_THE_SWEEP:
+            raise UserError(f"{part}: {key} is not for a sweep file: {OF_THE_SWEEP[key]}.")
 
 
 def _check_scalar(where: str, value: Any) -> None:
@@ -188,7 +196,8 @@ def _check_scalar(where: str, value: Any) -> None:
         raise UserError(f"{where}={value!r} is not a single value: text, a number, true or null.")
 
 
-def _agrees(point: Mapping[str, Scalar], rule: Mapping[str, Scalar]) -> bool:
+def agrees(point: Mapping[str, Scalar], rule: Mapping[str, Scalar]) -> bool:
+    """Whether the point has the rule's value of each of the rule's keys."""
     return all(_value(point[key]) == _value(value) for key, value in rule.items())
 
 

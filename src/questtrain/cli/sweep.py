@@ -1,0 +1,332 @@
+"""``questtrain sweep``: a whole grid of runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from questtrain.cli.arguments import Arguments, parse_arguments, train_config
+from questtrain.cli.hydra_config import FREE_TEXT, compose_mapping, group_choices
+from questtrain.cli.info import describe
+from questtrain.cli.run_name import run_name
+from questtrain.config import TrainConfig, is_operational, parse_bits
+from questtrain.config.loading import config_from_mapping, flatten
+from questtrain.errors import UserError, unknown
+from questtrain.sweep import overrides, points, read_sweep, sweep_names
+from questtrain.sweep.attempt import claim, forget_failure
+from questtrain.sweep.display import (
+    console,
+    follow,
+    plan_json,
+    plan_table,
+    status_json,
+    status_table,
+    summary,
+    watcher,
+)
+from questtrain.sweep.estimate import choose_speed
+from questtrain.sweep.grid import Sweep
+from questtrain.sweep.job import Job, longest_first
+from questtrain.sweep.launchers.config import LocalConfig, SlurmConfig
+from questtrain.sweep.manifest import read_manifest, record_jobs
+from questtrain.sweep.override import parse_overrides, with_overrides
+from questtrain.sweep.state import State, ended, progress, read_states
+
+HELP = """usage: questtrain sweep NAME [key=value …] [launcher=local|slurm] [options]
+
+Trains every run of a sweep file that is not done yet, longest first; each has its folder in
+runs_dir/NAME. Starting again goes on: with what a stopped run has saved, and with what is missing.
+Several sweeps may work on one folder: no run is trained twice.
+
+sweeps (or the path of your own file, ending in .yaml)
+{sweeps}
+
+settings
+  any of `questtrain train`: model=30M,50M gives an axis these values, seed=0,1,2 adds one
+  runs_dir          where the sweep's folder goes   [runs]
+  launcher          {launchers}   [local]
+  launcher.workers  runs at a time; launcher.gpus=[0,1], launcher.runs_per_gpu, launcher.threads
+  mfu, gpu          of the estimated GPU-hours   [measured, or 0.40; this machine's, or H100]
+
+options
+  --dry-run         what would be trained: tokens, FLOPs, GPU-hours, memory
+  --status          how far every run is; live on a terminal while something runs
+  --retry-failed    runs that failed, too (a diverged one starts over)
+  --json            the table as JSON
+  --config-dir DIR  your own YAML files (DIR/model/my-size.yaml, DIR/launcher/our-cluster.yaml, …)
+  --help            this page
+
+examples
+  questtrain sweep smoke                                     minutes on two CPU cores
+  questtrain sweep scaling --dry-run gpu=A100
+  questtrain sweep scaling model=30M,50M bits=w4a4,bf16 seed=0,1,2
+"""
+
+
+@dataclass
+class SweepConfig:
+    """The command's own settings (``conf/sweep.yaml``), without those of the launcher."""
+
+    mfu: float | None
+    gpu: str | None
+
+
+@dataclass
+class LocalSweep(SweepConfig):
+    launcher: LocalConfig
+
+
+@dataclass
+class SlurmSweep(SweepConfig):
+    launcher: SlurmConfig
+
+
+KINDS: dict[str, type[LocalSweep] | type[SlurmSweep]] = {"local": LocalSweep, "slurm": SlurmSweep}
+"""By the launcher's ``kind``: what its YAML file is read as."""
+
+
+@dataclass
+class Request:
+    """The command line, taken apart; ``words`` are all of it, options left out."""
+
+    words: list[str]
+    name: str
+    runs_dir: str
+    own: list[str]
+    settings: list[str]
+    config_dir: str | None
+    json: bool
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["questtrain", "sweep", *self.words])
+
+
+OPTIONS = ("--dry-run", "--status", "--retry-failed")
+
+
+def main(words: Sequence[str]) -> int:
+    chosen = {word for word in words if word in OPTIONS}
+    arguments = parse_arguments([word for word in words if word not in OPTIONS])
+    if arguments.help or not words:
+        print(help_page(), end="")
+        return 0
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(sorted(chosen))}: one at a time.")
+    request = _request(arguments)
+    sweep = read_sweep(request.name)
+    folder = Path(request.runs_dir).expanduser() / sweep.name
+    config = _sweep_config(request)
+    manifest = read_manifest(folder) if "--status" in chosen and not request.settings else None
+    jobs = manifest.jobs if manifest else make_jobs(sweep, folder, request)
+    if "--status" in chosen:
+        return _status(jobs, request.json)
+    if "--dry-run" in chosen:
+        return _plan(jobs, config, request.json)
+    record_jobs(sweep, folder, jobs)
+    if "--retry-failed" in chosen:
+        _forget_failures(jobs)
+    return _train(jobs, folder, config, request)
+
+
+def help_page() -> str:
+    """What ``questtrain sweep --help`` prints."""
+    titles = {name: read_sweep(name).title for name in sweep_names()}
+    width = max(map(len, titles)) + 2
+    return HELP.format(
+        sweeps="\n".join(f"  {name:<{width}}{title}" for name, title in titles.items()),
+        launchers=", ".join(group_choices("launcher")),
+    )
+
+
+def make_jobs(sweep: Sweep, folder: Path, request: Request) -> list[Job]:
+    """Every point as a resolved run, longest first; UserError where two are the same run."""
+    given = parse_overrides(request.settings, FREE_TEXT)
+    changed = with_overrides(sweep, given)
+    in_every_run = {key: v for key, v in sweep.settings.items() if key not in given}
+    jobs, seen = [], dict[str, tuple[str, list[str]]]()
+    for point in points(changed):
+        words = overrides(point)
+        config = _point_config(words, request.config_dir)
+        telling = dict(point.items() - in_every_run.items())
+        config.name, config.runs_dir = run_name(config, overrides(telling)), str(folder)
+        _check_length(config.name)
+        identity = _identity(config)
+        for known, (name, others) in seen.items():
+            if identity == known or config.name == name:
+                what = "are the same run" if identity == known else "would share one folder"
+                raise UserError(
+                    f"two points of {sweep.name} {what}: {' '.join(others)} ({name}) and"
+                    f" {' '.join(words)} ({config.name})."
+                )
+        seen[identity] = config.name, words
+        jobs.append(_job(config, words, folder, request.config_dir))
+    return longest_first(jobs)
+
+
+def _request(arguments: Arguments) -> Request:
+    """UserError where the sweep's name is missing."""
+    words = arguments.overrides
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1 or names[0].startswith("-"):
+        _refuse_options(names)
+        raise UserError(f"name one sweep: {', '.join(sweep_names())}, or the path of a .yaml file.")
+    own, runs_dir, settings = [], [], []
+    for word in words:
+        key = word.partition("=")[0]
+        if key == "runs_dir":
+            runs_dir.append(word)
+        elif key in ("mfu", "gpu", "launcher") or key.startswith("launcher."):
+            own.append(word)
+        elif word != names[0]:
+            settings.append(word)
+    mapping = compose_mapping("train", TrainConfig, runs_dir, arguments.config_dir)
+    again = [] if arguments.config_dir is None else [f"--config-dir={arguments.config_dir}"]
+    return Request(
+        [*words, *again],
+        names[0],
+        mapping["runs_dir"],
+        own,
+        settings,
+        arguments.config_dir,
+        arguments.json,
+    )
+
+
+def _refuse_options(names: Sequence[str]) -> None:
+    known = [*OPTIONS, "--json", "--config-dir", "--help"]
+    for word in names:
+        if word.startswith("-"):
+            raise unknown("option", word, known)
+
+
+def _sweep_config(request: Request) -> LocalSweep | SlurmSweep:
+    """``conf/sweep.yaml`` with the chosen launcher's file, read as what its ``kind`` says."""
+    chosen, own = "local", []
+    for word in request.own:
+        key, _, value = word.partition("=")
+        if key == "launcher":
+            chosen = value
+        else:
+            own.append(word)
+    choices = group_choices("launcher", request.config_dir)
+    if chosen not in choices:
+        raise unknown("launcher", chosen, choices)
+    group = f"+launcher={chosen}"
+    plain = compose_mapping("sweep", SweepConfig, [group], request.config_dir)
+    kind = plain["launcher"].get("kind")
+    if kind not in KINDS:
+        raise unknown("launcher.kind", kind, KINDS)
+    mapping = compose_mapping("sweep", KINDS[kind], [group, *own], request.config_dir)
+    return config_from_mapping(KINDS[kind], mapping)
+
+
+def _point_config(words: list[str], config_dir: str | None) -> TrainConfig:
+    try:
+        return train_config(Arguments(overrides=words, config_dir=config_dir))
+    except UserError as error:
+        raise UserError(f"{' '.join(words)}: {error}") from error
+
+
+def _check_length(name: str) -> None:
+    """A file's name has 255 bytes, and those of a run are its name and a little more."""
+    if len(name.encode()) > 200:
+        raise UserError(
+            f"the run's name is too long for a file system: {name}. Put some of its settings into"
+            " a YAML file: a size of your own (--config-dir), or the sweep file's settings."
+        )
+
+
+def _identity(config: TrainConfig) -> str:
+    """Equal for two configs that compute the same."""
+    content = flatten(asdict(config))
+    quantized = parse_bits(config.bits).quantized
+    kept = {
+        key: value
+        for key, value in content.items()
+        if key != "name" and not is_operational(key) and (quantized or not key.startswith("quant."))
+    }
+    return json.dumps(kept, sort_keys=True)
+
+
+def _job(config: TrainConfig, words: list[str], folder: Path, config_dir: str | None) -> Job:
+    facts = describe(config)
+    name = facts["name"]
+    own = [] if config_dir is None else [f"--config-dir={Path(config_dir).absolute()}"]
+    return Job(
+        name=name,
+        words=(*words, f"runs_dir={folder}", f"name={name}", *own),
+        folder=folder / name,
+        model=facts["model"],
+        bits=facts["bits"],
+        method=facts["method"],
+        steps=facts["steps"],
+        tokens=facts["tokens"],
+        flops=facts["training_flops"],
+        memory_bytes=facts["training_memory_bytes_estimate"],
+    )
+
+
+def _plan(jobs: list[Job], config: SweepConfig, as_json: bool) -> int:
+    speed, states = choose_speed(jobs, config.mfu, config.gpu), read_states(jobs)
+    if as_json:
+        print(json.dumps(plan_json(states, speed), indent=2))
+    else:
+        console().print(plan_table(states, speed))
+    return 0
+
+
+def _status(jobs: list[Job], as_json: bool) -> int:
+    if not as_json and sys.stdout.isatty():
+        follow(jobs)
+    _show(read_states(jobs), as_json)
+    return 0
+
+
+def _show(states: list[State], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(status_json(states), indent=2))
+        return
+    console().print(status_table(states))
+
+
+def _forget_failures(jobs: list[Job]) -> None:
+    for job in jobs:
+        descriptor = claim(job) if ended(job) == "failed" else None
+        if descriptor is not None:
+            forget_failure(job, descriptor)
+
+
+def _train(jobs: list[Job], folder: Path, config: LocalSweep | SlurmSweep, request: Request) -> int:
+    """Hand the jobs to the launcher; 0 when all are done, 1 when some failed, 128 + a signal."""
+    if isinstance(config, SlurmSweep):
+        from questtrain.sweep.launchers.slurm import run_slurm
+
+        return run_slurm(jobs, folder, config.launcher, request.words)
+    from questtrain.sweep.launchers.local import run_local
+
+    with watcher(jobs) as who:
+        stopped_by = run_local(jobs, config.launcher, who)
+    states = read_states(jobs)
+    _show(states, request.json)
+    return _verdict(states, stopped_by, request.command)
+
+
+def _verdict(states: list[State], stopped_by: int, command: str) -> int:
+    """Say on standard error what failed and what is unfinished, with the command to go on."""
+    failed = [state for state in states if state.status == "failed"]
+    for state in failed:
+        print(
+            f"failed: {state.job.name}: {state.reason} (log: {state.job.log_file})", file=sys.stderr
+        )
+    if failed:
+        print(f"to try what failed again: {command} --retry-failed", file=sys.stderr)
+    if progress(states).counts["waiting"]:
+        print(f"stopped; {summary(progress(states))}. Go on: {command}", file=sys.stderr)
+    if stopped_by:
+        return 128 + stopped_by
+    return 0 if all(state.status == "done" for state in states) else 1

@@ -1,0 +1,286 @@
+"""A sweep on the terminal and as JSON: the plan of its runs, their states, what just happened."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from questtrain.sweep.attempt import Outcome
+from questtrain.sweep.estimate import Speed
+from questtrain.sweep.job import Job
+from questtrain.sweep.state import STATUSES, Progress, State, Status, progress, read_states
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+
+log = logging.getLogger(__name__)
+
+COLORS = {"done": "green", "running": "cyan", "failed": "red", "waiting": "dim"}
+SECONDS_BETWEEN_FRAMES = 1.0
+
+
+def plan_json(states: Sequence[State], speed: Speed) -> dict[str, Any]:
+    """What ``--dry-run --json`` prints: tokens, FLOPs, bytes and GPU-hours, a run and in all."""
+    return {
+        "gpu": speed.gpu,
+        "peak_flops": speed.peak,
+        "mfu": speed.mfu,
+        "mfu_source": speed.source,
+        "totals": {
+            "runs": len(states),
+            "tokens": sum(state.job.tokens for state in states),
+            "flops": sum(state.job.flops for state in states),
+            "gpu_hours": sum(speed.gpu_hours(state.job) for state in states),
+        },
+        "runs": [
+            {
+                **_job_json(state.job),
+                "gpu_hours": speed.gpu_hours(state.job),
+                "status": state.status,
+            }
+            for state in states
+        ],
+    }
+
+
+def plan_table(states: Sequence[State], speed: Speed) -> Table:
+    """The same to read, longest first, with the totals and what the hours rest on."""
+    table = _table(
+        ("run", "model", "bits", "method", ">tokens", ">FLOPs", ">GPU-h", ">GiB", "state")
+    )
+    for state in states:
+        job = state.job
+        table.add_row(
+            job.name,
+            job.model,
+            job.bits,
+            job.method,
+            amount(job.tokens),
+            f"{job.flops:.2e}",
+            f"{speed.gpu_hours(job):.3g}",
+            f"{job.memory_bytes / 2**30:.3g}",
+            _colored(state.status),
+        )
+    totals = plan_json(states, speed)["totals"]
+    table.add_section()
+    table.add_row(
+        f"{totals['runs']} runs",
+        "",
+        "",
+        "",
+        amount(totals["tokens"]),
+        f"{totals['flops']:.2e}",
+        f"{totals['gpu_hours']:.3g}",
+    )
+    table.caption = f"GPU-hours on {speed.gpu} with {speed.source}"
+    return table
+
+
+def status_json(states: Sequence[State]) -> dict[str, Any]:
+    """What ``--status --json`` prints."""
+    whole = progress(states)
+    return {
+        "counts": whole.counts,
+        "progress": whole.share,
+        "seconds_left": whole.seconds_left,
+        "runs": [
+            {
+                **_job_json(state.job),
+                "status": state.status,
+                "step": state.step,
+                "train_loss": state.train_loss,
+                "val_loss": state.val_loss,
+                "tokens_per_second": state.tokens_per_second,
+                "mfu": state.mfu,
+                "seconds_left": state.seconds_left,
+                "reason": state.reason,
+                "log": str(state.job.log_file),
+            }
+            for state in states
+        ],
+    }
+
+
+def status_table(states: Sequence[State]) -> Table:
+    """A row a run: how far, the last loss (validation where the run is done), how long yet."""
+    from rich.markup import escape
+
+    table = _table(("run", "state", ">done", ">step", ">loss", ">tokens/s", ">left", "reason"))
+    for state in states:
+        loss = state.val_loss if state.status == "done" else state.train_loss
+        table.add_row(
+            state.job.name,
+            _colored(state.status),
+            f"{state.step / state.job.steps:.0%}",
+            f"{state.step}/{state.job.steps}",
+            "" if loss is None else f"{loss:.4f}",
+            "" if state.tokens_per_second is None else amount(state.tokens_per_second),
+            "" if state.seconds_left is None else duration(state.seconds_left),
+            escape(state.reason or ""),
+        )
+    table.caption = summary(progress(states))
+    table.caption_justify = "left"
+    return table
+
+
+def summary(whole: Progress) -> str:
+    """``12 done, 2 running, 0 failed, 40 waiting; 31% of the FLOPs; 5h 12m left``"""
+    counts = ", ".join(f"{whole.counts[status]} {status}" for status in STATUSES)
+    line = f"{counts}; {whole.share:.0%} of the FLOPs"
+    if whole.seconds_left:
+        line += f"; {duration(whole.seconds_left)} left"
+    return line
+
+
+class Lines:
+    """Where no terminal is: a line for each thing that happens."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self._started = jobs, dict[str, float]()
+
+    def _say(self, text: str) -> None:
+        log.info("%s", text)
+
+    def began(self, places: str, runs: int) -> None:
+        self._say(f"{runs} of {len(self.jobs)} runs to train: {places}")
+
+    def started(self, job: Job, place: str) -> None:
+        self._started[job.name] = time.monotonic()
+        self._say(f"started {job.name} ({place})")
+
+    def elsewhere(self, job: Job) -> None:
+        self._say(f"waiting for {job.name}: another process trains it")
+
+    def over(self, job: Job, outcome: Outcome) -> None:
+        seconds = time.monotonic() - self._started[job.name]
+        if outcome.failed:
+            self._say(f"failed  {job.name}: {outcome.reason} (log: {job.log_file})")
+        elif outcome.exit_code:
+            self._say(f"stopped {job.name}; it goes on when the sweep is started again")
+        else:
+            loss = read_states([job])[0].val_loss
+            text = "" if loss is None else f"val_loss {loss:.4f}, "
+            self._say(f"done    {job.name}: {text}{duration(seconds)}")
+
+    def found(self, job: Job, status: Status) -> None:
+        self._say(f"{status:<7} {job.name}, by another process")
+
+    def stopping(self, runs: int) -> None:
+        self._say(f"stopping: {runs} runs save a checkpoint; again to stop at once")
+
+    def tick(self) -> None:
+        """Nothing happens between the lines."""
+
+
+class LiveTable(Lines):
+    """On a terminal: the same lines, above a table of what runs that is drawn every second."""
+
+    def __init__(self, jobs: Sequence[Job], live: Live) -> None:
+        super().__init__(jobs)
+        self._live, self._drawn = live, 0.0
+
+    def _say(self, text: str) -> None:
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def tick(self) -> None:
+        if time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
+            self._drawn = time.monotonic()
+            self._live.update(live_view(read_states(self.jobs)), refresh=True)
+
+
+@contextmanager
+def watcher(jobs: Sequence[Job]) -> Iterator[Lines]:
+    """`LiveTable` where standard error is a terminal, `Lines` elsewhere."""
+    from rich.console import Console
+    from rich.live import Live
+
+    errors = Console(stderr=True)
+    if not errors.is_terminal:
+        yield Lines(jobs)
+        return
+    with Live(console=errors, auto_refresh=False, transient=True) as live:
+        yield LiveTable(jobs, live)
+
+
+def live_view(states: Sequence[State]) -> RenderableType:
+    """What runs at the moment, over the count of everything: it fits on a screen."""
+    running = [state for state in states if state.status == "running"]
+    table = status_table(running)
+    table.caption = summary(progress(states))
+    return table
+
+
+def follow(jobs: Sequence[Job]) -> None:
+    """``--status`` on a terminal: the live view until nothing runs any more, or Ctrl-C."""
+    from rich.live import Live
+
+    with Live(auto_refresh=False, transient=True) as live:
+        states = read_states(jobs)
+        while any(state.status == "running" for state in states):
+            live.update(live_view(states), refresh=True)
+            time.sleep(SECONDS_BETWEEN_FRAMES)
+            states = read_states(jobs)
+
+
+def console() -> Console:
+    """Standard output; wide where it is no terminal, so that no row is broken in a file."""
+    from rich.console import Console
+
+    on_terminal = Console()
+    return on_terminal if on_terminal.is_terminal else Console(width=200)
+
+
+def amount(number: float) -> str:
+    """1,234,000,000 → ``1.23B``."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """``45s``, ``3m 20s``, ``5h 12m``, ``2d 3h``"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    return {
+        "name": job.name,
+        "folder": str(job.folder),
+        "model": job.model,
+        "bits": job.bits,
+        "method": job.method,
+        "steps": job.steps,
+        "tokens": job.tokens,
+        "flops": job.flops,
+        "memory_bytes": job.memory_bytes,
+    }
+
+
+def _colored(status: Status) -> str:
+    return f"[{COLORS[status]}]{status}[/]"
+
+
+def _table(columns: Sequence[str]) -> Table:
+    """A plain rich table; a heading that begins with ``>`` is over numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        numbers = heading.startswith(">")
+        table.add_column(
+            heading.lstrip(">"), justify="right" if numbers else "left", no_wrap=numbers
+        )
+    return table

@@ -1,0 +1,188 @@
+"""How far each run of a sweep is, read from disk alone: by whoever sweeps, and beside it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from questtrain.sweep.attempt import is_claimed, read_outcome
+from questtrain.sweep.job import Job
+
+Status: TypeAlias = Literal["done", "running", "failed", "waiting"]
+STATUSES: tuple[Status, ...] = ("done", "running", "failed", "waiting")
+
+TAIL_BYTES = 16_384
+"""Read from the end of metrics.jsonl: some fifty rows, whatever the file's length."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A job, its status, and what the run has said so far (None where it has not).
+
+    ``step`` is the last one logged. ``seconds_left`` is of a running run, at its present rate.
+    ``reason`` says why a run failed.
+    """
+
+    job: Job
+    status: Status
+    step: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    seconds_left: float | None = None
+    reason: str | None = None
+
+    @property
+    def flops_done(self) -> float:
+        return self.job.flops * min(1.0, self.step / self.job.steps)
+
+    @property
+    def flops_per_second(self) -> float | None:
+        if self.tokens_per_second is None:
+            return None
+        return self.tokens_per_second * self.job.flops / self.job.tokens
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A whole sweep: runs by status, the done share of its FLOPs, the seconds left (None where no
+    run has shown its speed yet)."""
+
+    counts: dict[Status, int]
+    share: float
+    seconds_left: float | None
+
+
+def read_states(jobs: Iterable[Job]) -> list[State]:
+    """The state of each job, in the same order."""
+    return [read_state(job) for job in jobs]
+
+
+def read_state(job: Job) -> State:
+    """One job's state. A run record that says completed is done, whoever trained it."""
+    record = read_record(job)
+    if record.get("status") == "completed":
+        return State(
+            job,
+            "done",
+            job.steps,
+            record.get("train_loss"),
+            record.get("val_loss"),
+            record.get("tokens_per_second"),
+            record.get("mfu"),
+        )
+    rows = _last_rows(job.folder / "metrics.jsonl")
+    if is_claimed(job):
+        return _in_progress(job, "running", rows)
+    reason = _failure(job, record)
+    return _in_progress(job, "failed" if reason else "waiting", rows, reason)
+
+
+def ended(job: Job) -> Status | None:
+    """``done`` or ``failed`` where nothing is left to do, whoever holds the claim; else None."""
+    record = read_record(job)
+    if record.get("status") == "completed":
+        return "done"
+    return "failed" if _failure(job, record) else None
+
+
+def _failure(job: Job, record: dict[str, Any]) -> str | None:
+    """Why the run failed; None where it did not, or waits to be tried again."""
+    outcome = read_outcome(job)
+    if outcome is not None:
+        return (outcome.reason or f"exit code {outcome.exit_code}") if outcome.failed else None
+    diverged = record.get("status") == "diverged"
+    return "diverged: the loss became NaN or infinite" if diverged else None
+
+
+def read_record(job: Job) -> dict[str, Any]:
+    """The job's ``run.json``; empty where the run has not ended or the file is damaged."""
+    with suppress(OSError, ValueError):
+        record = json.loads(job.run_file.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
+    return {}
+
+
+def progress(states: Sequence[State]) -> Progress:
+    """Time left: what is left of each run at its model's rate, shared among the runs that run now
+    (one, where none does), and at least as long as the longest of those takes."""
+    found = Counter(state.status for state in states)
+    total = sum(state.job.flops for state in states)
+    done = sum(state.flops_done for state in states)
+    return Progress(
+        {status: found[status] for status in STATUSES},
+        done / total if total else 0.0,
+        _seconds_left(states),
+    )
+
+
+def _seconds_left(states: Sequence[State]) -> float | None:
+    open_states = [state for state in states if state.status in ("running", "waiting")]
+    if not open_states:
+        return 0.0
+    seconds = []
+    for state in open_states:
+        rate = state.flops_per_second or _typical_rate(state.job, states)
+        if rate is None:
+            return None
+        seconds.append((state.job.flops - state.flops_done) / rate)
+    running = [
+        s for s, state in zip(seconds, open_states, strict=True) if state.status == "running"
+    ]
+    return max([sum(seconds) / max(1, len(running)), *running])
+
+
+def _typical_rate(job: Job, states: Sequence[State]) -> float | None:
+    """Median FLOP/s of the runs of the same model, or of all where none of those has one."""
+    rates = [(s.job.model, s.flops_per_second) for s in states if s.flops_per_second]
+    same = [rate for model, rate in rates if model == job.model]
+    chosen = same or [rate for _, rate in rates]
+    return statistics.median(chosen) if chosen else None
+
+
+def _in_progress(
+    job: Job, status: Status, rows: list[dict[str, Any]], reason: str | None = None
+) -> State:
+    def last(key: str) -> Any:
+        return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
+
+    step, rate = last("step") or 0, last("tokens_per_second")
+    left = None
+    if status == "running" and rate:
+        left = (job.steps - step) * (job.tokens / job.steps) / rate
+    return State(
+        job,
+        status,
+        step,
+        last("train_loss"),
+        last("val_loss"),
+        rate,
+        last("mfu"),
+        left,
+        reason,
+    )
+
+
+def _last_rows(metrics: Path) -> list[dict[str, Any]]:
+    """The last rows of ``metrics.jsonl``; torn lines at either end are left out."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
