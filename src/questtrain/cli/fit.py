@@ -11,6 +11,8 @@ from questtrain.cli.arguments import parse_arguments, split_paths, take_option
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
+from questtrain.scaling.figures import FIGURES
+from questtrain.scaling.figures.style import file_format, save
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import FORMS, Estimate, Law, law_record, write_law
 from questtrain.scaling.points import law_points
@@ -57,6 +59,8 @@ def main(words: Sequence[str]) -> int:
         print(to_yaml(mapping), end="")
         return 0
     options = config_from_mapping(FitOptions, mapping)
+    if picture is not None:
+        file_format(Path(picture))
     points, remarks = law_points(read_runs(paths))
     for remark in remarks:
         log.warning("%s", remark)
@@ -93,9 +97,6 @@ def _write(law: Law, path: Path) -> None:
 
 
 def _draw(paths: Sequence[str], picture: str) -> None:
-    from questtrain.scaling.figures import FIGURES
-    from questtrain.scaling.figures.style import save
-
     path = Path(picture).expanduser()
     save(FIGURES["law"].draw(FIGURES["law"].data(paths)), path)
     log.info("picture: %s", path)

@@ -128,10 +128,9 @@ def read_law(path: Path) -> Law:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     try:
         return _law(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a law of `questtrain fit --json FILE`: {error!r} is missing or wrong."
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path} is not a law of `questtrain fit --json FILE`: {what}.") from error
 
 
 def _law(content: Any) -> Law:

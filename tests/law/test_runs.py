@@ -1,0 +1,236 @@
+"""The runs table: folders in every state, tables of one's own, labels, points."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.errors import UserError
+from questtrain.scaling.points import law_points
+from questtrain.scaling.precision import (
+    label_text,
+    precision_label,
+    sorted_labels,
+    split_label,
+    weight_bits,
+)
+from questtrain.scaling.runs import export_rows, read_run, read_runs, read_table
+
+RECORD = {
+    "status": "completed",
+    "model": "30M",
+    "non_embedding_params": 30_482_560,
+    "bits": "w4a4",
+    "method": "quest",
+    "dataset": "c4",
+    "tokens": 3_000_000_000,
+    "val_loss": 3.27,
+}
+
+
+def make(folder, record=None, *words):
+    """A run folder with a configuration, and a record where one is given."""
+    folder.mkdir(parents=True)
+    config = train_config(parse_arguments(["model=30M", f"name={folder.name}", *words]))
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    if record is not None:
+        (folder / "run.json").write_text(json.dumps({"name": folder.name, **record}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("bits", "method", "label", "text", "cost"),
+    [
+        ("w4a4", "quest", "4", "W4A4", 4),
+        ("w1.58a1.58", "quest", "1.58", "W1.58A1.58", 1.58),
+        ("bf16", "none", "16", "BF16", 16),
+        ("w16a16", "lsq", "16", "BF16", 16),
+        ("w2a16", "quest", "w2a16", "W2A16", 2),
+        ("w3a8", "quest", "w3a8", "W3A8", 3),
+        ("fp4", "quest", "fp4", "FP4", 4),
+        ("w4s24a4", "quest", "w4s24a4", "INT4 2:4", 2.5),
+        ("w4a4", "lsq", "4-lsq", "W4A4 LSQ", 4),
+        ("w2a2", "quest-noht", "2-quest-noht", "W2A2 without Hadamard", 2),
+        ("w4a4", None, "4", "W4A4", 4),
+    ],
+)
+def test_labels(bits, method, label, text, cost):
+    assert precision_label(bits, method) == label
+    assert label_text(label) == text
+    assert weight_bits(label) == cost
+    assert precision_label(*map(str, split_label(label))) == label
+
+
+def test_a_label_of_one_s_own_has_no_bits():
+    assert split_label("mine") is None
+    assert weight_bits("mine") is None
+    assert label_text("mine") == "mine"
+    labels = ["mine", "4-lsq", "16", "1", "w4a16", "4", "1.58"]
+    assert sorted_labels(labels) == ["1", "1.58", "4", "w4a16", "16", "4-lsq", "mine"]
+
+
+def test_runs_in_every_state_are_rows(tmp_path):
+    make(tmp_path / "a-done", RECORD)
+    make(tmp_path / "b-diverged", RECORD | {"status": "diverged", "val_loss": None})
+    started = make(tmp_path / "c-started", None, "bits=w2a2", "method=lsq")
+    (started / "metrics.jsonl").write_text(
+        '{"step": 10, "train_loss": 5.5}\n{"step": 20, "val_loss": 5.0}\n{"step": 30, "tr'
+    )
+    (make(tmp_path / "d-torn") / "run.json").write_text('{"name": "d-t')
+    make(tmp_path / "e-empty", {"status": "completed"})
+    make(tmp_path / "f-nan", RECORD | {"val_loss": None})
+    make(tmp_path / "g-odd", RECORD | {"bits": "w99a99"})
+    (make(tmp_path / "h-config") / "config.yaml").write_text("[")
+    runs = {run.name: run for run in read_runs([str(tmp_path)])}
+    assert {name: run.status for name, run in runs.items()} == {
+        "a-done": "completed",
+        "b-diverged": "diverged",
+        "c-started": "unfinished",
+        "d-torn": "damaged",
+        "e-empty": "damaged",
+        "f-nan": "damaged",
+        "g-odd": "damaged",
+        "h-config": "damaged",
+    }
+    assert runs["a-done"].val_loss == 3.27
+    assert runs["a-done"].precision == "4"
+    assert runs["b-diverged"].val_loss is None
+    unfinished = runs["c-started"]
+    assert unfinished.precision == "2-lsq"
+    assert unfinished.val_loss is None, "not the final one"
+    assert unfinished.record["val_loss"] == 5.0
+    assert unfinished.record["non_embedding_params"] == 30_482_560
+    assert "step 20" in unfinished.problem
+    for name, part in {"d-torn": "cannot be read", "f-nan": "val_loss is None"}.items():
+        assert part in runs[name].problem
+
+
+def test_numbers_of_a_record(tmp_path):
+    run = read_run(make(tmp_path / "r", RECORD | {"trust_scale": "inf", "hadamard": True}))
+    assert run.number("trust_scale") == float("inf")
+    assert run.number("hadamard") is None
+    assert run.number("dataset") is None
+    assert run.number("lr_scale") is None
+    assert run.text("dataset") == "c4"
+
+
+def test_only_nested_reads_go_into_sweeps(tmp_path):
+    make(tmp_path / "alone", RECORD)
+    make(tmp_path / "sweep" / "point", RECORD)
+    assert [run.name for run in read_runs([str(tmp_path)])] == ["alone"]
+    assert [run.name for run in read_runs([str(tmp_path)], nested=True)] == ["alone", "point"]
+
+
+def test_a_csv_of_one_s_own(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        "name,non_embedding_params,tokens,precision,val_loss,note\n"
+        "one,30e6,3e9,4,3.27,\n,5e7,5e9,fp4,3.1,second\n"
+    )
+    first, second = read_runs([str(path)])
+    assert (first.name, first.status, first.precision, first.val_loss) == (
+        "one",
+        "completed",
+        "4",
+        3.27,
+    )
+    assert "note" not in first.record
+    assert second.name == "runs.csv:3"
+    assert second.number("tokens") == 5e9
+    assert second.metrics() == []
+
+
+def test_an_exported_table_gives_the_same_points(tmp_path):
+    """Folders → JSON lines → points: nothing is lost; and a run given twice counts once."""
+    make(tmp_path / "runs" / "a", RECORD)
+    make(tmp_path / "runs" / "b", RECORD | {"bits": "bf16", "method": "none", "val_loss": 3.2})
+    make(tmp_path / "runs" / "c", RECORD | {"status": "diverged"})
+    runs = read_runs([str(tmp_path / "runs")])
+    table = tmp_path / "runs.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in export_rows(runs)))
+    assert law_points(read_table(table))[0] == law_points(runs)[0]
+    both, _ = law_points(read_runs([str(tmp_path / "runs"), str(table)]))
+    assert len(both) == 2
+
+
+def test_bits_can_stand_for_the_precision(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    row = {"non_embedding_params": 1e6, "tokens": 1e8, "val_loss": 4.0, "bits": "w4a4"}
+    path.write_text(json.dumps(row | {"method": "lsq"}) + "\n\n" + json.dumps(row) + "\n")
+    assert [run.precision for run in read_table(path)] == ["4-lsq", "4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("no.csv", None, ["no.csv", "no such file"]),
+        ("a.csv", "", ["holds no runs"]),
+        ("a.csv", "non_embedding_params,tokens,precision,val_loss\n", ["holds no runs"]),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precison,val_loss\n1,2,4,3\n",
+            ["a.csv, line 2: no precision", "Did you mean 'precison'"],
+        ),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precision,val_loss\n1,2,4,3\n1,2,4,-3\n",
+            ["line 3: val_loss='-3' must be a positive number"],
+        ),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precision,val_loss\n1,2,4,nan\n",
+            ["line 2: val_loss='nan'"],
+        ),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precision,val_loss\n1,,4,3\n",
+            ["line 2: no tokens"],
+        ),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precision,val_loss\n1,2,4\n",
+            ["line 2: not as many cells as columns"],
+        ),
+        (
+            "a.csv",
+            "non_embedding_params,tokens,precision,val_loss\n1,2,4,3,5\n",
+            ["line 2: not as many cells as columns"],
+        ),
+        ("a.jsonl", "{}\n{\n", ["line 2 is no JSON"]),
+        ("a.jsonl", "[1]\n", ["line 1 is no object"]),
+        ("a.jsonl", '{"tokens": true}\n', ["line 1: no non_embedding_params"]),
+        ("a.csv", b"\xff\xfe\x00", ["cannot be read"]),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, name, content, parts):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        read_runs([str(path)])
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_points_say_what_they_leave_out_and_what_occurs_twice(tmp_path):
+    make(tmp_path / "a", RECORD)
+    make(tmp_path / "b", RECORD | {"val_loss": 3.29})
+    make(tmp_path / "c", RECORD | {"status": "diverged"})
+    make(tmp_path / "d", RECORD | {"dataset": "stdlib", "tokens": 1e9})
+    points, remarks = law_points(read_runs([str(tmp_path)]))
+    assert [p.name for p in points] == ["a", "b", "d"]
+    said = "\n".join(remarks)
+    assert "left out: c is diverged" in said
+    assert "2 runs of one point, all kept (W4A4, 30.5M parameters, 3,000.0M tokens)" in said
+    assert "a 3.2700, b 3.2900" in said
+    assert "several datasets (c4, stdlib)" in said
+
+
+def test_no_complete_run(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(
+        UserError, match=r"none of the runs is complete\.\nleft out: a is unfinished"
+    ):
+        law_points(read_runs([str(tmp_path)]))
