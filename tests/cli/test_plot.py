@@ -10,7 +10,9 @@ import pytest
 
 from questtrain.cli.main import main
 from questtrain.scaling.figures import FIGURES
+from tests.scaling import CONTENT as DIAGNOSTICS
 from tests.scaling import make_run
+from tests.scaling.law_runs import runs_for, write_law_table
 from tests.training_data import questtrain
 
 
@@ -18,15 +20,16 @@ from tests.training_data import questtrain
 def runs(tmp_path, monkeypatch) -> Path:
     """A working folder with ``sweep/`` of two runs, one of which has every record."""
     monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "sweep" / "done", *FIGURES)
+    make_run(tmp_path / "sweep" / "done", *DIAGNOSTICS)
     make_run(tmp_path / "sweep" / "started", method="ste")
     return tmp_path
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_the_default_is_a_png_here_and_its_path_is_printed(runs, capsys, name):
+    given = str(runs_for(name, Path("given")))
     for word in (name, FIGURES[name].alias):
-        assert main(["plot", word, "sweep"]) == 0
+        assert main(["plot", word, given]) == 0
         assert capsys.readouterr().out == f"{name}.png\n"
         assert Path(f"{name}.png").read_bytes().startswith(b"\x89PNG")
         Path(f"{name}.png").unlink()
@@ -69,7 +72,7 @@ def test_runs_left_out_are_named_on_stderr(runs):
 
 BAD_INPUT = [
     (["aligment", "sweep"], ["unknown figure 'aligment'", "fig2", "Did you mean 'alignment'?"]),
-    (["--json"], ["name a figure: alignment, mask, persistence"]),
+    (["--json"], ["name a figure: law, alignment, lsq"]),
     (["mask"], ["no runs given"]),
     (["mask", "swep"], ["swep: there is no such folder", "Did you mean 'sweep'?"]),
     (["mask", "empty"], ["empty is not a run"]),
@@ -82,6 +85,13 @@ BAD_INPUT = [
     (["mask", "sweep", "--output="], ["--output needs a file"]),
     (["mask", "sweep", "--jsn"], ["unknown option '--jsn'", "Did you mean '--json'?"]),
     (["mask", "sweep", "--json", "-o", "m.png"], ["--json prints and draws nothing"]),
+    (["mask", "sweep", "-o", "m.md"], ["mask is no table", ".png, .pdf or .svg"]),
+    (["all", "sweep", "--json"], ["--json prints one figure"]),
+    (["all", "swep"], ["swep: there is no such folder"]),
+    (["all", "sweep/started"], ["nothing to draw: these runs allow none"]),
+    (["law", "none.csv"], ["none.csv: there is no such file"]),
+    (["table1", "sweep/started"], ["none of the runs is complete"]),
+    (["curves", "sweep/started"], ["nothing to draw: curves needs", "sweep fig11_curves"]),
 ]
 
 
@@ -98,6 +108,30 @@ def test_bad_input_is_one_message_and_exit_code_2(runs, capsys, words, parts):
     assert captured.err.startswith("error: ")
     for part in parts:
         assert part in captured.err
+
+
+def test_tables_are_text_where_the_suffix_says_so(runs, capsys):
+    table = write_law_table(Path("runs.csv"))
+    for suffix, start in ((".md", "**Fitted"), (".tex", "% needs"), (".csv", "precision,")):
+        assert main(["plot", "table1", str(table), "-o", f"eff{suffix}"]) == 0
+        assert Path(f"eff{suffix}").read_text().startswith(start)
+    assert capsys.readouterr().out == "eff.md\neff.tex\neff.csv\n"
+
+
+def test_all_draws_what_the_runs_allow_and_says_what_not(runs):
+    """As PNG and PDF; of a run without a record, each message once."""
+    write_law_table(Path("runs.csv"))
+    result = questtrain("plot", "all", "runs.csv", "-o", "figures", cwd=runs)
+    assert result.returncode == 0
+    made = sorted(Path("figures").iterdir())
+    assert result.stdout.split() == sorted(map(str, made), key=result.stdout.index)
+    names = {path.stem for path in made}
+    assert {"law", "efficiency", "memory", "table1"} <= names
+    assert not names & {"curves", "mask", "pact", "table4"}
+    assert {path.suffix for path in made if path.stem == "table1"} == {".png", ".pdf", ".md"}
+    messages = result.stderr.splitlines()
+    assert any(line.startswith("not drawn: pact (fig12): nothing to draw") for line in messages)
+    assert len(messages) == len(set(messages))
 
 
 def test_help_lists_every_figure(capsys):

@@ -6,10 +6,12 @@ import math
 import pytest
 
 from questtrain.errors import UserError
-from questtrain.scaling.run_folders import find_runs
 from questtrain.scaling.figures import FIGURES, figure_name
 from questtrain.scaling.figures.style import COLOURS, DASHES, line_style, method_label, save
+from questtrain.scaling.run_folders import find_runs
+from tests.scaling import CONTENT as DIAGNOSTICS
 from tests.scaling import drawn, legend, make_run, read_record, write_record
+from tests.scaling.law_runs import runs_for
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -17,10 +19,10 @@ from tests.scaling import drawn, legend, make_run, read_record, write_record
     ("suffix", "start"), [(".png", b"\x89PNG"), (".PDF", b"%PDF"), (".svg", b"<?xml")]
 )
 def test_files_by_suffix_are_the_same_each_time(tmp_path, name, suffix, start):
-    run = make_run(tmp_path / "a", name)
+    runs = runs_for(name, tmp_path / "runs")
     paths = [tmp_path / "new" / f"{i}{suffix}" for i in range(2)]
     for path in paths:
-        save(drawn(name, run), path)
+        save(drawn(name, runs), path)
     first, second = (path.read_bytes() for path in paths)
     assert first.startswith(start)
     assert first == second
@@ -44,10 +46,12 @@ def test_a_place_that_cannot_be_written(tmp_path, taken):
 
 
 def test_names_and_aliases():
-    names = {"fig2": "alignment", "fig8": "mask", "fig9": "persistence"}
+    names = {"fig1": "law", "fig2": "alignment", "fig5a": "formats", "fig9": "persistence"}
     assert {alias: figure_name(alias) for alias in names} == names
     assert [figure_name(name) for name in FIGURES] == list(FIGURES)
-    with pytest.raises(UserError, match=r"choose from alignment, .*fig9.*Did you mean 'alignment'"):
+    with pytest.raises(
+        UserError, match=r"choose from law, alignment, .*fig9.*Did you mean 'alignment'"
+    ):
         figure_name("aligment")
 
 
@@ -106,7 +110,7 @@ def test_a_line_of_many_points_has_a_dozen_markers():
 
 
 def test_many_lines_put_the_legend_beside_the_panel(tmp_path):
-    few = [make_run(tmp_path / f"a{i}", "mask", bits=f"w{i}a{i}") for i in range(2, 6)]
+    few = [make_run(tmp_path / f"a{i}", "mask", bits=f"w{i}a{i}") for i in range(2, 7)]
     more = make_run(tmp_path / "more", "mask", method="ste")
     assert not drawn("mask", *few).legends
     wide = drawn("mask", *few, more)
@@ -120,7 +124,7 @@ def test_dollars_in_a_name_are_no_formula(tmp_path):
     assert legend(drawn("mask", *runs))[0] == "QuEST, W8A8, 0$\\frac$"
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DIAGNOSTICS)
 def test_runs_without_a_record_are_named_and_left_out(tmp_path, name, caplog):
     run = make_run(tmp_path / "good", name)
     empty = make_run(tmp_path / "not yet")
@@ -164,7 +168,11 @@ def test_damaged_records(tmp_path, name, change, part):
 @pytest.mark.parametrize(
     ("name", "key"),
     [
-        *((name, key) for name in FIGURES for key in ("name", "model", "bits", "method", "seed")),
+        *(
+            (name, key)
+            for name in DIAGNOSTICS
+            for key in ("name", "model", "bits", "method", "seed")
+        ),
         ("alignment", "step"),
         ("alignment", "blocks"),
         ("mask", "points"),
@@ -184,7 +192,7 @@ def test_missing_keys(tmp_path, name, key):
 
 
 @pytest.mark.parametrize("content", [b'{"what": "ali', b"\xff\xfe", b"[1]", b""])
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", DIAGNOSTICS)
 def test_damaged_json(tmp_path, name, content):
     run = make_run(tmp_path / "a")
     (run / "diagnostics" / f"{name}.json").write_bytes(content)

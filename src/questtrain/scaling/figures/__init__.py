@@ -1,19 +1,36 @@
-"""The figures of the paper by name.
+"""The figures and tables of the paper by name.
 
-A figure is two functions in the module of its family: ``data`` turns run folders into what is
-drawn (a dataclass of plain numbers and texts), ``draw`` turns that into a matplotlib Figure. A new
-one is these two and a line in `FIGURES`.
+A figure is two functions in the module of its family: ``data`` turns the user's paths (run
+folders, folders of runs, tables of runs) into what is drawn (a dataclass of plain numbers and
+texts), ``draw`` turns that into a matplotlib Figure. A new one is these two and a line in
+`FIGURES`; a table of the paper is also text, by a third function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from questtrain.errors import unknown
-from questtrain.scaling.figures import alignment, mask, persistence
+from questtrain.errors import UserError, unknown
+from questtrain.scaling.figures import (
+    alignment,
+    bit_width,
+    curves,
+    data_fit,
+    efficiency,
+    loss_memory,
+    lsq_decay,
+    mask,
+    memory,
+    pact,
+    persistence,
+    trust_scale,
+)
+from questtrain.scaling.figures.selection import Paths
+from questtrain.scaling.figures.style import file_format, save
+from questtrain.scaling.figures.tables import TEXT_FORMATS, Table, draw_table, write_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,20 +38,64 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure: its ``alias`` by the paper's number, what it shows, how it is made."""
+    """One figure: its ``alias`` by the paper's number, what it shows, how it is made; ``table``
+    makes the text of a table."""
 
     alias: str
     text: str
-    data: Callable[[Sequence[Path]], Any]
+    data: Callable[[Paths], Any]
     draw: Callable[[Any], Figure]
+    table: Callable[[Any], Table] | None = None
+
+
+def _table(
+    alias: str, text: str, data: Callable[[Paths], Any], table: Callable[[Any], Table]
+) -> PaperFigure:
+    return PaperFigure(alias, text, data, lambda found: draw_table(table(found)), table)
 
 
 FIGURES = {
+    "law": PaperFigure(
+        "fig1",
+        "loss over memory of the weights by precision, with the fitted law",
+        loss_memory.law_data,
+        loss_memory.draw,
+    ),
     "alignment": PaperFigure(
         "fig2",
         "alignment of gradients with unquantized ones, by depth of the block",
         alignment.data,
         alignment.draw,
+    ),
+    "lsq": PaperFigure(
+        "fig3",
+        "perplexity by bit width, QuEST against LSQ",
+        bit_width.data,
+        bit_width.draw,
+    ),
+    "efficiency": PaperFigure(
+        "fig4",
+        "eff(P)/P of formats and methods, from the fitted law",
+        efficiency.data,
+        efficiency.draw,
+    ),
+    "formats": PaperFigure(
+        "fig5a",
+        "as law, formats of 4 bits: INT4, FP4, INT4 with 2:4 sparsity",
+        loss_memory.formats_data,
+        loss_memory.draw,
+    ),
+    "weight-only": PaperFigure(
+        "fig5b",
+        "as law, weights alone quantized",
+        loss_memory.weight_only_data,
+        loss_memory.draw,
+    ),
+    "hadamard": PaperFigure(
+        "fig5c",
+        "as law, with and without the Hadamard transform",
+        loss_memory.hadamard_data,
+        loss_memory.draw,
     ),
     "mask": PaperFigure(
         "fig8",
@@ -48,6 +109,48 @@ FIGURES = {
         persistence.data,
         persistence.draw,
     ),
+    "trust-scale": PaperFigure(
+        "fig10",
+        "loss over the outer trust scale, with and without the transform",
+        trust_scale.data,
+        trust_scale.draw,
+    ),
+    "curves": PaperFigure(
+        "fig11",
+        "training loss over tokens, by method",
+        curves.data,
+        curves.draw,
+    ),
+    "pact": PaperFigure(
+        "fig12",
+        "PACT's loss by lr_scale and scale_weight_decay, a heat map",
+        pact.data,
+        pact.draw,
+    ),
+    "fit": PaperFigure(
+        "fig13",
+        "fit of the law by tokens/parameter, a panel a precision",
+        data_fit.data,
+        data_fit.draw,
+    ),
+    "memory": PaperFigure(
+        "fig14",
+        "which precision is best in a fixed memory, as data grows",
+        memory.data,
+        memory.draw,
+    ),
+    "table1": _table(
+        "tab1",
+        "fitted eff(P), with intervals",
+        efficiency.table_data,
+        efficiency.table,
+    ),
+    "table4": _table(
+        "tab4",
+        "LSQ's perplexity by weight decay of its step and by bits",
+        lsq_decay.data,
+        lsq_decay.table,
+    ),
 }
 
 
@@ -57,3 +160,24 @@ def figure_name(word: str) -> str:
     if word not in names:
         raise unknown("figure", word, sorted(names, key=lambda n: n in FIGURES, reverse=True))
     return names[word]
+
+
+def check_output(name: str, path: Path) -> None:
+    """UserError unless the file's suffix is one that the figure can be written as."""
+    if not _is_text(path):
+        file_format(path)
+    elif FIGURES[name].table is None:
+        raise UserError(f"-o {path}: {name} is no table: end the name in .png, .pdf or .svg.")
+
+
+def write(name: str, data: Any, path: Path) -> None:
+    """The figure's data as the file that the suffix says."""
+    figure = FIGURES[name]
+    if figure.table is not None and _is_text(path):
+        write_table(figure.table(data), path)
+    else:
+        save(figure.draw(data), path)
+
+
+def _is_text(path: Path) -> bool:
+    return path.suffix.lower().removeprefix(".") in TEXT_FORMATS

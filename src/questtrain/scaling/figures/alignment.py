@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, pvariance
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import Alignment, read_alignment, read_all
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.figures.style import add_legend, line_figure, line_style, run_labels, title
+from questtrain.scaling.run_folders import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,9 +34,9 @@ class AlignmentData:
     lines: list[Line]
 
 
-def data(runs: Sequence[Path]) -> AlignmentData:
+def data(paths: Paths) -> AlignmentData:
     """A line for each method and bits, its seeds merged."""
-    records = read_all(runs, "alignment", read_alignment)
+    records = read_all(find_runs([str(path) for path in paths]), "alignment", read_alignment)
     groups = _merge_seeds(records)
     labels = run_labels([group[0].run for group in groups])
     return AlignmentData(

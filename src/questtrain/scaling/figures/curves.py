@@ -143,9 +143,12 @@ def draw(data: CurvesData) -> Figure:
 
 def _trained(paths: Paths) -> list[_Training]:
     """The runs of one size with training rows, by method, then bits."""
-    found = [one for run in all_runs(paths) if (one := _training(run)) is not None]
+    given = all_runs(paths)
+    found = [one for run in given if (one := _training(run)) is not None]
     if not found:
         raise nothing_to_draw("curves", "run folders with training steps", "fig11_curves")
+    if len(found) < len(given):
+        log.warning("left out of curves: %d without training steps", len(given) - len(found))
     runs = richest([one.run for one in found], "curves", _setting, _content)
     order = sorted_labels(run.precision or "" for run in runs)
     kept = [one for one in found if one.run in runs]
@@ -154,12 +157,8 @@ def _trained(paths: Paths) -> list[_Training]:
 
 def _training(run: Run) -> _Training | None:
     """Finite training losses by step; None for a run without two of them."""
-    if run.folder is None:
-        log.warning("left out of curves: %s is a row of a table, without steps", run.name)
-        return None
     rows = [row for row in run.metrics() if _is_training(row)]
     if len(rows) < 2:
-        log.warning("left out of curves: %s has no training steps", run.name)
         return None
     rows.sort(key=lambda row: int(row["step"]))
     tokens = [float(row.get("tokens") or row["step"]) for row in rows]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import read_all, read_mask
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.figures.style import (
     GREY,
     add_legend,
@@ -16,6 +16,7 @@ from questtrain.scaling.figures.style import (
     run_labels,
     title,
 )
+from questtrain.scaling.run_folders import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,9 +42,9 @@ class MaskData:
     lines: list[Line]
 
 
-def data(runs: Sequence[Path]) -> MaskData:
+def data(paths: Paths) -> MaskData:
     """A line for each run."""
-    records = read_all(runs, "mask", read_mask)
+    records = read_all(find_runs([str(path) for path in paths]), "mask", read_mask)
     heads = [record.run for record in records]
     return MaskData(
         title("Weights outside the trust mask", heads),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 COLOURS = "Blues_r"  # darker is lower
 SHADES = (0.12, 1.0)  # of the colours: neither black, nor white, which is for empty cells
-DARK = 0.5  # of the range of losses: below it, cells are written in white
+DARK = 0.42  # of the range of losses: below it, cells are written in white
 
 
 @dataclass(frozen=True)

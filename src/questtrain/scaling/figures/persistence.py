@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import read_all, read_persistence
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.figures.style import run_labels, title
+from questtrain.scaling.run_folders import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,9 +38,9 @@ class PersistenceData:
     panels: list[Panel]
 
 
-def data(runs: Sequence[Path]) -> PersistenceData:
+def data(paths: Paths) -> PersistenceData:
     """A panel for each run."""
-    records = read_all(runs, "persistence", read_persistence)
+    records = read_all(find_runs([str(path) for path in paths]), "persistence", read_persistence)
     heads = [record.run for record in records]
     return PersistenceData(
         title("Masked weights that stay masked", heads),

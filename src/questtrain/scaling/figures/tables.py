@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TEXT_FORMATS = ("md", "tex", "csv")
 CHARACTER_INCHES, ROW_INCHES = 0.092, 0.27
+TITLE_SIZE = 1.25  # of a letter, relative to those of the cells
 
 # What LaTeX reads as a command, and the letters that its fonts may lack.
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
@@ -57,7 +58,7 @@ def draw_table(table: Table) -> Figure:
     """Rules above, below and under the header; the first column to the left."""
     from matplotlib.figure import Figure
 
-    lengths = [max(map(len, column)) + 3 for column in zip(table.header, *table.rows, strict=True)]
+    lengths = _widths(table)
     width, height = CHARACTER_INCHES * sum(lengths), ROW_INCHES * (len(table.rows) + 1)
     notes = [line for note in table.notes for line in textwrap.wrap(note, int(18 * width))]
     total = height + 0.5 + 0.18 * len(notes)
@@ -84,6 +85,14 @@ def draw_table(table: Table) -> Figure:
             )
     add_notes(figure, table.notes)
     return figure
+
+
+def _widths(table: Table) -> list[float]:
+    """Of the columns in characters; together they have room for the title."""
+    columns = zip(table.header, *table.rows, strict=True)
+    lengths = [max(map(len, column)) + 3.0 for column in columns]
+    stretch = max(1.0, TITLE_SIZE * len(table.title) / sum(lengths))
+    return [stretch * length for length in lengths]
 
 
 def _markdown(table: Table) -> str:
