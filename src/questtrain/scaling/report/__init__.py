@@ -28,7 +28,7 @@ def write_report(
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"-o {path}: end the file's name in .html.")
-    document = page(gather(runs, title, words), draw_all(runs))
+    document = page(gather(runs, title, words), *draw_all(runs))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, document)

@@ -1,17 +1,20 @@
-"""The figures of the paper as inline SVG, each with its caption and the command that draws it."""
+"""The figures and tables of the paper on the page, each with the command that makes it alone."""
 
 from __future__ import annotations
 
 import io
+import logging
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from questtrain.errors import UserError
 from questtrain.scaling.figures import FIGURES
-from questtrain.scaling.report.markup import escape, tag
+from questtrain.scaling.figures.available import available
+from questtrain.scaling.figures.tables import Table
+from questtrain.scaling.report.markup import escape, folded, table, tag
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,46 +22,97 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure's name, what it shows, its command and its SVG."""
+    """A figure's name, what it shows, its command, and its SVG or its table."""
 
     name: str
     caption: str
     command: str
-    svg: str
+    content: str | Table
 
 
-def figures_html(drawings: Sequence[Drawing]) -> str:
+def draw_all(runs: Sequence[str]) -> tuple[list[Drawing], list[str]]:
+    """Every figure that the runs determine, and remarks: what these lack and the others need."""
+    drawings = []
+    with _overheard() as remarks:
+        found = available(runs)
+    for name, data in found.items():
+        figure = FIGURES[name]
+        content = figure.table(data) if figure.table else _svg(figure.draw(data))
+        command = shlex.join(["questtrain", "plot", name, *runs])
+        caption = f"{_number(figure.alias)}: {figure.text}"
+        drawings.append(Drawing(name, caption, command, content))
+    return drawings, remarks
+
+
+def figures_html(drawings: Sequence[Drawing], remarks: Sequence[str]) -> str:
+    """All of them, or that there are none, and the remarks."""
+    figures = "".join(_figure(drawing) for drawing in drawings)
     if not drawings:
-        return tag("p", "These runs determine none of the paper's figures yet.", class_="empty")
-    return "".join(_figure(drawing) for drawing in drawings)
+        figures = tag("p", "These runs determine none of the paper's figures yet.", class_="empty")
+    return figures + folded("Remarks on the figures", remarks)
+
+
+def inline_svg(name: str, caption: str, text: str) -> str:
+    """The SVG element of a file's text, with its caption for screen readers. Its ids get the
+    figure's name in front, because those of several figures on one page would clash."""
+    svg = text[text.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(caption)}" ', 1)
 
 
 def _figure(drawing: Drawing) -> str:
+    if isinstance(drawing.content, Table):
+        content = _table(drawing.content)
+    else:
+        content = inline_svg(drawing.name, drawing.caption, drawing.content)
     caption = tag("figcaption", escape(drawing.caption), tag("code", escape(drawing.command)))
-    return tag("figure", inline_svg(drawing), caption, id=f"figure-{drawing.name}")
+    return tag("figure", content, caption, id=f"figure-{drawing.name}")
 
 
-def inline_svg(drawing: Drawing) -> str:
-    """The SVG element alone, named for screen readers. Its ids get the figure's name in front,
-    because those of several figures on one page would clash."""
-    svg = drawing.svg[drawing.svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    prefix = f"{drawing.name}-"
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(drawing.caption)}" ', 1)
+class _Listener(logging.Handler):
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(logging.INFO)
+        self._texts = texts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._texts.append(record.getMessage())
 
 
-def draw_all(runs: Sequence[str]) -> list[Drawing]:
-    """Every figure that the runs determine; what stops one is in the log of `questtrain plot`."""
-    drawings = []
-    for name, figure in FIGURES.items():
-        try:
-            svg = _svg(figure.draw(figure.data(runs)))
-        except UserError:
-            continue
-        words = shlex.join(["questtrain", "plot", name, *runs])
-        drawings.append(Drawing(name, f"{figure.text} ({figure.alias})", words, svg))
-    return drawings
+@contextmanager
+def _overheard() -> Iterator[list[str]]:
+    """What the law wing says in the log meanwhile; it goes to the page and not to the terminal."""
+    log = logging.getLogger("questtrain.scaling")
+    texts: list[str] = []
+    handler = _Listener(texts)
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield texts
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+def _table(content: Table) -> str:
+    head = [tag("th", escape(name), scope="col") for name in content.header]
+    rows = []
+    for row, texts in enumerate(content.rows):
+        cells = [tag("th", escape(texts[0]), scope="row")]
+        for column, text in enumerate(texts[1:], start=1):
+            best = (row, column) in content.best
+            cells.append(tag("td", tag("strong", escape(text)) if best else escape(text)))
+        rows.append(tag("tr", *cells))
+    notes = [tag("p", escape(note), class_="hint") for note in content.notes]
+    return table(head, rows, content.title) + "".join(notes)
+
+
+def _number(alias: str) -> str:
+    """``fig5a`` → ``Figure 5a``."""
+    return alias.replace("fig", "Figure ").replace("tab", "Table ")
 
 
 def _svg(figure: Figure) -> str:

@@ -9,7 +9,7 @@ from questtrain.scaling.law import Estimate, Law
 from questtrain.scaling.precision import REFERENCE
 from questtrain.scaling.report.content import Content
 from questtrain.scaling.report.looks import Look, colours, swatch
-from questtrain.scaling.report.markup import escape, number_text, table, tag
+from questtrain.scaling.report.markup import escape, folded, number_text, table, tag
 
 SYMBOLS = (("A", "A"), ("alpha", "α"), ("B", "B"), ("beta", "β"), ("E", "E"))
 
@@ -18,7 +18,7 @@ def section(content: Content, looks: Mapping[str, Look]) -> str:
     """The whole section; without a law, why there is none."""
     if content.law is None:
         text = tag("p", tag("strong", "No law: "), escape(content.why_no_law or ""), class_="lines")
-        return tag("div", text, class_="notice") + _remarks(content.remarks)
+        return tag("div", text, class_="notice") + folded("Remarks on the points", content.remarks)
     law = content.law
     return "".join(
         (
@@ -31,7 +31,7 @@ def section(content: Content, looks: Mapping[str, Look]) -> str:
                 _efficiencies(law, looks),
                 class_="columns",
             ),
-            _remarks(content.remarks),
+            folded("Remarks on the points", content.remarks),
         )
     )
 
@@ -89,19 +89,11 @@ def _warnings(warnings: Sequence[str]) -> str:
     if not warnings:
         return ""
     items = [tag("li", escape(warning)) for warning in warnings]
-    return tag("div", tag("h3", "What the fit warns of"), tag("ul", *items), class_="notice")
-
-
-def _remarks(remarks: Sequence[str]) -> str:
-    if not remarks:
-        return ""
-    items = [tag("li", escape(remark)) for remark in remarks]
-    summary = tag("summary", f"Remarks on the points ({len(remarks)})")
-    return tag("details", summary, tag("ul", *items))
+    return tag("div", tag("h3", "The fit warns"), tag("ul", *items), class_="notice")
 
 
 def _parameters(law: Law) -> str:
-    head = [tag("th", text, scope="col") for text in ("", "value", interval_name(law))]
+    head = [tag("td", ""), _number_head("value"), tag("th", interval_name(law), scope="col")]
     rows = []
     for name, symbol in SYMBOLS:
         estimate: Estimate = getattr(law, name)
@@ -111,10 +103,9 @@ def _parameters(law: Law) -> str:
 
 
 def _efficiencies(law: Law, looks: Mapping[str, Look]) -> str:
-    names = ("precision", "bits", "eff(P)", interval_name(law), "eff(P)/P")
-    head = [tag("th", name, scope="col") for name in names]
-    head.append(tag("th", interval_name(law), scope="col"))
-    head.append(tag("td", "", class_="bar"))
+    interval = tag("th", interval_name(law), scope="col")
+    head = [tag("th", "precision", scope="col"), _number_head("bits")]
+    head += [_number_head("eff(P)"), interval, _number_head("eff(P)/P"), interval, tag("td", "")]
     efficiency = {**law.eff, REFERENCE: Estimate(1.0)}
     largest = max(_per_bit(efficiency[label], looks[label]).value for label in efficiency)
     ordered = [label for label in looks if label in efficiency]
@@ -144,6 +135,10 @@ def _per_bit(eff: Estimate, look: Look) -> Estimate:
         return Estimate(0.0)
     low, high = (None if end is None else end / look.bits for end in (eff.low, eff.high))
     return Estimate(eff.value / look.bits, low, high)
+
+
+def _number_head(name: str) -> str:
+    return tag("th", name, scope="col", class_="number")
 
 
 def _cells(estimate: Estimate | None, digits: int = 4) -> list[str]:

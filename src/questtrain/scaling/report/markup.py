@@ -42,6 +42,14 @@ def table(head: Sequence[str], rows: Iterable[str], caption: str) -> str:
     return tag("div", grid, class_="wide", tabindex="0", role="region", aria_label=caption)
 
 
+def folded(title: str, texts: Sequence[str]) -> str:
+    """A list that opens on a click; nothing where there is nothing to say."""
+    if not texts:
+        return ""
+    items = [tag("li", escape(text)) for text in texts]
+    return tag("details", tag("summary", f"{title} ({len(texts)})"), tag("ul", *items))
+
+
 def json_island(identity: str, value: Any) -> str:
     """Data for the page's script. No ``<`` is left in it, so that no text of a run ends it."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

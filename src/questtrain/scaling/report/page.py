@@ -19,8 +19,8 @@ from questtrain.scaling.report.markup import escape, json_island, script
 SCRIPTS = ("law.js", "plots.js", "explore.js", "budget.js", "curves.js", "runs.js")
 
 
-def page(content: Content, drawings: Sequence[Drawing]) -> str:
-    """The whole HTML document."""
+def page(content: Content, drawings: Sequence[Drawing] = (), remarks: Sequence[str] = ()) -> str:
+    """The whole HTML document; ``remarks`` are those of the figures."""
     drawn = looks(content.precisions)
     curves = curve_records(content.runs)
     body = Template(_asset("page.html"))
@@ -39,7 +39,7 @@ def page(content: Content, drawings: Sequence[Drawing]) -> str:
         models=runs_table.choice("curve-model", "Model", _models(curves)),
         interval="interval" if content.law is None else law_section.interval_name(content.law),
         runs=runs_table.section(content, drawn),
-        figures=figures_html(drawings),
+        figures=figures_html(drawings, remarks),
         data=json_island("report-data", page_data(content, drawn, curves)),
         plotly=script(_plotly()) if content.points or curves else "",
         script=script("\n".join(_asset(name) for name in SCRIPTS)),

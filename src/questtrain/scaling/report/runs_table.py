@@ -25,7 +25,7 @@ class Column:
 
 
 def _plain(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:.3g}"
 
 
 def _loss(value: float) -> str:
@@ -50,7 +50,7 @@ BEFORE = (
 AFTER = (
     Column("training loss", "train_loss", _loss),
     Column("learning rate", "lr", _plain),
-    Column("seed", "seed", _plain),
+    Column("seed", "seed", "{:g}".format),
     Column("tokens/s", "tokens_per_second", count_text),
     Column("time", "wall_seconds", _hours),
 )
@@ -64,13 +64,13 @@ def section(content: Content, looks: Mapping[str, Look]) -> str:
         for columns in (BEFORE, AFTER)
     )
     residuals = [] if content.law is None else list(RESIDUALS)
-    names = ["run", "status", "precision", *(c.head for c in before), *residuals]
-    names += [c.head for c in after]
+    texts = [_sorter(name) for name in ("run", "status", "precision")]
+    numbers = [*(c.head for c in before), *residuals, *(c.head for c in after)]
+    head = [*texts, *(_sorter(name, "number") for name in numbers)]
     rows = [_row(run, before, after, content.law, looks) for run in content.runs]
-    texts = {run.precision: looks[run.precision].text for run in content.runs if run.precision}
-    return _filters(content, [texts[label] for label in looks if label in texts]) + tag(
-        "div", table([_sorter(name) for name in names], rows, "Runs"), id="run-table"
-    )
+    labels = {run.precision for run in content.runs}
+    precisions = [look.text for look in looks.values() if look.label in labels]
+    return _filters(content, precisions) + tag("div", table(head, rows, "Runs"), id="run-table")
 
 
 def _filters(content: Content, precisions: Sequence[str]) -> str:
@@ -94,8 +94,9 @@ def choice(identity: str, name: str, values: Sequence[str]) -> str:
     return tag("label", name, tag("select", *options, id=identity))
 
 
-def _sorter(name: str) -> str:
-    return tag("th", tag("button", escape(name), type="button"), scope="col", aria_sort="none")
+def _sorter(name: str, kind: str | None = None) -> str:
+    button = tag("button", escape(name), type="button")
+    return tag("th", button, scope="col", aria_sort="none", class_=kind)
 
 
 def _row(

@@ -6,7 +6,7 @@ function budget() {
   const answer = document.getElementById("budget-answer");
   const rows = document.getElementById("budget-rows");
   const known = { params: REPORT.law.paramsRange, tokens: REPORT.law.tokensRange };
-  memory.value = String(Number(((2 * known.params[1]) / 1e9).toPrecision(2)));
+  memory.value = String(Number((known.params[1] / 2e9).toPrecision(2))); // at 4 bits, all measured
   tokens.value = countText(known.tokens[1]);
 
   function element(name, text) {
@@ -31,7 +31,7 @@ function budget() {
       scientific(plan.flops),
       plan.loss.toFixed(4),
       "low" in plan ? `${plan.low.toFixed(4)} – ${plan.high.toFixed(4)}` : "–",
-      "share" in plan ? `${Math.round(100 * plan.share)}%` : "–",
+      "share" in plan ? `${(100 * plan.share).toFixed(1)}%` : "–",
     ];
     line.append(head, ...texts.map((text) => element("td", text)));
     return line;

@@ -3,8 +3,10 @@ const DARK = matchMedia("(prefers-color-scheme: dark)");
 const CONFIG = {
   displaylogo: false,
   responsive: true,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+  modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
 };
+const PLOT_HEIGHT = 470;
+const LEGEND_ROW = 24;
 
 function pageColour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -24,7 +26,7 @@ function swatch(look) {
 
 function axis(title, extra) {
   return {
-    title: { text: title, standoff: 8 },
+    title: { text: title, standoff: 10 },
     gridcolor: pageColour("--line"),
     linecolor: pageColour("--soft"),
     tickcolor: pageColour("--soft"),
@@ -35,38 +37,74 @@ function axis(title, extra) {
   };
 }
 
-function layout(xaxis, yaxis) {
-  const narrow = innerWidth < 640;
+// A range of decades; ticks at 1, 2 and 5 where they have room.
+function logAxis(title, extra) {
+  const decades = extra.range ? extra.range[1] - extra.range[0] : Infinity;
+  const room = decades < (isNarrow() ? 2.5 : 5);
+  return axis(title, { type: "log", dtick: room ? "D2" : 1, ...extra });
+}
+
+function isNarrow() {
+  return innerWidth < 640;
+}
+
+// From the lowest to the highest value and a share of that more, in decades where log.
+function rangeOf(values, share, log) {
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of values) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  if (log) [low, high] = [Math.log10(low), Math.log10(high)];
+  const pad = share * (high - low) || 0.1;
+  return [low - pad, high + pad];
+}
+
+// The legend stands beside the plot, and below it where the page is narrow.
+function layout(chart, xaxis, yaxis, entries) {
+  const narrow = isNarrow();
+  const below = narrow ? LEGEND_ROW * Math.ceil(entries / 3) : 0;
+  const height = Math.max(PLOT_HEIGHT, narrow ? 0 : LEGEND_ROW * entries + 90) + below;
+  chart.style.height = `${height}px`;
+  const ink = pageColour("--ink");
   return {
     uirevision: "kept",
-    font: { family: getComputedStyle(document.querySelector("nav")).fontFamily, size: 13, color: pageColour("--ink") },
+    height,
+    font: { family: getComputedStyle(document.querySelector("nav")).fontFamily, size: 13, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: narrow ? 48 : 60, r: 10, t: 10, b: 50 },
+    margin: { l: narrow ? 50 : 62, r: 10, t: 32, b: 52 + below },
     hovermode: "closest",
-    hoverlabel: { bgcolor: pageColour("--surface"), bordercolor: pageColour("--soft"), font: { color: pageColour("--ink") }, align: "left", namelength: -1 },
-    legend: narrow ? { orientation: "h", y: -0.18, yanchor: "top" } : {},
+    hoverlabel: {
+      bgcolor: pageColour("--surface"),
+      bordercolor: pageColour("--soft"),
+      font: { color: ink },
+      align: "left",
+      namelength: -1,
+    },
+    modebar: {
+      bgcolor: "rgba(0,0,0,0)",
+      color: pageColour("--soft"),
+      activecolor: pageColour("--accent"),
+    },
+    legend: {
+      tracegroupgap: 0,
+      ...(narrow ? { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 } : {}),
+    },
     xaxis,
     yaxis,
   };
 }
 
-// The precisions of the given labels, in the page's order.
+// The looks of the precisions among these labels, in the page's order.
 function looksOf(labels) {
   const wanted = new Set(labels);
   return REPORT.precisions.filter((look) => wanted.has(look.label));
 }
 
-function geometric(low, high, count) {
-  return Array.from({ length: count }, (_, i) => low * (high / low) ** (i / (count - 1)));
-}
-
-function paddedLog(values, factor) {
-  return [Math.log10(Math.min(...values) / factor), Math.log10(Math.max(...values) * factor)];
-}
-
-// Draw now, and again when the page turns dark or light.
+// Draw now, and again when the page turns dark or light, wide or narrow.
 function keepDrawn(draw) {
   draw();
   DARK.addEventListener("change", draw);
+  matchMedia("(min-width: 40rem)").addEventListener("change", draw);
 }

@@ -1,4 +1,13 @@
 // The table of runs: a head's button sorts by its column, the fields above filter.
+const NAMES = new Intl.Collator("en", { numeric: true });
+
+// Numbers by size, texts as people order them; sign is 1 or -1, empty cells stay last both ways.
+function compareCells(a, b, sign) {
+  if (a === "" || b === "") return (a === "") - (b === "");
+  const [x, y] = [Number(a), Number(b)];
+  return sign * (Number.isNaN(x) || Number.isNaN(y) ? NAMES.compare(a, b) : x - y);
+}
+
 function runTable() {
   const table = document.querySelector("#run-table table");
   const body = table.tBodies[0];
@@ -6,41 +15,37 @@ function runTable() {
   const find = document.getElementById("run-filter");
   const status = document.getElementById("run-status");
   const precision = document.getElementById("run-precision");
-  const names = new Intl.Collator("en", { numeric: true });
 
   function value(row, column) {
-    const cell = row.cells[column];
-    return cell.dataset.value ?? cell.textContent;
-  }
-
-  // Numbers by size, texts as people order them; empty cells stay last both ways.
-  function compare(a, b, sign) {
-    if (a === "" || b === "") return (a === "") - (b === "");
-    const [x, y] = [Number(a), Number(b)];
-    return sign * (Number.isNaN(x) || Number.isNaN(y) ? names.compare(a, b) : x - y);
+    return row.cells[column].dataset.value ?? row.cells[column].textContent;
   }
 
   function sort(column) {
     const rising = heads[column].getAttribute("aria-sort") !== "ascending";
-    heads.forEach((head) => head.setAttribute("aria-sort", "none"));
+    for (const head of heads) head.setAttribute("aria-sort", "none");
     heads[column].setAttribute("aria-sort", rising ? "ascending" : "descending");
-    const rows = [...body.rows].sort((a, b) => compare(value(a, column), value(b, column), rising ? 1 : -1));
-    body.append(...rows);
+    const sign = rising ? 1 : -1;
+    const compare = (a, b) => compareCells(value(a, column), value(b, column), sign);
+    body.append(...[...body.rows].sort(compare));
+  }
+
+  function isWanted(row) {
+    const { status: state, precision: format } = row.dataset;
+    if (status.value && state !== status.value) return false;
+    if (precision.value && format !== precision.value) return false;
+    return hasWords(row.textContent, find.value);
   }
 
   function filter() {
-    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let count = 0;
-    for (const row of body.rows) {
-      const text = row.textContent.toLowerCase();
-      const fits = words.every((word) => text.includes(word)) && (!status.value || row.dataset.status === status.value) && (!precision.value || row.dataset.precision === precision.value);
-      row.hidden = !fits;
-      count += fits;
-    }
-    document.getElementById("run-count").textContent = `${count} of ${body.rows.length} runs`;
+    const rows = [...body.rows];
+    for (const row of rows) row.hidden = !isWanted(row);
+    const shown = rows.filter((row) => !row.hidden).length;
+    document.getElementById("run-count").textContent = `${shown} of ${rows.length} runs`;
   }
 
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => sort(column)));
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => sort(column));
+  });
   for (const control of [find, status, precision]) control.addEventListener("input", filter);
 }
 runTable();
