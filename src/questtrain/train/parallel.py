@@ -168,10 +168,7 @@ def world_from(environment: Mapping[str, str]) -> World:
 
 @contextmanager
 def join_world(on_gpus: bool) -> Iterator[World]:
-    """The World of the environment, its groups made and, when all has gone well, closed.
-
-    An error closes nothing: a collective may be under way, and the end of the process ends it.
-    """
+    """The World of the environment, its groups made and closed again."""
     world = world_from(os.environ)
     if world.size == 1:
         yield world
@@ -183,27 +180,25 @@ def join_world(on_gpus: bool) -> Iterator[World]:
     except RuntimeError as error:
         raise TrainingStopped(
             f"rank {world.rank} of {world.size} did not meet the others at"
-            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {_first_line(error)}."
+            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
         ) from error
-    control = dist.new_group(backend="gloo", timeout=PREPARATION)
-    yield World(world.rank, world.size, world.local_rank, control)
-    dist.destroy_process_group()
+    try:
+        control = dist.new_group(backend="gloo", timeout=PREPARATION)
+        yield World(world.rank, world.size, world.local_rank, control)
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """A collective fails when a rank is gone; the one that is gone has said why, if it could."""
+    """A collective fails when a rank is gone."""
     try:
         yield
     except RuntimeError as error:
         raise PeerLost(
-            f"another process of this run has ended ({_first_line(error)}). The same command"
+            "another process of this run has ended without a word to this one. The same command"
             " continues from the last checkpoint."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
