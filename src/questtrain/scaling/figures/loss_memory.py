@@ -121,9 +121,9 @@ def _data(
         for ratio, group in found.groups.items()
     }
     ratio, points = max(groups.items(), key=lambda item: (len(item[1]), item[0]))
-    if all(point.precision == REFERENCE for point in points):
-        wanted = ", ".join(label_text(label) for label in expected)
-        raise nothing_to_draw(name, f"quantized runs among {wanted}", _SWEEPS[name])
+    if not any(_is_own(point.precision, name) for point in points):
+        wanted = ", ".join(label_text(label) for label in expected if _is_own(label, name))
+        raise nothing_to_draw(name, f"runs of {wanted}", _SWEEPS[name])
     _say_other_ratios(name, ratio, groups)
     law = fitted(found.points)
     drawn = [series(points, label, law) for label in sorted_labels(p.precision for p in points)]
@@ -153,6 +153,15 @@ def _belongs(label: str, belongs: Callable[[Bits, str], bool]) -> bool:
     if label == REFERENCE:
         return True
     return named is not None and weight_bits(label) is not None and belongs(*named)
+
+
+def _is_own(label: str, name: str) -> bool:
+    """Whether a precision makes the figure: any quantized one figure 1; the others one that figure
+    1 does not show."""
+    named = split_label(label)
+    if label == REFERENCE or named is None:
+        return False
+    return name == "law" or not _is_integer(*named)
 
 
 def _is_integer(bits: Bits, method: str) -> bool:

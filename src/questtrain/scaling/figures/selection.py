@@ -77,14 +77,16 @@ def richest(
     setting: Callable[[Run], Hashable],
     content: Callable[[Run], Hashable],
 ) -> list[Run]:
-    """The runs of the one setting that shows most different contents; the log says how many runs
-    of other settings are left out."""
+    """The runs of the one setting that shows most different contents, trained longest where several
+    do; the log says how many runs of other settings are left out."""
     groups: dict[Hashable, list[Run]] = {}
     for run in runs:
         groups.setdefault(setting(run), []).append(run)
-    best = max(
-        groups.values(), key=lambda group: (len({content(run) for run in group}), len(group))
-    )
+
+    def worth(group: list[Run]) -> tuple[int, int, float]:
+        return len({content(run) for run in group}), len(group), group[0].number("tokens") or 0.0
+
+    best = max(groups.values(), key=worth)
     if len(best) < len(runs):
         others = [run.name for run in runs if run not in best]
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
