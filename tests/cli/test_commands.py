@@ -41,7 +41,7 @@ def test_train_help_names_every_top_level_setting_and_every_size(capsys):
     top_level = {name for name in setting_names(TrainConfig) if "." not in name}
     assert top_level <= SETTINGS.keys()
     assert all(f"\n  {name}" in page for name in SETTINGS)
-    assert "nano, 30M, 50M, 100M, 200M, 430M, 800M, 1600M, 3200M" in page
+    assert "30M, 50M, 100M, 200M, 430M, 800M, 1600M, 3200M" in page
 
 
 def test_help_and_info_answer_within_a_second_without_torch():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from questtrain.cli.arguments import Arguments, train_config
-from questtrain.config import TrainConfig, tokens
+from questtrain.config import TrainConfig, flops_per_token, non_embedding_params, tokens
 from questtrain.sweep import overrides, points, read_sweep, sweep_names
 
 README = Path(__file__).parents[2] / "sweeps" / "README.md"
@@ -23,8 +23,12 @@ RUNS = {
     "fig10_trust_scale": 22,
     "fig11_curves": 4,
     "fig12_pact": 25,
+    "scaling": 54,
+    "smoke": 24,
     "table4_lsq_wd": 12,
 }
+FEEDS = {"scaling": "fig1", "smoke": "fig1"}
+"""The figure of a sweep whose name does not begin with it."""
 
 
 @cache
@@ -48,7 +52,7 @@ def test_every_file_says_what_it_is(name):
     assert len(points(sweep)) == RUNS[name]
     assert sweep.title != name
     assert sweep.paper is not None
-    assert sweep.figure == name.partition("_")[0]
+    assert sweep.figure == FEEDS.get(name, name.partition("_")[0])
     rows = [line for line in README.read_text().splitlines() if line.startswith(f"| `{name}` |")]
     assert [row.split("|")[-3:-1] for row in rows] == [[f" {sweep.paper} ", f" {RUNS[name]} "]]
 
@@ -107,6 +111,32 @@ def test_figure_5c_has_the_published_sizes():
     }
     expected = {(*key, size) for key, count in published.items() for size in order[:count]}
     assert set(counts("fig5c_hadamard", "method", "bits", "model")) == expected
+
+
+def test_the_laws_own_grid_is_the_papers():
+    """How many sizes from 30M up each precision has, by tokens a parameter."""
+    order = ["30M", "50M", "100M", "200M", "430M", "800M"]
+    published = {
+        ("w1a1", 100): 6,
+        ("w2a2", 100): 4,
+        ("w3a3", 100): 5,
+        ("w4a4", 100): 6,
+        ("w8a8", 100): 3,
+        ("bf16", 100): 6,
+    } | {(bits, ratio): 4 for bits in ("w2a2", "w3a3", "w4a4") for ratio in (25, 50)}
+    expected = {(*key, size) for key, count in published.items() for size in order[:count]}
+    assert set(counts("scaling", "bits", "tokens_per_param", "model")) == expected
+
+
+def test_the_smoke_grid_can_determine_a_law_and_is_small():
+    """Sizes, token counts and precisions, the reference among them; less than a CPU can do in
+    ten minutes (two cores at 20 GFLOP/s)."""
+    assert len(counts("smoke", "model")) >= 3
+    assert len(counts("smoke", "tokens_per_param")) >= 2
+    assert {"bf16", "w4a4", "w1a1"} <= {bits for (bits,) in counts("smoke", "bits")}
+    assert len({non_embedding_params(c.model) for c in configs("smoke")}) >= 3
+    flops = sum(tokens(c) * flops_per_token(c.model, 1024, 128) for c in configs("smoke"))
+    assert flops < 600 * 2 * 20e9
 
 
 def test_figure_10_steps_by_a_twentieth():

@@ -107,8 +107,10 @@ def _literal(override: str) -> str:
 
 
 def _size(name: str) -> float:
-    """Model sizes sort by size: 30M before 100M; other names come first, by alphabet."""
-    return float(name[:-1]) if name[:-1].isdigit() and name.endswith("M") else 0.0
+    """Model sizes sort by size, in millions: 60k before 30M before 100M. Names that say none stand
+    where ``nano`` belongs, at one, and by alphabet."""
+    units = {"k": 1e-3, "M": 1.0}
+    return float(name[:-1]) * units[name[-1]] if re.fullmatch(r"\d+[kM]", name) else 1.0
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def main(words: Sequence[str]) -> int:
         return 0
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(sorted(chosen))}: one at a time.")
-    request = _request(arguments)
+    request = parse_request(arguments)
     sweep = read_sweep(request.name)
     folder = Path(request.runs_dir).expanduser() / sweep.name
     config = _sweep_config(request)
@@ -168,7 +168,7 @@ def make_jobs(sweep: Sweep, folder: Path, request: Request) -> list[Job]:
     return longest_first(jobs)
 
 
-def _request(arguments: Arguments) -> Request:
+def parse_request(arguments: Arguments) -> Request:
     """UserError where the sweep's name is missing."""
     words = arguments.overrides
     names = [word for word in words if "=" not in word]

@@ -1,0 +1,168 @@
+"""Each state of a run as it is read from disk, and what is computed from many."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from questtrain.sweep.attempt import claim, failure_reason, forget_failure, is_claimed
+from questtrain.sweep.job import Job, longest_first
+from questtrain.sweep.manifest import read_manifest, record_jobs
+from questtrain.sweep.state import ended, progress, read_state
+
+
+def job_in(folder: Path, name: str = "run", flops: float = 1e12, model: str = "30M") -> Job:
+    """100 steps of 1000 tokens."""
+    words = ("bits=w4a4", f"name={name}")
+    return Job(name, words, folder / name, model, "w4a4", "quest", 100, 100_000, flops, 2**30)
+
+
+def write(path: Path, *values: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+def outcome(code: int | None, reason: str | None = None) -> dict:
+    return {
+        "attempts": 1,
+        "started": "",
+        "ended": None,
+        "exit_code": code,
+        "reason": reason,
+        "extra": [],
+    }
+
+
+def trained(job: Job, step: int, rate: float = 500.0) -> None:
+    """Metrics up to a step, the last line torn as a kill leaves it."""
+    rows = [{"step": s, "train_loss": 5.0 - s / 100, "tokens_per_second": rate} for s in (1, step)]
+    write(job.folder / "metrics.jsonl", *rows)
+    with (job.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9')
+
+
+def test_a_job_that_nobody_began_waits(tmp_path):
+    job = job_in(tmp_path)
+    state = read_state(job)
+    assert (state.status, state.step, state.train_loss) == ("waiting", 0, None)
+    assert ended(job) is None
+    assert not is_claimed(job)
+
+
+def test_a_claimed_job_runs_with_its_last_row_and_its_rate(tmp_path):
+    job = job_in(tmp_path)
+    trained(job, 40)
+    descriptor = claim(job)
+    assert descriptor is not None
+    state = read_state(job)
+    assert (state.status, state.step, state.train_loss) == ("running", 40, 4.6)
+    assert state.seconds_left == pytest.approx(60 * 1000 / 500)
+    assert claim(job) is None
+    os.close(descriptor)
+    assert read_state(job).status == "waiting"
+
+
+def test_a_run_that_was_started_by_hand_is_running_and_cannot_be_claimed(tmp_path):
+    from filelock import FileLock
+
+    job = job_in(tmp_path)
+    job.folder.mkdir(parents=True)
+    with FileLock(job.folder / ".lock"):
+        assert read_state(job).status == "running"
+        assert claim(job) is None
+    assert read_state(job).status == "waiting"
+
+
+def test_a_completed_record_is_done_whatever_the_attempt_says(tmp_path):
+    job = job_in(tmp_path)
+    write(job.attempt_file, outcome(1, "odd"))
+    record = {"status": "completed", "val_loss": 3.5, "tokens_per_second": 10.0, "mfu": 0.3}
+    write(job.run_file, record)
+    state = read_state(job)
+    assert (state.status, state.step, state.val_loss, state.mfu) == ("done", 100, 3.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        *((code, "failed") for code in (1, 2, -9)),
+        *((code, "waiting") for code in (130, 143, -2, -15, None)),
+    ],
+)
+def test_how_an_attempt_ended_decides(tmp_path, code, status):
+    """A run that was asked to stop, or whose sweeper was killed, goes on; others have failed."""
+    job = job_in(tmp_path)
+    trained(job, 40)
+    write(job.attempt_file, outcome(code, "why"))
+    state = read_state(job)
+    assert (state.status, state.step) == (status, 40)
+    assert state.reason == ("why" if status == "failed" else None)
+
+
+def test_a_diverged_run_has_failed_and_starts_over_when_it_is_retried(tmp_path):
+    job = job_in(tmp_path)
+    write(job.run_file, {"status": "diverged"})
+    assert "diverged" in read_state(job).reason
+    write(job.attempt_file, outcome(1, "the loss became NaN"))
+    assert read_state(job).reason == "the loss became NaN"
+    forget_failure(job, claim(job))
+    assert read_state(job).status == "waiting"
+    assert not job.folder.exists()
+
+
+def test_any_other_failed_run_keeps_its_checkpoints(tmp_path):
+    job = job_in(tmp_path)
+    trained(job, 40)
+    write(job.attempt_file, outcome(1, "out of memory"))
+    forget_failure(job, claim(job))
+    assert (read_state(job).status, read_state(job).step) == ("waiting", 40)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"attempts": 1}'])
+def test_damaged_files_hide_nothing(tmp_path, text):
+    job = job_in(tmp_path)
+    for path in (job.attempt_file, job.run_file):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert read_state(job).status == "waiting"
+
+
+def test_the_reason_is_the_runs_own_last_word(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("=== attempt 1\nerror: old\n=== attempt 2\nstopped: out of memory\nnoise\n")
+    assert failure_reason(log, 1) == "out of memory"
+    log.write_text("Traceback\nValueError: odd\n\n")
+    assert failure_reason(log, 1) == "ValueError: odd"
+    assert failure_reason(tmp_path / "none", 3) == "exit code 3"
+    assert failure_reason(log, -9) == "killed by SIGKILL: the machine may be out of memory"
+
+
+def test_progress_counts_flops_and_shares_what_is_left_among_those_who_run(tmp_path):
+    """Two run at 1000 tokens/s of 1e7 FLOPs each; the third waits at their rate."""
+    jobs = [job_in(tmp_path, name) for name in ("a", "b", "c")]
+    held = [claim(job) for job in jobs[:2]]
+    for job, step in zip(jobs, (50, 100), strict=False):
+        trained(job, step, 1000.0)
+    whole = progress([read_state(job) for job in jobs])
+    assert whole.counts == {"done": 0, "running": 2, "failed": 0, "waiting": 1}
+    assert whole.share == pytest.approx(0.5)
+    assert whole.seconds_left == pytest.approx((50 + 0 + 100) / 2)
+    for descriptor in held:
+        os.close(descriptor)
+    assert progress([read_state(job_in(tmp_path, "d"))]).seconds_left is None
+
+
+def test_the_manifest_keeps_every_job_and_orders_by_flops(tmp_path):
+    from questtrain.sweep import read_sweep
+
+    sweep, folder = read_sweep("fig3_lsq"), tmp_path / "fig3_lsq"
+    assert read_manifest(folder) is None
+    short, long = job_in(folder, "short", 1.0), job_in(folder, "long", 2.0)
+    record_jobs(sweep, folder, [short])
+    record_jobs(sweep, folder, [long])
+    manifest = read_manifest(folder)
+    assert manifest.jobs == [long, short] == longest_first([short, long])
+    assert (manifest.name, manifest.figure) == ("fig3_lsq", "fig3")
