@@ -38,7 +38,7 @@ PAPER_FORMATS = ("fp4", "w4s24a4")
 NEEDS = "runs that determine the law: several sizes and precisions, BF16 among them"
 
 INTEGERS = "QuEST INT"
-# Looks are kept for the families of the paper; others take the next free ones.
+# The families of the paper keep their looks, whichever of them are there; others take the next.
 _FIRST_FAMILIES = (INTEGERS, "LSQ INT", "QuEST FP4", "STE INT", "QuEST INT 2:4")
 HIGHEST = 1.15
 """The axis ends this much above the highest value of an eff that a format can have (at most the
@@ -142,8 +142,9 @@ def draw(data: EfficiencyData) -> Figure:
     axes.axhline(1, color=GREY, linewidth=1, linestyle=":", label="BF16")
     axes.set_xscale("log", base=2)
     axes.set_ylim(0, _top(data))
-    for index, family in enumerate(data.families):
-        _draw_family(axes, family, index)
+    others = [family.label for family in data.families if family.label not in _FIRST_FAMILIES]
+    for family in data.families:
+        _draw_family(axes, family, [*_FIRST_FAMILIES, *others].index(family.label))
     bits = {worth.bits for family in data.families for worth in family.worths}
     axes.xaxis.set_major_locator(FixedLocator(sorted(b for b in bits | {16.0} if b)))
     axes.xaxis.set_minor_locator(NullLocator())
