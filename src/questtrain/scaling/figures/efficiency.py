@@ -39,12 +39,20 @@ NEEDS = "runs that determine the law: several sizes and precisions, BF16 among t
 
 INTEGERS = "QuEST INT"
 # The families of the paper keep their looks, whichever of them are there; others take the next.
-_FIRST_FAMILIES = (INTEGERS, "LSQ INT", "QuEST FP4", "STE INT", "QuEST INT 2:4")
+_FIRST_FAMILIES = (
+    INTEGERS,
+    "LSQ INT",
+    "QuEST INT without Hadamard",
+    "STE INT",
+    "QuEST INT, weight-only",
+    "QuEST FP4",
+    "QuEST INT 2:4",
+)
 HIGHEST = 1.15
 """The axis ends this much above the highest value of an eff that a format can have (at most the
 reference's); a value beyond, of a precision that the runs hardly determine, is written there."""
 PLAUSIBLE_EFF = 1.2
-_ASIDE = (0.0, -0.03, 0.03, 0.06, -0.06)
+_ASIDE = (0.0, -0.03, 0.03, -0.06, 0.06, 0.045, 0.0)
 """Octaves that families stand beside their bits, so that bars at the same bits stay apart."""
 
 
