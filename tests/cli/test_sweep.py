@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
+import yaml
 
 from questtrain.cli.arguments import Arguments, train_config
 from questtrain.cli.main import main
@@ -93,13 +95,12 @@ def test_an_own_file_and_own_sizes(sweep, tmp_path):
 
 def test_status_reads_the_manifest_and_needs_no_overrides(sweep, tmp_path):
     """Three runs that were asked for with other words: one done, one failed, one stopped."""
-    from questtrain.cli.sweep import make_jobs, parse_request
+    from questtrain.cli.sweep_jobs import make_jobs
     from questtrain.sweep import read_sweep
     from questtrain.sweep.manifest import record_jobs
 
     folder = tmp_path / "fig2_alignment"
-    asked = parse_request(Arguments(overrides=["fig2_alignment", "tokens_per_param=1"]))
-    jobs = make_jobs(read_sweep("fig2_alignment"), folder, asked)
+    jobs = make_jobs(read_sweep("fig2_alignment"), folder, ["tokens_per_param=1"])
     record_jobs(read_sweep("fig2_alignment"), folder, jobs)
     write(jobs[0].run_file, {"status": "completed", "val_loss": 3.5})
     last = {"attempts": 1, "started": "", "ended": "", "extra": []}
@@ -121,6 +122,24 @@ def test_status_reads_the_manifest_and_needs_no_overrides(sweep, tmp_path):
     (folder / "sweep.json").write_text("{")
     code, _, errors = sweep("fig2_alignment", "--status")
     assert (code, "sweep.json cannot be read" in errors) == (2, True)
+
+
+def test_a_sweep_file_that_has_changed_does_not_take_old_runs_for_new_ones(sweep, tmp_path):
+    """A setting of the file is in no run's name, but in the run's own configuration."""
+    file = tmp_path / "own.yaml"
+    file.write_text("settings: {model: nano, lr: 0.001}\naxes: {seed: [1]}")
+    _, output, _ = sweep(str(file), "--dry-run", "--json")
+    (run,) = json.loads(output)["runs"]
+    words = ["model=nano", "lr=0.001", "seed=1", "bits=w4a4", "model.vocab_size=512"]
+    config = train_config(Arguments(overrides=words))
+    folder = tmp_path / "own" / run["name"]
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
+    assert sweep(str(file), "--dry-run")[0] == 0
+    file.write_text("settings: {model: nano, lr: 0.002}\naxes: {seed: [1]}")
+    code, _, errors = sweep(str(file), "--dry-run")
+    assert code == 2
+    assert "holds a run with lr=0.001, and the sweep now asks for lr=0.002" in errors
 
 
 def test_the_same_run_twice_is_refused_with_both_names(refused, tmp_path):

@@ -6,17 +6,16 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from questtrain.cli.arguments import Arguments, parse_arguments, train_config
-from questtrain.cli.hydra_config import FREE_TEXT, compose_mapping, group_choices
-from questtrain.cli.info import describe
-from questtrain.cli.run_name import run_name
-from questtrain.config import TrainConfig, is_operational, parse_bits
-from questtrain.config.loading import config_from_mapping, flatten
+from questtrain.cli.arguments import Arguments, parse_arguments
+from questtrain.cli.hydra_config import compose_mapping, group_choices
+from questtrain.cli.sweep_jobs import make_jobs
+from questtrain.config import TrainConfig
+from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError, unknown
-from questtrain.sweep import overrides, points, read_sweep, sweep_names
+from questtrain.sweep import read_sweep, sweep_names
 from questtrain.sweep.attempt import claim, forget_failure
 from questtrain.sweep.display import (
     console,
@@ -29,11 +28,9 @@ from questtrain.sweep.display import (
     watcher,
 )
 from questtrain.sweep.estimate import choose_speed
-from questtrain.sweep.grid import Sweep
-from questtrain.sweep.job import Job, longest_first
+from questtrain.sweep.job import Job
 from questtrain.sweep.launchers.config import LocalConfig, SlurmConfig
 from questtrain.sweep.manifest import read_manifest, record_jobs
-from questtrain.sweep.override import parse_overrides, with_overrides
 from questtrain.sweep.state import State, ended, progress, read_states
 
 HELP = """usage: questtrain sweep NAME [key=value …] [launcher=local|slurm] [options]
@@ -122,7 +119,11 @@ def main(words: Sequence[str]) -> int:
     folder = Path(request.runs_dir).expanduser() / sweep.name
     config = _sweep_config(request)
     manifest = read_manifest(folder) if "--status" in chosen and not request.settings else None
-    jobs = manifest.jobs if manifest else make_jobs(sweep, folder, request)
+    jobs = (
+        manifest.jobs
+        if manifest
+        else make_jobs(sweep, folder, request.settings, request.config_dir)
+    )
     if "--status" in chosen:
         return _status(jobs, request.json)
     if "--dry-run" in chosen:
@@ -141,31 +142,6 @@ def help_page() -> str:
         sweeps="\n".join(f"  {name:<{width}}{title}" for name, title in titles.items()),
         launchers=", ".join(group_choices("launcher")),
     )
-
-
-def make_jobs(sweep: Sweep, folder: Path, request: Request) -> list[Job]:
-    """Every point as a resolved run, longest first; UserError where two are the same run."""
-    given = parse_overrides(request.settings, FREE_TEXT)
-    changed = with_overrides(sweep, given)
-    in_every_run = {key: v for key, v in sweep.settings.items() if key not in given}
-    jobs, seen = [], dict[str, tuple[str, list[str]]]()
-    for point in points(changed):
-        words = overrides(point)
-        config = _point_config(words, request.config_dir)
-        telling = dict(point.items() - in_every_run.items())
-        config.name, config.runs_dir = run_name(config, overrides(telling)), str(folder)
-        _check_length(config.name)
-        identity = _identity(config)
-        for known, (name, others) in seen.items():
-            if identity == known or config.name == name:
-                what = "are the same run" if identity == known else "would share one folder"
-                raise UserError(
-                    f"two points of {sweep.name} {what}: {' '.join(others)} ({name}) and"
-                    f" {' '.join(words)} ({config.name})."
-                )
-        seen[identity] = config.name, words
-        jobs.append(_job(config, words, folder, request.config_dir))
-    return longest_first(jobs)
 
 
 def parse_request(arguments: Arguments) -> Request:
@@ -223,52 +199,6 @@ def _sweep_config(request: Request) -> LocalSweep | SlurmSweep:
         raise unknown("launcher.kind", kind, KINDS)
     mapping = compose_mapping("sweep", KINDS[kind], [group, *own], request.config_dir)
     return config_from_mapping(KINDS[kind], mapping)
-
-
-def _point_config(words: list[str], config_dir: str | None) -> TrainConfig:
-    try:
-        return train_config(Arguments(overrides=words, config_dir=config_dir))
-    except UserError as error:
-        raise UserError(f"{' '.join(words)}: {error}") from error
-
-
-def _check_length(name: str) -> None:
-    """A file's name has 255 bytes, and those of a run are its name and a little more."""
-    if len(name.encode()) > 200:
-        raise UserError(
-            f"the run's name is too long for a file system: {name}. Put some of its settings into"
-            " a YAML file: a size of your own (--config-dir), or the sweep file's settings."
-        )
-
-
-def _identity(config: TrainConfig) -> str:
-    """Equal for two configs that compute the same."""
-    content = flatten(asdict(config))
-    quantized = parse_bits(config.bits).quantized
-    kept = {
-        key: value
-        for key, value in content.items()
-        if key != "name" and not is_operational(key) and (quantized or not key.startswith("quant."))
-    }
-    return json.dumps(kept, sort_keys=True)
-
-
-def _job(config: TrainConfig, words: list[str], folder: Path, config_dir: str | None) -> Job:
-    facts = describe(config)
-    name = facts["name"]
-    own = [] if config_dir is None else [f"--config-dir={Path(config_dir).absolute()}"]
-    return Job(
-        name=name,
-        words=(*words, f"runs_dir={folder}", f"name={name}", *own),
-        folder=folder / name,
-        model=facts["model"],
-        bits=facts["bits"],
-        method=facts["method"],
-        steps=facts["steps"],
-        tokens=facts["tokens"],
-        flops=facts["training_flops"],
-        memory_bytes=facts["training_memory_bytes_estimate"],
-    )
 
 
 def _plan(jobs: list[Job], config: SweepConfig, as_json: bool) -> int:

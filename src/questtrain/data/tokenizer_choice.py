@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from questtrain.config.schema import DataConfig
-from questtrain.data.cache import cache_dir
+from questtrain.data.cache import cache_dir, exclusive
 from questtrain.data.documents import NotUtf8Error, read_documents
 from questtrain.data.hub import HubUnreachableError
 from questtrain.data.piece import is_validation
@@ -77,9 +77,11 @@ def _stdlib_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
     folder = cache_dir(config) / "tokenizers"
     path = folder / f"stdlib-{source.sha256[:12]}-{vocab_size}.json"
     if not path.exists():
-        log.info("training a tokenizer of %d tokens in %s", vocab_size, path)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, train_bpe(_training_documents(config, source), vocab_size))
+        with exclusive(folder):
+            if not path.exists():  # another process may have made it meanwhile
+                log.info("training a tokenizer of %d tokens in %s", vocab_size, path)
+                write_text(path, train_bpe(_training_documents(config, source), vocab_size))
     return load_tokenizer(path, f"stdlib-bpe-{vocab_size}")
 
 
