@@ -19,6 +19,9 @@ from questtrain.scaling.report.markup import escape, folded, table, tag
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLUMN = 500
+"""Points of width, above which a figure takes the whole page and not one of two columns."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -46,7 +49,7 @@ def draw_all(runs: Sequence[str]) -> tuple[list[Drawing], list[str]]:
 
 def figures_html(drawings: Sequence[Drawing], remarks: Sequence[str]) -> str:
     """All of them, or that there are none, and the remarks."""
-    figures = "".join(_figure(drawing) for drawing in drawings)
+    figures = tag("div", *map(_figure, drawings), class_="figures")
     if not drawings:
         figures = tag("p", "These runs determine none of the paper's figures yet.", class_="empty")
     return figures + folded("Remarks on the figures", remarks)
@@ -63,11 +66,20 @@ def inline_svg(name: str, caption: str, text: str) -> str:
 
 def _figure(drawing: Drawing) -> str:
     if isinstance(drawing.content, Table):
-        content = _table(drawing.content)
+        content, wide = _table(drawing.content), True
     else:
         content = inline_svg(drawing.name, drawing.caption, drawing.content)
+        wide = _width(content) > COLUMN
     caption = tag("figcaption", escape(drawing.caption), tag("code", escape(drawing.command)))
-    return tag("figure", content, caption, id=f"figure-{drawing.name}")
+    return tag(
+        "figure", content, caption, id=f"figure-{drawing.name}", class_="whole" if wide else None
+    )
+
+
+def _width(svg: str) -> float:
+    """In points, by the box of its own coordinates."""
+    found = re.search(r'viewBox="0 0 ([\d.]+)', svg)
+    return float(found[1]) if found else 0.0
 
 
 class _Listener(logging.Handler):

@@ -40,7 +40,7 @@ def equation(law: Law) -> str:
     """Equation 5 in MathML, first with letters, then with the fitted numbers."""
     letters = _formula("A", "α", "B", "β", "E")
     numbers = [number_text(getattr(law, name).value) for name, _ in SYMBOLS]
-    return tag("div", letters, _formula(*numbers), class_="equation", tabindex="0")
+    return tag("div", letters, _formula(*numbers), class_="equation")
 
 
 def _formula(A: str, alpha: str, B: str, beta: str, E: str) -> str:
