@@ -41,7 +41,7 @@ def test_train_help_names_every_top_level_setting_and_every_size(capsys):
     top_level = {name for name in setting_names(TrainConfig) if "." not in name}
     assert top_level <= SETTINGS.keys()
     assert all(f"\n  {name}" in page for name in SETTINGS)
-    assert "30M, 50M, 100M, 200M, 430M, 800M, 1600M, 3200M" in page
+    assert "30M, 50M, 100M, 200M, 430M, 800M, 1600M, 3200M" in " ".join(page.split())
 
 
 def test_help_and_info_answer_within_a_second_without_torch():
@@ -94,7 +94,7 @@ def test_doctor_reports_this_machine(tmp_path):
     ("line", "expected"),
     [
         ("questtrain tr", ["train "]),
-        ("questtrain train model=1", ["100M ", "1600M "]),
+        ("questtrain train model=10", ["100M "]),
         ("questtrain train bits=w1.", ["w1.58a1.58 "]),
         ("questtrain train schedule.wa", ["schedule.warmup_fraction="]),
         ("questtrain train data=s", ["stdlib "]),

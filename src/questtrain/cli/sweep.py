@@ -21,9 +21,9 @@ from questtrain.sweep.display import (
     console,
     follow,
     plan_json,
-    plan_table,
+    plan_view,
     status_json,
-    status_table,
+    status_view,
     summary,
     watcher,
 )
@@ -206,7 +206,7 @@ def _plan(jobs: list[Job], config: SweepConfig, as_json: bool) -> int:
     if as_json:
         print(json.dumps(plan_json(states, speed), indent=2))
     else:
-        console().print(plan_table(states, speed))
+        console().print(plan_view(states, speed))
     return 0
 
 
@@ -221,7 +221,7 @@ def _show(states: list[State], as_json: bool) -> None:
     if as_json:
         print(json.dumps(status_json(states), indent=2))
         return
-    console().print(status_table(states))
+    console().print(status_view(states))
 
 
 def _forget_failures(jobs: list[Job]) -> None:

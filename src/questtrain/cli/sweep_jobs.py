@@ -27,7 +27,7 @@ MAX_NAME_BYTES = 200
 def make_jobs(
     sweep: Sweep, folder: Path, settings: Sequence[str], config_dir: str | None = None
 ) -> list[Job]:
-    """Every point of the sweep, changed by the words ``settings``, as a resolved run; longest first.
+    """The sweep's points, changed by the words ``settings``, as resolved runs, longest first.
 
     UserError: a setting that cannot be, two points that are the same run, or a run's folder that
     holds one of another configuration.

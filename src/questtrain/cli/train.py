@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from textwrap import fill
 
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
@@ -48,7 +49,10 @@ EXAMPLES = """
 def help_page() -> str:
     """What ``questtrain train --help`` prints."""
     choices = {group: ", ".join(group_choices(group)) for group in GROUPS}
-    lines = [f"  {key:<18}{text.format(**choices)}" for key, text in SETTINGS.items()]
+    lines = [
+        fill(f"  {key:<18}{text.format(**choices)}", 108, subsequent_indent=" " * 20)
+        for key, text in SETTINGS.items()
+    ]
     return (
         "usage: questtrain train [key=value …]\n\n"
         "Trains one Llama with quantized weights and activations. The same command, given again,\n"

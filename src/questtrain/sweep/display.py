@@ -48,7 +48,7 @@ def plan_json(states: Sequence[State], speed: Speed) -> dict[str, Any]:
     }
 
 
-def plan_table(states: Sequence[State], speed: Speed) -> Table:
+def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
     """The same to read, longest first, with the totals and what the hours rest on."""
     table = _table(
         ("run", "model", "bits", "method", ">tokens", ">FLOPs", ">GPU-h", ">GiB", "state")
@@ -77,8 +77,7 @@ def plan_table(states: Sequence[State], speed: Speed) -> Table:
         f"{totals['flops']:.2e}",
         f"{totals['gpu_hours']:.3g}",
     )
-    table.caption = f"GPU-hours on {speed.gpu} with {speed.source}"
-    return table
+    return _with_line(table, f"GPU-hours on {speed.gpu} with {speed.source}")
 
 
 def status_json(states: Sequence[State]) -> dict[str, Any]:
@@ -106,8 +105,13 @@ def status_json(states: Sequence[State]) -> dict[str, Any]:
     }
 
 
-def status_table(states: Sequence[State]) -> Table:
-    """A row a run: how far, the last loss (validation where the run is done), how long yet."""
+def status_view(states: Sequence[State], rows: Sequence[State] | None = None) -> RenderableType:
+    """A row a run (of all, or of ``rows`` only), and the sweep as a whole in one line below."""
+    return _with_line(_status_table(states if rows is None else rows), summary(progress(states)))
+
+
+def _status_table(states: Sequence[State]) -> Table:
+    """How far, the last loss (validation where the run is done), how long yet."""
     from rich.markup import escape
 
     table = _table(("run", "state", ">done", ">step", ">loss", ">tokens/s", ">left", "reason"))
@@ -123,8 +127,6 @@ def status_table(states: Sequence[State]) -> Table:
             "" if state.seconds_left is None else duration(state.seconds_left),
             escape(state.reason or ""),
         )
-    table.caption = summary(progress(states))
-    table.caption_justify = "left"
     return table
 
 
@@ -208,11 +210,8 @@ def watcher(jobs: Sequence[Job]) -> Iterator[Lines]:
 
 
 def live_view(states: Sequence[State]) -> RenderableType:
-    """What runs at the moment, over the count of everything: it fits on a screen."""
-    running = [state for state in states if state.status == "running"]
-    table = status_table(running)
-    table.caption = summary(progress(states))
-    return table
+    """What runs at the moment, over the line of everything: it fits on a screen."""
+    return status_view(states, [state for state in states if state.status == "running"])
 
 
 def follow(jobs: Sequence[Job]) -> None:
@@ -284,3 +283,10 @@ def _table(columns: Sequence[str]) -> Table:
             heading.lstrip(">"), justify="right" if numbers else "left", no_wrap=numbers
         )
     return table
+
+
+def _with_line(table: Table, line: str) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(table, Text(line, style="italic"))
