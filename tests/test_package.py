@@ -37,6 +37,8 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_every_module_and_every_yaml_file(wheel):
     packaged = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
+    assets = (ROOT / "src/questtrain/scaling/report/assets").iterdir()
+    expected |= {str(path.relative_to(ROOT / "src")) for path in assets}
     for folder in ("conf", "sweeps"):
         expected |= {
             f"questtrain/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.yaml")
