@@ -67,10 +67,11 @@ function layout(chart, xaxis, yaxis, entries) {
   const height = Math.max(PLOT_HEIGHT, narrow ? 0 : LEGEND_ROW * entries + 90) + below;
   chart.style.height = `${height}px`;
   const ink = pageColour("--ink");
+  const family = getComputedStyle(document.querySelector("nav")).fontFamily;
   return {
     uirevision: "kept",
     height,
-    font: { family: getComputedStyle(document.querySelector("nav")).fontFamily, size: 13, color: ink },
+    font: { family, size: 13, color: ink },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: narrow ? 50 : 62, r: 10, t: 32, b: 52 + below },
@@ -78,7 +79,7 @@ function layout(chart, xaxis, yaxis, entries) {
     hoverlabel: {
       bgcolor: pageColour("--surface"),
       bordercolor: pageColour("--soft"),
-      font: { color: ink },
+      font: { family, size: 13, color: ink },
       align: "left",
       namelength: -1,
     },
