@@ -107,7 +107,7 @@ def _literal(override: str) -> str:
 
 
 def _size(name: str) -> float:
-    """Model sizes sort by size, in millions: 60k before 30M before 100M. Names that say none stand
+    """Model sizes sort by size, in millions: 30k before 30M before 100M. Names that say none stand
     where ``nano`` belongs, at one, and by alphabet."""
     units = {"k": 1e-3, "M": 1.0}
     return float(name[:-1]) * units[name[-1]] if re.fullmatch(r"\d+[kM]", name) else 1.0
