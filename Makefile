@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUN := runs/first
 
-.PHONY: help train test test-all test-gpu test-browser lint clean
+.PHONY: help train test test-all test-gpu test-browser test-slurm lint clean
 
 help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
 	@echo "make test      the test suite     make test-all   with the slow tests"
 	@echo "make test-gpu  the GPU tests      make lint       ruff and mypy; edits nothing"
 	@echo "make test-browser  the report page's tests, in headless Chromium"
+	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
 
 $(READY): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -28,16 +29,19 @@ train: $(READY)
 	@echo "the loss picture: $(RUN)/figures/loss.png"
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not slurm"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -m "not gpu and not browser"
+	$(BIN)/python -m pytest -m "not gpu and not browser and not slurm"
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

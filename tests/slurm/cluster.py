@@ -84,7 +84,13 @@ def running_cluster(folder: Path) -> Iterator[dict[str, str]]:
         daemons.enter_context(
             _daemon(
                 folder,
-                ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={munge}.socket"],
+                [
+                    "munged",
+                    "--foreground",
+                    "--force",
+                    f"--key-file={key}",
+                    f"--socket={munge}.socket",
+                ],
                 [f"--pid-file={munge}.pid", f"--log-file={munge}.log", f"--seed-file={munge}.seed"],
             )
         )

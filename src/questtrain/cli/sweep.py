@@ -232,15 +232,19 @@ def _forget_failures(jobs: list[Job]) -> None:
 
 
 def _train(jobs: list[Job], folder: Path, config: LocalSweep | SlurmSweep, request: Request) -> int:
-    """Hand the jobs to the launcher; 0 when all are done, 1 when some failed, 128 + a signal."""
+    """Hand the jobs to the launcher; 0 when all are done or submitted to Slurm, 1 when some
+    failed, 128 + a signal."""
     if isinstance(config, SlurmSweep):
         from questtrain.sweep.launchers.slurm import run_slurm
 
-        return run_slurm(jobs, folder, config.launcher, request.words)
-    from questtrain.sweep.launchers.local import run_local
+        stopped_by = run_slurm(jobs, folder, config.launcher, request.command)
+        if stopped_by or not config.launcher.wait:
+            return 128 + stopped_by if stopped_by else 0
+    else:
+        from questtrain.sweep.launchers.local import run_local
 
-    with watcher(jobs) as who:
-        stopped_by = run_local(jobs, config.launcher, who)
+        with watcher(jobs) as who:
+            stopped_by = run_local(jobs, config.launcher, who)
     states = read_states(jobs)
     _show(states, request.json)
     return _verdict(states, stopped_by, request.command)

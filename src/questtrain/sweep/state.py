@@ -7,12 +7,13 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
+from questtrain.sweep.slurm_queue import Task, tasks_in_queue
 
 Status: TypeAlias = Literal["done", "running", "failed", "waiting"]
 STATUSES: tuple[Status, ...] = ("done", "running", "failed", "waiting")
@@ -26,7 +27,7 @@ class State:
     """A job, its status, and what the run has said so far (None where it has not).
 
     ``step`` is the last one logged. ``seconds_left`` is of a running run, at its present rate.
-    ``reason`` says why a run failed.
+    ``reason`` says why a run failed, or where in Slurm it is.
     """
 
     job: Job
@@ -61,8 +62,22 @@ class Progress:
 
 
 def read_states(jobs: Iterable[Job]) -> list[State]:
-    """The state of each job, in the same order."""
-    return [read_state(job) for job in jobs]
+    """The state of each job, in the same order; waiting ones that are in Slurm's queue say so."""
+    queues: dict[Path, dict[str, Task]] = {}
+    states = []
+    for job in jobs:
+        if job.sweep_folder not in queues:
+            queues[job.sweep_folder] = tasks_in_queue(job.sweep_folder)
+        states.append(_in_queue(read_state(job), queues[job.sweep_folder].get(job.name)))
+    return states
+
+
+def _in_queue(state: State, task: Task | None) -> State:
+    """What Slurm knows of a run that has not ended. A file lock may not be seen across nodes."""
+    if task is None or state.status in ("done", "running"):
+        return state
+    status: Status = "running" if task.state == "RUNNING" else "waiting"
+    return replace(state, status=status, reason=f"Slurm job {task.task_id}: {task.state.lower()}")
 
 
 def read_state(job: Job) -> State:

@@ -279,7 +279,11 @@ class Trainer:
 
     @contextmanager
     def _stops_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second one at once."""
+        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C at once.
+
+        A second SIGTERM is the first again: a cluster sends it to every process of a job, and the
+        parent passes it on.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -292,6 +296,8 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted_by and number == signal.SIGTERM:
+            return
         if self.interrupted_by:
             raise KeyboardInterrupt
         self.interrupted_by = number

@@ -27,7 +27,10 @@ class LocalConfig:
 class SlurmConfig:
     """One job array; what Slurm's ``sbatch`` calls the same. None leaves it to the cluster.
 
-    ``time`` is minutes, or ``HH:MM:SS``; ``setup`` are shell lines that run before the training.
+    ``time`` is minutes, or ``HH:MM:SS``; ``grace`` the seconds before its end at which a run saves
+    and its job is requeued, ``requeue`` times at most. ``tasks_per_node``, the ranks of a run on a
+    node, is one a GPU if None. ``setup`` are shell lines that run before the training. ``wait``:
+    the command returns when Slurm has finished.
     """
 
     kind: str = "slurm"
@@ -38,11 +41,14 @@ class SlurmConfig:
     time: str = "24:00:00"
     nodes: int = 1
     gpus_per_node: int = 1
+    tasks_per_node: int | None = None
     cpus_per_task: int = 8
     mem_gb: int | None = None
     array_parallelism: int = 256
     setup: list[str] = field(default_factory=list)
     requeue: int = 100
+    grace: int = 120
+    wait: bool = False
 
 
 def check_local(config: LocalConfig) -> None:

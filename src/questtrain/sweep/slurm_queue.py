@@ -1,0 +1,78 @@
+"""Which runs of a sweep wait or run in Slurm: what was submitted, as squeue sees it.
+
+::
+
+    runs_dir/SWEEP/slurm.json           run → the Slurm job or array task that it was last given
+    runs_dir/SWEEP/.sweep/slurm/        what submitit writes: job scripts, pickles, its own logs
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from questtrain.errors import UserError
+from questtrain.store.files import write_json
+
+SECONDS_BETWEEN_QUESTIONS = 10
+"""How often squeue is asked at most: the controller serves a whole cluster."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job (``"17"``) or array task (``"17_3"``) that Slurm has not finished with, and its state
+    (``PENDING``, ``RUNNING``, ``COMPLETING``, …)."""
+
+    task_id: str
+    state: str
+
+
+def submissions_file(sweep_folder: Path) -> Path:
+    return sweep_folder / "slurm.json"
+
+
+def read_submissions(sweep_folder: Path) -> dict[str, str]:
+    """Run name → task id, as submitted last; UserError if the file is damaged."""
+    path = submissions_file(sweep_folder)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return {str(name): str(task_id) for name, task_id in content.items()}
+
+
+def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:
+    """Add what was submitted."""
+    write_json(submissions_file(sweep_folder), {**read_submissions(sweep_folder), **task_ids})
+
+
+def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, Task]:
+    """Run name → its task, where Slurm still has one. At most ten seconds old, or ``fresh``.
+
+    Empty where nothing was submitted or this machine has no Slurm; UserError if squeue fails.
+    """
+    task_ids = read_submissions(sweep_folder)
+    if not task_ids or shutil.which("squeue") is None:
+        return {}
+    moment = time.monotonic_ns() if fresh else int(time.monotonic() / SECONDS_BETWEEN_QUESTIONS)
+    states = _states(moment)
+    return {name: Task(t, states[t]) for name, t in task_ids.items() if t in states}
+
+
+@lru_cache(maxsize=1)
+def _states(moment: int) -> dict[str, str]:
+    """Task id → state of all of this user's jobs, one line an array task."""
+    command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise UserError(f"squeue failed: {' '.join(result.stderr.split())}")
+    pairs = ((line.split()[0], line.split()[1]) for line in result.stdout.splitlines())
+    return dict(pairs)
