@@ -98,6 +98,8 @@ def test_doctor_reports_this_machine(tmp_path):
         ("questtrain train bits=w1.", ["w1.58a1.58 "]),
         ("questtrain train schedule.wa", ["schedule.warmup_fraction="]),
         ("questtrain train data=s", ["stdlib "]),
+        ("questtrain sweep sca", ["scaling "]),
+        ("questtrain sweep scaling bits=w1.", ["w1.58a1.58 "]),
         ("questtrain generate ru", []),
     ],
 )

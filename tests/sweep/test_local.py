@@ -9,6 +9,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,21 @@ def test_a_signal_saves_checkpoints_and_the_same_command_goes_on(unbroken, words
         code, _, errors = run(*words)
         assert code == 0, errors
         assert losses(folder) == losses(unbroken)
+
+
+def test_the_third_signal_kills_what_does_not_stop(words, tmp_path):
+    """A run that hears nothing, because it is suspended."""
+    sweeper = start(*words, "launcher.workers=1")
+    wait_for(lambda: logged(tmp_path / "tiny") >= 1, sweeper)
+    (child,) = children(sweeper)
+    os.kill(child, signal.SIGSTOP)
+    for _ in range(3):
+        sweeper.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, errors = sweeper.communicate(timeout=30)
+    assert sweeper.returncode == 130, errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_a_failing_run_stops_no_other_stays_failed_and_is_retried_from_its_start(corpus, tmp_path):

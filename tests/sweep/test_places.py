@@ -12,9 +12,10 @@ from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
 from questtrain.errors import UserError
 from questtrain.sweep.estimate import ASSUMED_MFU, choose_speed
 from questtrain.sweep.launchers.config import LocalConfig, check_local
+from questtrain.sweep.launchers.local import own_words
 from questtrain.sweep.launchers.places import find_places
 from questtrain.sweep.machine import available_cores, visible_gpus
-from tests.sweep.test_state import job_in, write
+from tests.sweep.test_state import job_in, outcome, write
 
 GIB = 2**30
 
@@ -94,6 +95,18 @@ def test_cpu_slots_are_cores_by_threads(smi, tmp_path):
         assert len(taken) == expected
         assert taken[0].threads == config.threads
         assert taken[0].environment == {}
+
+
+def test_a_run_on_cpus_keeps_its_number_of_threads(smi, tmp_path):
+    """Its sums depend on it; a number among the sweep's own words wins over the launcher's."""
+    smi()
+    job = job_in(tmp_path)
+    place = find_places([job], LocalConfig(threads=2)).take(job)
+    assert own_words(job, place) == ("train.threads=2",)
+    write(job.attempt_file, outcome(143) | {"extra": ["train.threads=1"]})
+    assert own_words(job, place) == ("train.threads=1",)
+    given = replace(job, words=("train.threads=3",))
+    assert own_words(given, place) == ()
 
 
 def test_mistakes_in_places(smi, tmp_path):

@@ -11,6 +11,7 @@ from questtrain.config import TrainConfig
 from questtrain.config.bits import COMMON
 from questtrain.config.loading import setting_names
 from questtrain.errors import unknown
+from questtrain.sweep import sweep_names
 
 HELP = """usage: questtrain completion bash|zsh
 
@@ -25,7 +26,7 @@ SCRIPTS = {
     "zsh": "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
     "complete -o nospace -C 'questtrain completion query' questtrain",
 }
-COMMANDS_WITH_SETTINGS = ("train", "info", "data")
+COMMANDS_WITH_SETTINGS = ("train", "sweep", "info", "data")
 
 
 def main(words: Sequence[str]) -> int:
@@ -50,6 +51,8 @@ def candidates(line: str) -> list[str]:
         return [f"{name} " for name in COMMANDS if name.startswith(last)]
     if words[1] not in COMMANDS_WITH_SETTINGS:
         return []
+    if words[1] == "sweep" and len(words) == 3:
+        return [f"{name} " for name in sweep_names() if name.startswith(last)]
     key, separator, value = last.partition("=")
     if not separator:
         names = sorted([*setting_names(TrainConfig), *GROUPS])

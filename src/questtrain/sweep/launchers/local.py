@@ -101,7 +101,7 @@ class _Pool:
             os.close(descriptor)
             self.watcher.found(job, status)
             return False
-        attempt = Attempt(job, descriptor, _own_words(job, place), place.environment)
+        attempt = Attempt(job, descriptor, own_words(job, place), place.environment)
         self.running.append((attempt, place))
         self.watcher.started(job, place.label)
         return True
@@ -130,7 +130,7 @@ class _Pool:
                 signal.signal(number, handler)
 
 
-def _own_words(job: Job, place: Place) -> tuple[str, ...]:
+def own_words(job: Job, place: Place) -> tuple[str, ...]:
     """The number of threads, on CPUs. Sums depend on it, so a run goes on with what it had."""
     if place.threads is None or any(word.startswith("train.threads=") for word in job.words):
         return ()
