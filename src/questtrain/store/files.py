@@ -56,6 +56,17 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return objects
 
 
+def last_lines(path: Path, size: int = 16_384) -> list[str]:
+    """The lines in a text file's last ``size`` bytes, the first of them perhaps torn; none where
+    the file cannot be read. Its time does not grow with the file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Make a finished folder appear under its final name at once, replacing an older one."""
     for file in temporary.rglob("*"):

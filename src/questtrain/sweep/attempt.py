@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
 
-from questtrain.store.files import write_json
+from questtrain.store.files import last_lines, write_json
 from questtrain.sweep.job import Job
 
 TRAIN = (sys.executable, "-m", "questtrain.cli.main", "train")
@@ -161,20 +161,10 @@ def failure_reason(log_file: Path, code: int) -> str:
         name = signal.Signals(-code).name
         advice = ": the machine may be out of memory" if code == -signal.SIGKILL else ""
         return f"killed by {name}{advice}"
-    lines = [line for line in _tail(log_file) if line.strip() and not line.startswith("=== ")]
+    lines = [line for line in last_lines(log_file) if line.strip() and not line.startswith("=== ")]
     said = [line for line in lines if line.startswith(("error: ", "stopped: "))]
     last = (said or lines or [f"exit code {code}"])[-1].strip()
     return last.removeprefix("error: ").removeprefix("stopped: ")
-
-
-def _tail(path: Path, size: int = 16_384) -> list[str]:
-    """The last lines of a file, up to ``size`` bytes."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - size))
-            return file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

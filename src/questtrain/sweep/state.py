@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from questtrain.store.files import last_lines
 from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
 from questtrain.sweep.slurm_queue import Task, tasks_in_queue
 
 Status: TypeAlias = Literal["done", "running", "failed", "waiting"]
 STATUSES: tuple[Status, ...] = ("done", "running", "failed", "waiting")
-
-TAIL_BYTES = 16_384
-"""Read from the end of metrics.jsonl: some fifty rows, whatever the file's length."""
 
 
 @dataclass(frozen=True)
@@ -188,14 +186,8 @@ def _in_progress(
 
 def _last_rows(metrics: Path) -> list[dict[str, Any]]:
     """The last rows of ``metrics.jsonl``; torn lines at either end are left out."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        return []
     rows = []
-    for line in lines:
+    for line in last_lines(metrics):
         with suppress(ValueError):
             row = json.loads(line)
             if isinstance(row, dict):
