@@ -18,6 +18,7 @@ from questtrain.scaling.report.content import Content, default_title, gather
 from questtrain.scaling.report.drawings import inline_svg
 from questtrain.scaling.report.page import page
 from questtrain.scaling.runs import read_runs
+from tests.law.synthetic import grid
 from tests.report import HOSTILE, OWN_LABEL, TITLE, make_page
 from tests.scaling.law_runs import finish, write_law_table, write_table
 
@@ -158,8 +159,9 @@ def test_the_scripts_get_the_law_that_python_has(made, law):
     numbers = data["law"]["numbers"]
     assert numbers["A"] == law.A.value
     assert numbers["eff 4"] == law.eff["4"].value
-    assert len(data["law"]["draws"]) == len(law.draws["A"])
-    assert data["law"]["draws"][5]["beta"] == pytest.approx(law.draws["beta"][5], rel=1e-7)
+    assert data["law"]["draws"].keys() == law.draws.keys()
+    for name, draws in data["law"]["draws"].items():
+        assert draws == pytest.approx(list(law.draws[name]), rel=1e-7)
     assert data["law"]["paramsRange"] == list(law.params_range)
 
 
@@ -213,6 +215,24 @@ def test_a_law_of_the_reference_alone(tmp_path):
     content, document = content_of([table])
     assert content.law.eff == {}
     assert list(data_of(document)["law"]["numbers"]) == ["A", "alpha", "B", "beta", "E"]
+
+
+def test_a_law_that_needs_every_point_has_no_intervals(tmp_path):
+    """Five points for five numbers: there is no residual to resample."""
+    points = grid(sizes=(1e6, 3e7, 1e9), ratios=(1, 30, 1000), precisions=["16"])
+    rows = [
+        {
+            "non_embedding_params": p.params,
+            "tokens": p.tokens,
+            "precision": "16",
+            "val_loss": p.loss,
+        }
+        for p in (points[k] for k in (0, 1, 2, 3, 6))
+    ]
+    content, document = content_of([write_table(tmp_path / "runs.csv", rows)])
+    assert content.law.confidence is None
+    assert data_of(document)["law"]["draws"] == {}
+    assert "90% interval" not in Reader(document).text()
 
 
 def test_titles(tmp_path):

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from questtrain.errors import UserError
-from questtrain.scaling.fit import fit_law
+from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Law
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import sorted_labels
@@ -49,7 +49,7 @@ def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Con
     law, why = None, None
     try:
         points, remarks = law_points(runs)
-        law = fit_law(points)
+        law = _fitted(points)
     except UserError as error:
         why = str(error)
     return Content(
@@ -62,6 +62,14 @@ def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Con
         why_no_law=why,
         remarks=remarks,
     )
+
+
+def _fitted(points: Sequence[Point]) -> Law:
+    """With intervals, or without where every point is needed to determine the law."""
+    try:
+        return fit_law(points)
+    except UserError:
+        return fit_law(points, FitOptions(bootstrap=0))
 
 
 def default_title(paths: Sequence[str]) -> str:

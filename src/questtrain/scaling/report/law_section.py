@@ -25,12 +25,7 @@ def section(content: Content, looks: Mapping[str, Look]) -> str:
             equation(law),
             _sentence(content, law),
             _warnings(law.warnings),
-            tag(
-                "div",
-                _parameters(law),
-                _efficiencies(law, looks),
-                class_="columns",
-            ),
+            tag("div", _parameters(law), _efficiencies(law, looks), class_="columns"),
             folded("Remarks on the points", content.remarks),
         )
     )
@@ -38,31 +33,33 @@ def section(content: Content, looks: Mapping[str, Look]) -> str:
 
 def equation(law: Law) -> str:
     """Equation 5 in MathML, first with letters, then with the fitted numbers."""
-    letters = _formula("A", "α", "B", "β", "E")
+    letters = _formula("mi", "A", "α", "B", "β", "E")
     numbers = [number_text(getattr(law, name).value) for name, _ in SYMBOLS]
-    return tag("div", letters, _formula(*numbers), class_="equation")
+    return tag("div", letters, _formula("mn", *numbers), class_="equation")
 
 
-def _formula(A: str, alpha: str, B: str, beta: str, E: str) -> str:
-    number = "mi" if A == "A" else "mn"
-    size = _fraction(
-        tag(number, A), _power("<mrow><mo>(</mo><mi>N</mi><mo>·</mo>", f"{_EFF}<mo>)</mo>", alpha)
+def _formula(kind: str, A: str, alpha: str, B: str, beta: str, E: str) -> str:
+    """``kind`` is MathML's element for the five: mi for letters, mn for numbers."""
+    eff = tag("mrow", tag("mi", "eff", mathvariant="normal"), *_in_brackets(tag("mi", "P")))
+    size = tag("mrow", *_in_brackets(tag("mi", "N"), tag("mo", "·"), eff))
+    data = tag("msup", tag("mi", "D"), tag(kind, beta))
+    comma = tag("mo", ",")
+    return tag(
+        "math",
+        tag("mi", "L"),
+        *_in_brackets(tag("mi", "N"), comma, tag("mi", "D"), comma, tag("mi", "P")),
+        tag("mo", "="),
+        tag("mfrac", tag(kind, A), tag("msup", size, tag(kind, alpha))),
+        tag("mo", "+"),
+        tag("mfrac", tag(kind, B), data),
+        tag("mo", "+"),
+        tag(kind, E),
+        display="block",
     )
-    data = _fraction(tag(number, B), f"<msup><mi>D</mi><mn>{beta}</mn></msup>")
-    left = "<mi>L</mi><mo>(</mo><mi>N</mi><mo>,</mo><mi>D</mi><mo>,</mo><mi>P</mi><mo>)</mo>"
-    row = f"{left}<mo>=</mo>{size}<mo>+</mo>{data}<mo>+</mo>{tag(number, E)}"
-    return tag("math", tag("mrow", row), display="block")
 
 
-_EFF = '<mi mathvariant="normal">eff</mi><mo>(</mo><mi>P</mi><mo>)</mo>'
-
-
-def _fraction(above: str, below: str) -> str:
-    return tag("mfrac", tag("mrow", above), tag("mrow", below))
-
-
-def _power(opening: str, rest: str, exponent: str) -> str:
-    return f"<msup>{opening}{rest}</mrow><mn>{exponent}</mn></msup>"
+def _in_brackets(*content: str) -> tuple[str, ...]:
+    return tag("mo", "("), *content, tag("mo", ")")
 
 
 def _sentence(content: Content, law: Law) -> str:
@@ -107,34 +104,33 @@ def _efficiencies(law: Law, looks: Mapping[str, Look]) -> str:
     head = [tag("th", "precision", scope="col"), _number_head("bits")]
     head += [_number_head("eff(P)"), interval, _number_head("eff(P)/P"), interval, tag("td", "")]
     efficiency = {**law.eff, REFERENCE: Estimate(1.0)}
-    largest = max(_per_bit(efficiency[label], looks[label]).value for label in efficiency)
+    largest = max(
+        eff.value / bits for label, eff in efficiency.items() if (bits := looks[label].bits)
+    )
     ordered = [label for label in looks if label in efficiency]
     rows = [_row(looks[label], efficiency[label], largest) for label in ordered]
     return table(head, rows, "Efficiency of each precision")
 
 
 def _row(look: Look, eff: Estimate, largest: float) -> str:
-    per_bit = _per_bit(eff, look)
-    share = 100 * per_bit.value / largest if look.bits else 0
-    bar = tag("i", style=f"width:{share:.1f}%;{colours(look)}")
-    bits = "–" if look.bits is None else f"{look.bits:g}"
-    known = per_bit if look.bits else None
+    """``largest`` is the eff(P)/P whose bar is full."""
+    per_bit = None if look.bits is None else _divided(eff, look.bits)
+    bar = ""
+    if per_bit is not None:
+        bar = tag("i", style=f"width:{100 * per_bit.value / largest:.1f}%;{colours(look)}")
     return tag(
         "tr",
         tag("th", swatch(look), escape(look.text), scope="row"),
-        tag("td", bits, class_="number"),
+        tag("td", "–" if look.bits is None else f"{look.bits:g}", class_="number"),
         *_cells(eff, 3),
-        *_cells(known, 3),
+        *_cells(per_bit, 3),
         tag("td", bar, class_="bar", aria_hidden="true"),
     )
 
 
-def _per_bit(eff: Estimate, look: Look) -> Estimate:
-    """eff(P)/P; 0 where the bits of a weight are not known."""
-    if not look.bits:
-        return Estimate(0.0)
-    low, high = (None if end is None else end / look.bits for end in (eff.low, eff.high))
-    return Estimate(eff.value / look.bits, low, high)
+def _divided(estimate: Estimate, by: float) -> Estimate:
+    low, high = (None if end is None else end / by for end in (estimate.low, estimate.high))
+    return Estimate(estimate.value / by, low, high)
 
 
 def _number_head(name: str) -> str:
@@ -142,14 +138,14 @@ def _number_head(name: str) -> str:
 
 
 def _cells(estimate: Estimate | None, digits: int = 4) -> list[str]:
-    if estimate is None:
-        return [tag("td", "–", class_="number"), tag("td", "–", class_="number range")]
-    low, high = number_text(estimate.low, digits), number_text(estimate.high, digits)
-    interval = "–" if estimate.low is None else f"{low} – {high}"
-    return [
-        tag("td", number_text(estimate.value, digits), class_="number"),
-        tag("td", interval, class_="number range"),
-    ]
+    """Value and interval; dashes for what there is not."""
+    value, interval = "–", "–"
+    if estimate is not None:
+        value = number_text(estimate.value, digits)
+        if estimate.low is not None:
+            ends = (number_text(end, digits) for end in (estimate.low, estimate.high))
+            interval = " – ".join(ends)
+    return [tag("td", value, class_="number"), tag("td", interval, class_="range")]
 
 
 def interval_name(law: Law) -> str:

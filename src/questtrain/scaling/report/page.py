@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
@@ -23,8 +24,7 @@ def page(content: Content, drawings: Sequence[Drawing] = (), remarks: Sequence[s
     """The whole HTML document; ``remarks`` are those of the figures."""
     drawn = looks(content.precisions)
     curves = curve_records(content.runs)
-    body = Template(_asset("page.html"))
-    return body.substitute(
+    return Template(_asset("page.html")).substitute(
         title=escape(content.title),
         style=_asset("page.css"),
         counts=head.counts(content.runs),
@@ -62,11 +62,12 @@ def _law_data(law: Law) -> dict[str, Any]:
     """The fitted numbers and the bootstrap samples of them, by the names that `Law` gives them."""
     numbers = {name: getattr(law, name).value for name, _ in law_section.SYMBOLS}
     numbers |= {f"eff {label}": estimate.value for label, estimate in law.eff.items()}
-    samples = zip(*law.draws.values(), strict=True)
+    samples = enumerate(zip(*law.draws.values(), strict=True))
+    sound = [place for place, sample in samples if all(map(math.isfinite, sample))]
     return {
         "numbers": numbers,
         "precisions": law.precisions,
-        "draws": [dict(zip(law.draws, map(_short, sample), strict=True)) for sample in samples],
+        "draws": {name: [_short(draws[k]) for k in sound] for name, draws in law.draws.items()},
         "confidence": law.confidence,
         "paramsRange": law.params_range,
         "tokensRange": law.tokens_range,

@@ -1,5 +1,11 @@
 // Loss curves: a line a run for training, markers for validation, one legend entry a precision.
-const UNKNOWN = { label: "", text: "unknown precision", colour: "#777777", dark: "#999999", symbol: "circle" };
+const UNKNOWN = {
+  label: "",
+  text: "unknown precision",
+  colour: "#777777",
+  dark: "#999999",
+  symbol: "circle",
+};
 
 function curveTraces(curve, first) {
   const look = LOOKS.get(curve.precision) ?? UNKNOWN;
@@ -72,7 +78,8 @@ function lossCurves() {
     const traces = shown.flatMap((curve, i) => curveTraces(curve, isFirst(curve, i)));
     document.getElementById("curve-count").textContent = `${shown.length} of ${sorted.length} runs`;
     const log = scale.value === "log";
-    const ranges = shown.length ? rangesBelow(shown, part.value === "late" ? lateHigh(shown) : null, log) : {};
+    const high = part.value === "late" ? lateHigh(shown) : null;
+    const ranges = shown.length ? rangesBelow(shown, high, log) : {};
     const view = { uirevision: scale.value + part.value };
     const xaxis = (log ? logAxis : axis)("training tokens", { ...view, range: ranges.x });
     const yaxis = axis("loss (nats/token)", { ...view, range: ranges.y });

@@ -88,8 +88,9 @@ function faint(colour) {
 
 function curveTrace(look, xOf, ratio) {
   const [low, high] = REPORT.law.paramsRange;
-  const share = (i) => i / (CURVE_POINTS - 1);
-  const sizes = Array.from({ length: CURVE_POINTS }, (_, i) => (low / 3) * ((9 * high) / low) ** share(i));
+  const sizes = Array.from({ length: CURVE_POINTS }, (_, i) => {
+    return (low / 3) * ((9 * high) / low) ** (i / (CURVE_POINTS - 1));
+  });
   return {
     type: "scatter",
     mode: "lines",

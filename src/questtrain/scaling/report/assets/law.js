@@ -3,6 +3,17 @@
 const REPORT = JSON.parse(document.getElementById("report-data").textContent);
 const LOOKS = new Map(REPORT.precisions.map((look) => [look.label, look]));
 
+// The fit's bootstrap samples, each with the names of REPORT.law.numbers.
+const SAMPLES = samplesOf(REPORT.law?.draws ?? {});
+
+function samplesOf(draws) {
+  const names = Object.keys(draws);
+  const count = names.length ? draws[names[0]].length : 0;
+  return Array.from({ length: count }, (_, k) => {
+    return Object.fromEntries(names.map((name) => [name, draws[name][k]]));
+  });
+}
+
 function knows(label) {
   return REPORT.law !== null && REPORT.law.precisions.includes(label);
 }
@@ -22,16 +33,21 @@ function residual(loss, predicted) {
 function plans(budget) {
   const labels = REPORT.precisions.filter((look) => knows(look.label) && look.bits);
   const found = labels.map((look) => bestModel(look, budget));
-  const { draws, confidence } = REPORT.law;
-  const losses = found.map((p) => draws.map((sample) => predict(p.params, p.tokens, p.look.label, sample)));
+  if (SAMPLES.length) addIntervals(found);
+  return found.sort((a, b) => a.loss - b.loss);
+}
+
+function addIntervals(found) {
+  const { confidence } = REPORT.law;
+  const losses = found.map(({ params, tokens, look }) => {
+    return SAMPLES.map((numbers) => predict(params, tokens, look.label, numbers));
+  });
   found.forEach((plan, i) => {
-    if (!draws.length) return;
     plan.low = quantile(losses[i], (1 - confidence) / 2);
     plan.high = quantile(losses[i], (1 + confidence) / 2);
-    const wins = draws.filter((_, k) => losses.every((other) => losses[i][k] <= other[k]));
-    plan.share = wins.length / draws.length;
+    const wins = SAMPLES.filter((_, k) => losses.every((other) => losses[i][k] <= other[k]));
+    plan.share = wins.length / SAMPLES.length;
   });
-  return found.sort((a, b) => a.loss - b.loss);
 }
 
 // With FLOPs limited, more parameters help up to the size at which both terms of the law fall at
@@ -77,8 +93,8 @@ function countText(value) {
 
 function scientific(value) {
   const [mantissa, exponent] = value.toExponential(2).split("e");
-  const raised = [...String(Number(exponent))].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]);
-  return `${mantissa}×10${raised.join("")}`;
+  const raised = (digit) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(digit)];
+  return `${mantissa}×10${[...String(Number(exponent))].map(raised).join("")}`;
 }
 
 function bytesText(bytes) {
