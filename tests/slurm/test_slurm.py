@@ -28,7 +28,7 @@ pytestmark = [
 
 SLURM = ("launcher=slurm", "launcher.gpus_per_node=0", "launcher.cpus_per_task=1")
 SHORT = ("max_steps=12", "log_every=1", "eval_every=6", "checkpoint_every=4")
-LONG = ("max_steps=400", "log_every=1", "eval_every=200", "checkpoint_every=1000")
+LONG = ("max_steps=250", "log_every=1", "eval_every=125", "checkpoint_every=1000")
 
 Sweep = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -163,7 +163,7 @@ def test_a_failing_run_is_said_to_have_failed(sweep, tmp_path) -> None:
         ("launcher.partition=mian", "Slurm refused the jobs: .*invalid partition"),
         ("launcher.time=soon", "launcher.time='soon' is no time"),
         ("launcher.nodes=0", "launcher.nodes=0 must be at least 1"),
-        ("launcher.cpus_per_task=99", "Slurm refused the jobs: .*not available"),
+        ("launcher.tasks_per_node=0", "launcher.tasks_per_node=0 must be at least 1"),
     ],
 )
 def test_what_slurm_refuses(sweep, tmp_path, word, message) -> None:
