@@ -11,7 +11,7 @@ from tests.scaling import make_run
 from tests.scaling.law_runs import SIZES, finish, law_loss, law_rows, write_table
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
-OWN_LABEL = '<b>mine</b> & "yours"\'s'
+OWN_LABEL = '<b>mine</b> & "yours"\'s 5 %{x}'
 TITLE = "Grid <of> 30M & more"
 TOKENS = 2_999_975_936
 

@@ -150,6 +150,10 @@ def test_runs_with_hostile_names_are_only_text(page):
     assert OWN_LABEL in page.texts("#run-precision option")
     page.enter("x-axis", "params")
     assert OWN_LABEL in page.texts("#law-chart .legendtext")
+    templates = page.value_of(
+        "document.getElementById('law-chart').data.map((t) => t.hovertemplate)"
+    )
+    assert not [text for text in templates if "5 %{x}" in text], "its percent sign is no template"
     assert page.count(".legendtext b, .legendtext a") == 0
 
 
@@ -271,6 +275,8 @@ def test_the_calculator_answers_as_python_does(page, law, memory, tokens, flops,
         ("1", "many", "A limit is a positive number"),
         ("0", "1", "A limit is a positive number"),
         ("1", "3X", "A limit is a positive number"),
+        ("1,6", "80B", "A limit is a positive number"),
+        ("1", "80B & more", "A limit is a positive number"),
     ],
 )
 def test_the_calculator_says_what_it_needs(page, memory, tokens, says):

@@ -1,7 +1,8 @@
 // The calculator: limits of memory, tokens and FLOPs → the best model of every precision.
 function budget() {
   if (REPORT.law === null) return;
-  const fields = ["memory", "tokens", "flops"].map((name) => document.getElementById(`budget-${name}`));
+  const names = ["memory", "tokens", "flops"];
+  const fields = names.map((name) => document.getElementById(`budget-${name}`));
   const [memory, tokens] = fields;
   const answer = document.getElementById("budget-answer");
   const rows = document.getElementById("budget-rows");

@@ -101,17 +101,21 @@ function bytesText(bytes) {
   return bytes >= 0.9995e9 ? `${digits(bytes / 1e9)} GB` : `${digits(bytes / 1e6)} MB`;
 }
 
-// 80B, 3e9, 1.5T or 1,000,000: a count as people type it; NaN for anything else.
+// 80B, 3e9, 1.5T or 1,000,000: a count as people type it; NaN for anything else, 1,6 too.
 function readCount(text) {
-  const match = /^\s*([\d.,]+(?:e[+]?\d+)?)\s*([KMBT]?)\s*$/i.exec(text);
+  const grouped = /^\d{1,3}(,\d{3})+(?=\D|$)/;
+  const typed = text.trim().replace(grouped, (digits) => digits.replaceAll(",", ""));
+  const match = /^(\d*\.?\d+(?:e[+-]?\d+)?)\s*([KMBT]?)$/i.exec(typed);
   if (!match) return NaN;
   const unit = UNITS.find(([, name]) => name === match[2].toUpperCase());
-  return Number(match[1].replaceAll(",", "")) * (unit ? unit[0] : 1);
+  return Number(match[1]) * (unit ? unit[0] : 1);
 }
 
-// Names of runs are text for plotly too, which reads a few tags.
+// Names of runs are text for plotly too, which reads a few tags, entities and %{…}.
+const CODES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;" };
+
 function plain(text) {
-  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  return String(text).replace(/[&<>%]/g, (letter) => CODES[letter]);
 }
 
 // Whether a text contains every word that was typed.
