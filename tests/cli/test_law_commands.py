@@ -130,7 +130,7 @@ def test_plan_by_the_paper_s_law_a_file_and_runs(table, capsys):
     words = ("memory=1.6GB", "tokens=80B", "precisions=1,2,4,8,16")
     printed = output(capsys, "plan", *words)
     assert "law: the paper's" in printed
-    assert "best: W4A4, 3,200M parameters, 80B tokens" in printed
+    assert "best: W4A4, 3.2B parameters, 80B tokens" in printed
     assert "beyond the law's data" in printed
     output(capsys, "fit", "runs.csv", "bootstrap=20", "--json", "law.json")
     by_file = json.loads(output(capsys, "plan", "law.json", "flops=1e20", "--json"))

@@ -225,7 +225,18 @@ def test_points_say_what_they_leave_out_and_what_occurs_twice(tmp_path):
     assert "left out: c is diverged" in said
     assert "2 runs of one point, all kept (W4A4, 30.5M parameters, 3,000.0M tokens)" in said
     assert "a 3.2700, b 3.2900" in said
-    assert "several datasets (c4, stdlib)" in said
+    assert "several values of dataset (c4, stdlib): their losses may not compare" in said
+
+
+def test_settings_that_the_label_does_not_hold_are_named(tmp_path):
+    """A scan of the trust scale is one precision to the law: it says so."""
+    for t in (1.1, 1.3):
+        make(tmp_path / f"t{t}", RECORD | {"bits": "w1a1", "trust_scale": t, "val_loss": 3 + t})
+    make(tmp_path / "other", RECORD | {"trust_scale": 1.0667})
+    _, remarks = law_points(read_runs([str(tmp_path)]))
+    named = "the runs are of several values of trust_scale (1.1, 1.3): all of them count as W1A1"
+    assert named in remarks
+    assert not any("1.0667" in remark for remark in remarks)
 
 
 def test_no_complete_run(tmp_path):

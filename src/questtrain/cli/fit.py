@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from questtrain.cli.arguments import parse_arguments, split_paths, take_option
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
@@ -18,6 +19,10 @@ from questtrain.scaling.law import FORMS, Estimate, Law, law_record, write_law
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
 from questtrain.scaling.runs import read_runs
+from questtrain.sweep.display import amount, console
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +108,9 @@ def _draw(paths: Sequence[str], picture: str) -> None:
 
 
 def _print_law(law: Law) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     interval = "" if law.confidence is None else f"{law.confidence:.0%} interval"
     numbers = Table(box=None, pad_edge=False)
     for heading in ("", "value", interval):
@@ -115,10 +119,10 @@ def _print_law(law: Law) -> None:
         numbers.add_row(name, *_cells(getattr(law, key)))
     for label, estimate in law.alpha_of.items():
         numbers.add_row(f"α({label_text(label)})", *_cells(estimate))
-    console.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]", markup=False)
-    console.print(numbers)
+    out.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]", markup=False)
+    out.print(numbers)
     if law.eff:
-        console.print(_eff_table(law, interval))
+        out.print(_eff_table(law, interval))
     left_out = law.leave_one_out
     print(
         f"\n{law.points} points; rms of the log residuals {law.rms_log_residual:.2%}"
@@ -128,12 +132,12 @@ def _print_law(law: Law) -> None:
         print(f"warning: {warning}")
 
 
-def _eff_table(law: Law, interval: str) -> object:
+def _eff_table(law: Law, interval: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("precision")
-    at = "" if law.eff_at is None else f" at {law.eff_at / 1e6:.0f}M"
+    at = "" if law.eff_at is None else f" at {amount(law.eff_at)}"
     for heading in (f"eff(P){at}", interval, "eff(P)/P · 16"):
         table.add_column(heading, justify="right")
     for label in law.precisions:

@@ -19,6 +19,7 @@ from questtrain.scaling.plan import Budget, Choice, extrapolation, plan
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text
 from questtrain.scaling.runs import read_runs
+from questtrain.sweep.display import amount, console
 
 HELP = """usage: questtrain plan [LAW.json | RUNS…] [key=value …] [--json]
 
@@ -99,10 +100,9 @@ def _quantity(key: str, text: str | None, units: dict[str, float]) -> float | No
 
 
 def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    out = console()
     table = Table(box=None, pad_edge=False)
     table.add_column("precision")
     has_draws = choices[0].low is not None
@@ -112,19 +112,19 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
     for choice in choices:
         table.add_row(
             label_text(choice.precision),
-            f"{choice.params / 1e6:,.0f}M",
-            f"{choice.tokens / 1e9:,.4g}B",
+            amount(choice.params),
+            amount(choice.tokens),
             f"{choice.memory_bytes / 1e9:,.3g} GB",
             f"{choice.flops:.2e}",
             f"{choice.loss:.4f}",
             *_interval(choice),
         )
-    console.print(f"law: {source}", markup=False)
-    console.print(table)
+    out.print(f"law: {source}", markup=False)
+    out.print(table)
     best = choices[0]
     print(
-        f"\nbest: {label_text(best.precision)}, {best.params / 1e6:,.0f}M parameters,"
-        f" {best.tokens / 1e9:,.4g}B tokens, predicted loss {best.loss:.4f}"
+        f"\nbest: {label_text(best.precision)}, {amount(best.params)} parameters,"
+        f" {amount(best.tokens)} tokens, predicted loss {best.loss:.4f}"
     )
     remark = extrapolation(law, best)
     if remark:

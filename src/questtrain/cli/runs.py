@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +15,7 @@ from questtrain.cli.arguments import parse_arguments, split_paths, take_option
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.runs import export_rows, read_runs
 from questtrain.store.files import write_text
+from questtrain.sweep.display import amount, console, duration
 
 Row: TypeAlias = dict[str, Any]
 
@@ -85,10 +86,10 @@ def _is(value: Any, wanted: str) -> bool:
         return wanted in ("", "null")
     if isinstance(value, bool):
         return str(value).lower() == wanted.lower()
-    try:
-        return float(value) == float(wanted)
-    except ValueError:
-        return fnmatch(str(value), wanted)
+    number = _as_number(wanted)
+    if number is not None and number == _as_number(value):
+        return True
+    return fnmatch(str(value), wanted)
 
 
 def _sorted(rows: list[Row], column: str | None) -> list[Row]:
@@ -97,11 +98,18 @@ def _sorted(rows: list[Row], column: str | None) -> list[Row]:
     name = _column(column, rows)
 
     def key(row: Row) -> tuple[bool, bool, float, str]:
-        value = row.get(name)
-        is_number = isinstance(value, int | float)
-        return value is None, not is_number, float(value) if is_number else 0.0, str(value)
+        value, number = row.get(name), _as_number(row.get(name))
+        return value is None, number is None, number or 0.0, str(value)
 
     return sorted(rows, key=key)
+
+
+def _as_number(value: Any) -> float | None:
+    """A number, or the text of one, as a cell of a CSV holds it."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
 
 
 def _csv_text(rows: Sequence[Row]) -> str:
@@ -125,27 +133,23 @@ def _write(file: str, text: str) -> None:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     table = Table(box=None, pad_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("status")
-    for heading in ("P", "params", "tokens", "val loss", "train loss", "minutes", "tokens/s"):
+    for heading in ("P", "params", "tokens", "val loss", "train loss", "time", "tokens/s"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             *(str(row.get(key) or "") for key in ("name", "status", "precision")),
-            _count(row.get("non_embedding_params")),
-            _count(row.get("tokens")),
-            _number(row.get("val_loss"), ".4f"),
-            _number(row.get("train_loss"), ".4f"),
-            _number(row.get("wall_seconds"), ",.1f", 1 / 60),
-            _number(row.get("tokens_per_second"), ",.0f"),
+            *(_cell(row, key, amount) for key in ("non_embedding_params", "tokens")),
+            *(_cell(row, key, "{:.4f}".format) for key in ("val_loss", "train_loss")),
+            _cell(row, "wall_seconds", duration),
+            _cell(row, "tokens_per_second", amount),
             style={"completed": "", "unfinished": "dim"}.get(str(row["status"]), "red"),
         )
-    console.print(table)
+    console().print(table)
     counts = Counter(str(row["status"]) for row in rows)
     print(f"\n{len(rows)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
     for row in rows:
@@ -153,14 +157,7 @@ def _print_table(rows: Sequence[Row]) -> None:
             print(f"{row['status']}: {row['name']}: {row['problem']}")
 
 
-def _count(value: Any) -> str:
-    """1.05M, 3.00B; cells of CSV files are text."""
-    if value is None or value == "":
-        return ""
-    number = float(value)
-    unit, size = ("B", 1e9) if number >= 1e9 else ("M", 1e6)
-    return f"{number / size:,.2f}{unit}"
-
-
-def _number(value: Any, form: str, scale: float = 1.0) -> str:
-    return "" if value in (None, "") else format(float(value) * scale, form)
+def _cell(row: Row, column: str, form: Callable[[float], str]) -> str:
+    """A number as text (in a CSV it is text already); empty where there is none."""
+    value = row.get(column)
+    return "" if value is None or value == "" else form(float(value))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from questtrain.errors import UserError
-from questtrain.scaling.precision import REFERENCE, label_text
+from questtrain.scaling.precision import label_text
 from questtrain.scaling.runs import Run
 
 SAME_LOSS = 1e-6
@@ -74,18 +74,26 @@ def _several_losses(points: Sequence[Point]) -> list[str]:
 
 
 def _mixed(runs: Sequence[Run]) -> list[str]:
-    """Losses of different data or tokenizers do not compare."""
+    """Losses of different data do not compare, and one precision is one way of training."""
     remarks = []
+    complete = [run for run in runs if run.status == "completed"]
     for column in ("dataset", "tokenizer", "sequence_length"):
-        values = {run.text(column) for run in runs if run.status == "completed"} - {None}
+        values = _values(complete, column)
         if len(values) > 1:
-            listed = ", ".join(sorted(str(value) for value in values))
-            remarks.append(
-                f"the runs are of several {column}s ({listed}): their losses may not compare"
-            )
+            remarks.append(f"{_several(column, values)}: their losses may not compare")
+    for label in dict.fromkeys(run.precision for run in complete):
+        of_label = [run for run in complete if run.precision == label]
+        for column in ("trust_scale", "trust_error", "lr_scale", "scale_weight_decay", "grid"):
+            values = _values(of_label, column)
+            if len(values) > 1:
+                name = label_text(str(label))
+                remarks.append(f"{_several(column, values)}: all of them count as {name}")
     return remarks
 
 
-def has_reference(points: Sequence[Point]) -> bool:
-    """Whether a point is of the precision that eff is measured against."""
-    return any(p.precision == REFERENCE for p in points)
+def _values(runs: Sequence[Run], column: str) -> list[str]:
+    return sorted({str(run.record[column]) for run in runs if run.record.get(column) is not None})
+
+
+def _several(column: str, values: Sequence[str]) -> str:
+    return f"the runs are of several values of {column} ({', '.join(values)})"
