@@ -32,6 +32,7 @@ function axis(title, extra) {
     tickcolor: pageColour("--soft"),
     ticks: "outside",
     zeroline: false,
+    automargin: true,
     exponentformat: "B",
     ...extra,
   };
