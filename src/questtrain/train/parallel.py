@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +42,9 @@ MESSAGE_BYTES = 64 << 20
 """Gradients are summed in flat pieces of about this size: few messages, little extra memory."""
 
 
-class PeerLost(TrainingStopped):
-    """Another process of the run ended without a word to this one."""
+class EndsAlone(TrainingStopped):
+    """Ends this process without the others' consent: it is out of memory, or one of them is gone.
+    A collective may be under way."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class World:
         error: UserError | TrainingStopped | None = None
         try:
             result.append(work())
-        except PeerLost:
+        except EndsAlone:
             raise
         except (UserError, TrainingStopped) as raised:
             error = raised
@@ -168,7 +170,11 @@ def world_from(environment: Mapping[str, str]) -> World:
 
 @contextmanager
 def join_world(on_gpus: bool) -> Iterator[World]:
-    """The World of the environment, its groups made and closed again."""
+    """The World of the environment, its groups made and closed again.
+
+    A process that `EndsAlone` on a GPU says why and is gone at once: closing would wait for the
+    gradients of a dead rank.
+    """
     world = world_from(os.environ)
     if world.size == 1:
         yield world
@@ -185,6 +191,11 @@ def join_world(on_gpus: bool) -> Iterator[World]:
     try:
         control = dist.new_group(backend="gloo", timeout=PREPARATION)
         yield World(world.rank, world.size, world.local_rank, control)
+    except EndsAlone as error:
+        if on_gpus:
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            os._exit(error.exit_code)
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -195,7 +206,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise PeerLost(
+        raise EndsAlone(
             "another process of this run has ended without a word to this one. The same command"
             " continues from the last checkpoint."
         ) from error

@@ -13,8 +13,8 @@ import torch
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, choose_device_of_rank, device_name
-from questtrain.errors import TrainingStopped, UserError
-from questtrain.train.parallel import World, join_world
+from questtrain.errors import UserError
+from questtrain.train.parallel import EndsAlone, World, join_world
 from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_config
 from questtrain.train.trainer import Trainer, micro_batch_size
 
@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         try:
             record = world.together(Trainer(config, dataset, folder, device, world).run)
         except torch.OutOfMemoryError as error:
-            raise TrainingStopped(_out_of_memory(config, device, world)) from error
+            raise EndsAlone(_out_of_memory(config, device, world)) from error
         log.info(
             "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
             record["val_loss"],
