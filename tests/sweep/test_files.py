@@ -24,7 +24,7 @@ RUNS = {
     "fig11_curves": 4,
     "fig12_pact": 25,
     "scaling": 54,
-    "smoke": 24,
+    "smoke": 20,
     "table4_lsq_wd": 12,
 }
 FEEDS = {"scaling": "fig1", "smoke": "fig1"}
