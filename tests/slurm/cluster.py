@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -175,8 +175,7 @@ def _cancel_all(environment: dict[str, str]) -> None:
         time.sleep(0.2)
 
 
-def _wait(ready: object, folder: Path) -> None:
-    assert callable(ready)
+def _wait(ready: Callable[[], bool], folder: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while not ready():
         if time.monotonic() > deadline:

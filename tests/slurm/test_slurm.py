@@ -142,6 +142,21 @@ def test_a_requeued_run_goes_on_from_its_checkpoint(sweep, cluster, tmp_path, ta
         assert rows(job.folder, key) == rows(tmp_path / "unbroken", key)
 
 
+def test_a_cancelled_run_saves_and_is_not_requeued(sweep, cluster, tmp_path) -> None:
+    """scancel is for good: the run saves, leaves the queue, and waits for the next command."""
+    assert sweep(*LONG).returncode == 0
+    folder = tmp_path / "tiny"
+    job = only_job(folder)
+    (task_id,) = read_submissions(folder).values()
+    wait_for(lambda: logged(job.folder) >= 5, folder)
+    slurm(cluster, "scancel", task_id)
+    wait_for(lambda: not slurm(cluster, "squeue", "-h"), folder)
+    assert checkpoint_folders(job.folder)
+    status = json.loads(sweep(*LONG, "--status", "--json").stdout)
+    assert status["counts"] == {"done": 0, "running": 0, "failed": 0, "waiting": 1}
+    assert status["runs"][0]["reason"] is None
+
+
 def test_a_failing_run_is_said_to_have_failed(sweep, tmp_path) -> None:
     """Three ranks cannot share four sequences: one reason in log and status, exit 1, and the run is
     not submitted again before --retry-failed."""

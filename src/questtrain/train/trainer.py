@@ -301,4 +301,5 @@ class Trainer:
         if self.interrupted_by:
             raise KeyboardInterrupt
         self.interrupted_by = number
-        log.warning("stopping after this step and saving a checkpoint; again to stop at once")
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        log.warning("stopping after this step and saving a checkpoint%s", again)

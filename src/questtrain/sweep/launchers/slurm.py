@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,8 @@ def run_slurm(jobs: Sequence[Job], folder: Path, config: SlurmConfig, command: s
 
 
 def check_slurm(config: SlurmConfig) -> None:
-    """UserError for a number that cannot be, a time that is none, a machine without Slurm."""
+    """UserError for a number that cannot be, a time that is none, a machine without Slurm or
+    submitit."""
     least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "array_parallelism": 1}
     for key, minimum in {**least, "requeue": 0, "grace": 1}.items():
         value = getattr(config, key)
@@ -78,6 +80,8 @@ def check_slurm(config: SlurmConfig) -> None:
             "launcher=slurm: this machine has no sbatch and srun; start the sweep on the cluster's"
             " login node, or choose launcher=local."
         )
+    if find_spec("submitit") is None:
+        raise UserError("launcher=slurm needs submitit: pip install 'questtrain[slurm]'.")
 
 
 def minutes(text: str) -> int:
