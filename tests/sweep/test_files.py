@@ -23,11 +23,12 @@ RUNS = {
     "fig10_trust_scale": 22,
     "fig11_curves": 4,
     "fig12_pact": 25,
+    "mini": 50,
     "scaling": 54,
     "smoke": 20,
     "table4_lsq_wd": 12,
 }
-FEEDS = {"scaling": "fig1", "smoke": "fig1"}
+FEEDS = {"mini": "fig1", "scaling": "fig1", "smoke": "fig1"}
 """The figure of a sweep whose name does not begin with it."""
 
 

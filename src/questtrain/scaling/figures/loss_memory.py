@@ -103,8 +103,14 @@ def draw_series(axes: Axes, one: Series, style: dict[str, Any], label: str) -> N
 
 def memory_axis(axes: Axes) -> None:
     """Logarithmic, in plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 30 * low:  # one or two powers of ten alone would say little
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _data(
