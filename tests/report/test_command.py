@@ -48,7 +48,7 @@ BAD_INPUT = [
     (["grdi.csv"], ["grdi.csv: there is no such file", "Did you mean 'grid.csv'?"]),
     (["empty"], ["empty is not a run"]),
     (["grid.csv", "-o", "p.pdf"], ["-o p.pdf", "in .html"]),
-    (["grid.csv", "-o"], ["-o needs a value"]),
+    (["grid.csv", "-o"], ["-o needs a file"]),
     (["grid.csv", "--title"], ["--title needs a value"]),
     (["grid.csv", "--titel=x"], ["unknown option '--titel=x'", "Did you mean '--title'?"]),
     (["grid.csv", "-o", "taken.html"], ["taken.html cannot be written"]),

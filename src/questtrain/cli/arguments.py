@@ -11,7 +11,7 @@ from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping
-from questtrain.errors import UserError
+from questtrain.errors import UserError, suggestion
 
 Config = TypeVar("Config")
 
@@ -83,7 +83,9 @@ def split_paths(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, [word for word in words if word not in paths]
 
 
-def take_option(words: Sequence[str], *names: str) -> tuple[str | None, list[str]]:
+def take_option(
+    words: Sequence[str], *names: str, what: str = "a value"
+) -> tuple[str | None, list[str]]:
     """The value of ``NAME VALUE`` or ``NAME=VALUE``, and the other words; UserError without one."""
     value, others = None, []
     rest = iter(words)
@@ -94,5 +96,15 @@ def take_option(words: Sequence[str], *names: str) -> tuple[str | None, list[str
             continue
         value = given if separator else next(rest, "")
         if not value or value.startswith("-"):
-            raise UserError(f"{option} needs a value.")
+            raise UserError(f"{option} needs {what}.")
     return value, others
+
+
+def refuse_options(words: Sequence[str], *known: str) -> None:
+    """UserError for a word that begins with a dash; ``known`` options as they are written
+    (``-o FILE``)."""
+    names = [option.split()[0] for option in known]
+    for word in words:
+        if word.startswith("-"):
+            close = suggestion(word.partition("=")[0], names)
+            raise UserError(f"unknown option {word!r}: choose from {', '.join(known)}.{close}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questtrain.cli.arguments import parse_arguments, split_paths, take_option
+from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
@@ -53,12 +53,13 @@ def main(words: Sequence[str]) -> int:
     file, words = _take_json_file(words)
     form, words = take_option(words, "--form")
     words = words if form is None else [*words, f"form={form}"]
-    picture, words = take_option(words, "-o", "--output")
+    picture, words = take_option(words, "-o", "--output", what="a file")
     arguments = parse_arguments(words)
     if arguments.help or not words:
         print(HELP, end="")
         return 0
     paths, settings = split_paths(arguments.overrides)
+    refuse_options(settings, "--json FILE", "-o PICTURE", "--form FORM", "--cfg job", "--help")
     mapping = compose_mapping("fit", FitOptions, settings)
     if arguments.show_config:
         print(to_yaml(mapping), end="")

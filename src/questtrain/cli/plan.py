@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from questtrain.cli.arguments import parse_arguments, split_paths
+from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
@@ -58,6 +58,7 @@ def main(words: Sequence[str]) -> int:
         print(HELP, end="")
         return 0
     paths, settings = split_paths(arguments.overrides)
+    refuse_options(settings, "--json", "--cfg job", "--help")
     settings = [re.sub(r"^precisions=([^\[].*)$", r"precisions=[\1]", word) for word in settings]
     mapping = compose_mapping("plan", PlanConfig, settings)
     if arguments.show_config:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from questtrain.cli.arguments import parse_arguments
-from questtrain.errors import UserError, suggestion
+from questtrain.cli.arguments import parse_arguments, refuse_options, take_option
+from questtrain.errors import UserError
 from questtrain.scaling.figures import FIGURES, check_output, figure_name, write
 
 ALL = "all"
@@ -38,15 +38,12 @@ examples
 
 
 def main(words: Sequence[str]) -> int:
-    output, rest = _take_output(words)
+    output, rest = take_option(words, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)
     if arguments.help or not words:
         print(HELP, end="")
         return 0
-    for word in arguments.overrides:
-        if word.startswith("-"):
-            close = suggestion(word.partition("=")[0], ("--output", "--json", "--help"))
-            raise UserError(f"unknown option {word!r}: choose from -o FILE, --json, --help.{close}")
+    refuse_options(arguments.overrides, "-o FILE", "--json", "--help")
     if not arguments.overrides:
         raise UserError(f"name a figure: {', '.join(FIGURES)}.")
     if arguments.json and output is not None:
@@ -85,18 +82,3 @@ def _draw_all(runs: Sequence[str], folder: Path) -> int:
             write(name, data, path)
             print(path)
     return 0
-
-
-def _take_output(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The file of ``-o FILE`` (or ``--output=FILE``), and the other words."""
-    output, others = None, []
-    rest = iter(words)
-    for word in rest:
-        option, separator, value = word.partition("=")
-        if option not in ("-o", "--output"):
-            others.append(word)
-            continue
-        output = value if separator else next(rest, "")
-        if not output:
-            raise UserError(f"{option} needs a file.")
-    return output, others

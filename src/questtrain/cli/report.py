@@ -6,8 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from questtrain.cli.arguments import parse_arguments, take_option
-from questtrain.errors import UserError, suggestion
+from questtrain.cli.arguments import parse_arguments, refuse_options, take_option
 
 log = logging.getLogger(__name__)
 
@@ -28,20 +27,15 @@ examples
   questtrain report runs.csv -o page.html --title "My grid"
 """
 
-OPTIONS = ("-o", "--output", "--title", "--help")
-
 
 def main(words: Sequence[str]) -> int:
     title, rest = take_option(words, "--title")
-    output, rest = take_option(rest, "-o", "--output")
+    output, rest = take_option(rest, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)
     if arguments.help or not words:
         print(HELP, end="")
         return 0
-    for word in arguments.overrides:
-        if word.startswith("-"):
-            close = suggestion(word.partition("=")[0], OPTIONS)
-            raise UserError(f"unknown option {word!r}: choose from -o FILE, --title TEXT.{close}")
+    refuse_options(arguments.overrides, "-o FILE", "--title TEXT", "--help")
     from questtrain.scaling.report import write_report
 
     path = Path(output or "report.html").expanduser()

@@ -11,7 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from questtrain.cli.arguments import parse_arguments, split_paths, take_option
+from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.runs import export_rows, read_runs
 from questtrain.store.files import write_text
@@ -35,14 +35,15 @@ The table of runs. RUNS are run folders, folders of runs, folders of sweeps, or 
 
 
 def main(words: Sequence[str]) -> int:
-    csv_file, words = take_option(words, "--csv")
-    jsonl_file, words = take_option(words, "--jsonl")
-    sort, words = take_option(words, "--sort")
+    csv_file, words = take_option(words, "--csv", what="a file")
+    jsonl_file, words = take_option(words, "--jsonl", what="a file")
+    sort, words = take_option(words, "--sort", what="a column")
     arguments = parse_arguments(words)
     if arguments.help:
         print(HELP, end="")
         return 0
     paths, filters = split_paths(arguments.overrides)
+    refuse_options(filters, "--sort COLUMN", "--csv FILE", "--jsonl FILE", "--json", "--help")
     rows = export_rows(read_runs(paths or ["runs"], nested=True))
     rows = _sorted([row for row in rows if _agrees(row, _filters(filters, rows))], sort)
     if csv_file is not None:
@@ -60,9 +61,7 @@ def _filters(words: Sequence[str], rows: Sequence[Row]) -> dict[str, list[str]]:
     """``column=a,b`` → {column: [a, b]}; UserError for a column that no row has."""
     filters = {}
     for word in words:
-        column, separator, values = word.partition("=")
-        if not separator:
-            raise UserError(f"unknown option {word!r}: --sort, --csv, --jsonl, --json, --help.")
+        column, _, values = word.partition("=")
         filters[_column(column, rows)] = values.split(",")
     return filters
 

@@ -21,6 +21,10 @@ SECONDS_BETWEEN_CLAIMS = 1.0
 """How often a run that another sweeper trains is asked for."""
 
 
+SIGNALS = {1: signal.SIGTERM, 2: signal.SIGINT}
+"""To a run: SIGTERM lets it save a checkpoint, SIGINT after that stops it at once."""
+
+
 class Watcher(Protocol):
     """Who is told what the pool does; see `questtrain.sweep.display`."""
 
@@ -113,7 +117,7 @@ class _Pool:
             self.watcher.stopping(len(self.running))
         self.passed_on += 1
         for attempt, _ in self.running:
-            attempt.send(self.stop if self.passed_on <= 2 else signal.SIGKILL)
+            attempt.send(SIGNALS.get(self.passed_on, signal.SIGKILL))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signals += 1
