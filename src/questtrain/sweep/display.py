@@ -62,7 +62,7 @@ def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
             job.method,
             amount(job.tokens),
             f"{job.flops:.2e}",
-            f"{speed.gpu_hours(job):.3g}",
+            _hours(speed.gpu_hours(job)),
             f"{job.memory_bytes / 2**30:.3g}",
             _colored(state.status),
         )
@@ -75,7 +75,7 @@ def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
         "",
         amount(totals["tokens"]),
         f"{totals['flops']:.2e}",
-        f"{totals['gpu_hours']:.3g}",
+        _hours(totals["gpu_hours"]),
     )
     return _with_line(table, f"GPU-hours on {speed.gpu} with {speed.source}")
 
@@ -232,6 +232,10 @@ def console() -> Console:
 
     on_terminal = Console()
     return on_terminal if on_terminal.is_terminal else Console(width=200)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def amount(number: float) -> str:
