@@ -143,4 +143,4 @@ def test_a_size_of_ones_own(tmp_path, capsys):
     mine = config("--config-dir", str(tmp_path), "model=5M")
     assert (mine.model.num_layers, mine.lr) == (3, 2e-3)
     assert main(["train", "--config-dir", str(tmp_path), "model=6M", "--cfg", "job"]) == 2
-    assert "nano, 5M, 30M" in capsys.readouterr().err
+    assert "3M, 5M, 7M, 17M, 30M" in capsys.readouterr().err
