@@ -183,10 +183,6 @@ def _content(run: Run) -> Hashable:
     return run.method, run.precision
 
 
-def _method_text(method: str) -> str:
-    return "BF16" if method == "none" else method_label(method, hadamard=method == "quest")
-
-
 def _rank(run: Run) -> int:
     method = head(run).method
     return METHODS.index(method) if method in METHODS else len(METHODS)
