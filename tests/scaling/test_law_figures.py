@@ -12,9 +12,9 @@ from questtrain.scaling.figures import FIGURES
 from questtrain.scaling.figures.available import available
 from questtrain.scaling.figures.law_runs import ratio_groups
 from questtrain.scaling.figures.memory import RATIOS
-from questtrain.scaling.figures.selection import count_text
 from questtrain.scaling.figures.style import precision_style
 from questtrain.scaling.figures.tables import write_table as write_text_table
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import Point
 from tests.scaling import CONTENT as DIAGNOSTICS
 from tests.scaling import drawn, legend, make_run

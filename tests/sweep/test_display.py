@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep import read_sweep
 from questtrain.sweep.attempt import claim
-from questtrain.sweep.display import amount, console, duration, live_view, status_view
+from questtrain.sweep.display import console, live_view, status_view
 from questtrain.sweep.manifest import record_jobs
 from questtrain.sweep.state import read_states
 from tests.sweep.test_state import job_in, outcome, trained, write
@@ -30,7 +31,7 @@ def test_durations_have_two_units(seconds, text):
     [(7, "7"), (1_234, "1.23k"), (3e9, "3B"), (11_654_928, "11.7M"), (2e13, "20T")],
 )
 def test_amounts_have_three_digits(number, text):
-    assert amount(number) == text
+    assert count_text(number) == text
 
 
 def test_the_live_view_has_what_runs_and_the_table_has_everything(tmp_path, capsys):

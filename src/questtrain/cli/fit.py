@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.config.loading import config_from_mapping
-from questtrain.errors import UserError
 from questtrain.scaling.figures import FIGURES
 from questtrain.scaling.figures.style import file_format, save
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import FORMS, Estimate, Law, law_record, write_law
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
 from questtrain.scaling.runs import read_runs
-from questtrain.sweep.display import amount, console
+from questtrain.store.files import output_for
+from questtrain.sweep.display import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,11 +95,8 @@ def _take_json_file(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _write(law: Law, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with output_for(path):
         write_law(law, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     log.info("law: %s", path)
 
 
@@ -138,12 +136,11 @@ def _eff_table(law: Law, interval: str) -> Table:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("precision")
-    at = "" if law.eff_at is None else f" at {amount(law.eff_at)}"
+    at = "" if law.eff_at is None else f" at {count_text(law.eff_at)}"
     for heading in (f"eff(P){at}", interval, "eff(P)/P · 16"):
         table.add_column(heading, justify="right")
     for label in law.precisions:
-        estimate = law.eff.get(label, Estimate(1.0))
-        bits = weight_bits(label)
+        estimate, bits = law.efficiency(label), weight_bits(label)
         ratio = "" if bits is None else f"{estimate.value * 16 / bits:.2f}"
         table.add_row(label_text(label), *_cells(estimate), ratio)
     return table

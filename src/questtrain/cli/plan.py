@@ -14,12 +14,13 @@ from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
 from questtrain.scaling.fit import fit_law
 from questtrain.scaling.law import Law, read_law
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.paper import PAPER_LAW
 from questtrain.scaling.plan import Budget, Choice, extrapolation, plan
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text
 from questtrain.scaling.runs import read_runs
-from questtrain.sweep.display import amount, console
+from questtrain.sweep.display import console
 
 HELP = """usage: questtrain plan [LAW.json | RUNS…] [key=value …] [--json]
 
@@ -113,8 +114,8 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
     for choice in choices:
         table.add_row(
             label_text(choice.precision),
-            amount(choice.params),
-            amount(choice.tokens),
+            count_text(choice.params),
+            count_text(choice.tokens),
             f"{choice.memory_bytes / 1e9:,.3g} GB",
             f"{choice.flops:.2e}",
             f"{choice.loss:.4f}",
@@ -124,8 +125,8 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
     out.print(table)
     best = choices[0]
     print(
-        f"\nbest: {label_text(best.precision)}, {amount(best.params)} parameters,"
-        f" {amount(best.tokens)} tokens, predicted loss {best.loss:.4f}"
+        f"\nbest: {label_text(best.precision)}, {count_text(best.params)} parameters,"
+        f" {count_text(best.tokens)} tokens, predicted loss {best.loss:.4f}"
     )
     remark = extrapolation(law, best)
     if remark:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
-from questtrain.errors import UserError, unknown
+from questtrain.errors import unknown
+from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
-from questtrain.store.files import write_text
-from questtrain.sweep.display import amount, console, duration
+from questtrain.store.files import output_for, write_text
+from questtrain.sweep.display import console
 
 Row: TypeAlias = dict[str, Any]
 
@@ -123,11 +124,8 @@ def _csv_text(rows: Sequence[Row]) -> str:
 
 def _write(file: str, text: str) -> None:
     path = Path(file).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with output_for(path):
         write_text(path, text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     print(path)
 
 
@@ -142,10 +140,10 @@ def _print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         table.add_row(
             *(str(row.get(key) or "") for key in ("name", "status", "precision")),
-            *(_cell(row, key, amount) for key in ("non_embedding_params", "tokens")),
+            *(_cell(row, key, count_text) for key in ("non_embedding_params", "tokens")),
             *(_cell(row, key, "{:.4f}".format) for key in ("val_loss", "train_loss")),
             _cell(row, "wall_seconds", duration),
-            _cell(row, "tokens_per_second", amount),
+            _cell(row, "tokens_per_second", count_text),
             style={"completed": "", "unfinished": "dim"}.get(str(row["status"]), "red"),
         )
     console().print(table)

@@ -35,6 +35,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    def times(self, factor: float) -> Estimate:
+        """The estimate of ``factor`` (positive) times the number."""
+        low, high = (None if end is None else factor * end for end in (self.low, self.high))
+        return Estimate(factor * self.value, low, high)
+
 
 @dataclass(frozen=True)
 class Law:
@@ -70,13 +75,13 @@ class Law:
         """The labels that the law knows, the reference included."""
         return [*self.eff, REFERENCE]
 
-    def efficiency(self, precision: str) -> float:
+    def efficiency(self, precision: str) -> Estimate:
         """eff(P); UserError for a precision that was not fitted."""
         if precision == REFERENCE:
-            return 1.0
+            return Estimate(1.0)
         if precision not in self.eff:
             raise unknown("precision of this law", precision, self.precisions)
-        return self.eff[precision].value
+        return self.eff[precision]
 
     def loss(self, params: ArrayLike, tokens: ArrayLike, precision: str) -> Array:
         """Predicted loss in nats; ``params`` and ``tokens`` broadcast against each other."""

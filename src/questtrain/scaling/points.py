@@ -31,16 +31,18 @@ def law_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
 
     UserError when no run is complete.
     """
-    remarks = [
-        f"left out: {run.name} is {run.status}" + (f" ({run.problem})" if run.problem else "")
-        for run in runs
-        if run.status != "completed"
-    ]
+    remarks = [left_out(run) for run in runs if run.status != "completed"]
     points = [_point(run) for run in runs if run.status == "completed"]
     if not points:
         raise UserError("\n".join(["none of the runs is complete.", *remarks]))
     kept = _without_copies(points)
     return kept, remarks + _several_losses(kept) + _mixed(runs)
+
+
+def left_out(run: Run) -> str:
+    """What to say of a run that is not complete."""
+    problem = f" ({run.problem})" if run.problem else ""
+    return f"left out: {run.name} is {run.status}{problem}"
 
 
 def _point(run: Run) -> Point:

@@ -18,6 +18,9 @@ REFERENCE = "16"
 
 DEFAULT_METHOD = "quest"
 
+METHODS = {"clip": "Clip", "ste": "STE", "lsq": "LSQ", "lsq-plus": "LSQ+", "pact": "PACT"}
+"""How readers know the other methods."""
+
 
 def precision_label(bits: str, method: str | None = None) -> str:
     """``w4a4`` → ``4``, ``bf16`` → ``16``, ``w4a16`` as it is; ``-METHOD`` unless it is QuEST."""
@@ -72,4 +75,4 @@ def label_text(label: str) -> str:
     if bits.weight.sparse:
         text = f"INT{bits.weight.label} 2:4"
     names = {DEFAULT_METHOD: "", "quest-noht": " without Hadamard"}
-    return text + names.get(method, f" {method.upper()}")
+    return text + names.get(method, f" {METHODS.get(method, method.upper())}")

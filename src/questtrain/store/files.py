@@ -42,6 +42,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+@contextmanager
+def output_for(path: Path) -> Iterator[None]:
+    """Around writing a file that the user named: its folder is made, and what the system refuses
+    is a UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line; a line torn by a kill is left out, and a file that
     is not there is empty."""

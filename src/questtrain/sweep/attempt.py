@@ -15,12 +15,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from types import FrameType
 
 from questtrain.store.files import last_lines, write_json
 from questtrain.sweep.job import Job
@@ -95,7 +93,7 @@ def forget_failure(job: Job, descriptor: int) -> None:
 
 
 class Attempt:
-    """A child process that trains one claimed run; `finish` or `wait` must follow."""
+    """A child process that trains one claimed run; `finish` must follow."""
 
     def __init__(
         self,
@@ -146,14 +144,6 @@ class Attempt:
         os.close(self._descriptor)
         return self.outcome
 
-    def wait(self) -> Outcome:
-        """Wait for the child, sending it the SIGINT or SIGTERM that this process receives."""
-        with _forwarding(self):
-            self.process.wait()
-        outcome = self.finish()
-        assert outcome is not None
-        return outcome
-
 
 def failure_reason(log_file: Path, code: int) -> str:
     """The run's own last words on why it ended, from its log; or the signal that ended it."""
@@ -193,17 +183,3 @@ def _write(job: Job, outcome: Outcome) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-@contextmanager
-def _forwarding(attempt: Attempt) -> Iterator[None]:
-    def forward(number: int, frame: FrameType | None) -> None:
-        attempt.send(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, forward) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep.attempt import Outcome
 from questtrain.sweep.estimate import Speed
 from questtrain.sweep.job import Job
@@ -60,7 +61,7 @@ def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
             job.model,
             job.bits,
             job.method,
-            amount(job.tokens),
+            count_text(job.tokens),
             f"{job.flops:.2e}",
             _hours(speed.gpu_hours(job)),
             f"{job.memory_bytes / 2**30:.3g}",
@@ -73,7 +74,7 @@ def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
         "",
         "",
         "",
-        amount(totals["tokens"]),
+        count_text(totals["tokens"]),
         f"{totals['flops']:.2e}",
         _hours(totals["gpu_hours"]),
     )
@@ -123,7 +124,7 @@ def _status_table(states: Sequence[State]) -> Table:
             f"{state.step / state.job.steps:.0%}",
             f"{state.step}/{state.job.steps}",
             "" if loss is None else f"{loss:.4f}",
-            "" if state.tokens_per_second is None else amount(state.tokens_per_second),
+            "" if state.tokens_per_second is None else count_text(state.tokens_per_second),
             "" if state.seconds_left is None else duration(state.seconds_left),
             escape(state.reason or ""),
         )
@@ -236,26 +237,6 @@ def console() -> Console:
 
 def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
-def amount(number: float) -> str:
-    """1,234,000,000 → ``1.23B``."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """``45s``, ``3m 20s``, ``5h 12m``, ``2d 3h``"""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}d {hours}h"
-    if hours:
-        return f"{hours}h {minutes}m"
-    return f"{minutes}m {rest}s" if minutes else f"{rest}s"
 
 
 def _job_json(job: Job) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
 from questtrain.errors import UserError, unknown
 from questtrain.sweep.job import Job
 from questtrain.sweep.machine import visible_gpus
+from questtrain.sweep.state import read_record
 
 ASSUMED_MFU = 0.40
 DEFAULT_GPU = "H100"
@@ -59,8 +59,8 @@ def _measured(records: Iterable[Path]) -> dict[str, list[float]]:
     """The MFUs of completed runs, by model."""
     found: dict[str, list[float]] = {}
     for path in records:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_record(path)
+        with suppress(KeyError, TypeError, ValueError):
             if record["status"] == "completed" and record["mfu"]:
                 found.setdefault(record["model"], []).append(float(record["mfu"]))
     return found

@@ -26,7 +26,7 @@ class Gpu:
 def visible_gpus(chosen: Sequence[int] | None = None) -> list[Gpu]:
     """The GPUs that may be used: those that CUDA_VISIBLE_DEVICES leaves, and of these ``chosen``.
 
-    None without ``nvidia-smi``. UserError for a chosen GPU that is not there.
+    Empty without ``nvidia-smi``. UserError for a chosen GPU that is not there.
     """
     gpus = _all_gpus()
     tokens = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -80,7 +80,7 @@ def _in_queue(state: State, task: Task | None) -> State:
 
 def read_state(job: Job) -> State:
     """One job's state. A run record that says completed is done, whoever trained it."""
-    record = read_record(job)
+    record = read_record(job.run_file)
     if record.get("status") == "completed":
         return State(
             job,
@@ -100,7 +100,7 @@ def read_state(job: Job) -> State:
 
 def ended(job: Job) -> Status | None:
     """``done`` or ``failed`` where nothing is left to do, whoever holds the claim; else None."""
-    record = read_record(job)
+    record = read_record(job.run_file)
     if record.get("status") == "completed":
         return "done"
     return "failed" if _failure(job, record) else None
@@ -115,10 +115,10 @@ def _failure(job: Job, record: dict[str, Any]) -> str | None:
     return "diverged: the loss became NaN or infinite" if diverged else None
 
 
-def read_record(job: Job) -> dict[str, Any]:
-    """The job's ``run.json``; empty where the run has not ended or the file is damaged."""
+def read_record(run_file: Path) -> dict[str, Any]:
+    """A run's ``run.json``; empty where the run has not ended or the file is damaged."""
     with suppress(OSError, ValueError):
-        record = json.loads(job.run_file.read_text(encoding="utf-8"))
+        record = json.loads(run_file.read_text(encoding="utf-8"))
         if isinstance(record, dict):
             return record
     return {}

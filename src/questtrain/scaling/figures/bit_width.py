@@ -81,7 +81,7 @@ def data(paths: Paths) -> BitWidthData:
         lines=[line for line in lines if line.bits],
         reference=reference,
         missing=missing,
-        notes=seed_notes([*spreads, *([reference] if reference else [])]),
+        notes=seed_notes(spreads),
     )
 
 

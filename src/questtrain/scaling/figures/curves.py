@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from questtrain.scaling.figures.selection import (
     Paths,
     all_runs,
-    count_text,
     head,
     log,
     loss_label,
@@ -28,6 +27,7 @@ from questtrain.scaling.figures.style import (
     precision_style,
     run_labels,
 )
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.precision import sorted_labels
 from questtrain.scaling.runs import Run
 

@@ -215,15 +215,9 @@ def _worths(paths: Paths, figure: str) -> tuple[Law, list[Worth]]:
 
 
 def _worth(label: str, law: Law, runs: int) -> Worth:
-    eff = Estimate(1.0) if label == REFERENCE else law.eff[label]
-    bits = weight_bits(label)
-    gain = None if bits is None else _scaled(eff, 16 / bits)
+    eff, bits = law.efficiency(label), weight_bits(label)
+    gain = None if bits is None else eff.times(16 / bits)
     return Worth(label, label_text(label), bits, runs, eff, gain)
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    low, high = (None if end is None else factor * end for end in (estimate.low, estimate.high))
-    return Estimate(factor * estimate.value, low, high)
 
 
 def _family(label: str) -> str:

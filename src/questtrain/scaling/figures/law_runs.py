@@ -10,9 +10,10 @@ from functools import lru_cache
 import numpy as np
 
 from questtrain.errors import UserError
-from questtrain.scaling.figures.selection import Paths, Spread, all_runs, count_text, log, spread
+from questtrain.scaling.figures.selection import Paths, Spread, all_runs, log, spread
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Law
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import REFERENCE, label_text, weight_bits
 from questtrain.scaling.runs import Run
@@ -78,7 +79,7 @@ def fitted(points: Sequence[Point], bootstrap: bool = False) -> Law | None:
     where they do not determine one. The same points are fitted once."""
     options = FitOptions() if bootstrap else FitOptions(bootstrap=0)
     try:
-        law = _fit(tuple(points), options)
+        law = fit_once(tuple(points), options)
     except UserError as error:
         log.warning("no law, so no curves: %s", error)
         return None
@@ -132,7 +133,8 @@ def missing_series(
 
 
 @lru_cache(maxsize=8)
-def _fit(points: tuple[Point, ...], options: FitOptions) -> Law:
+def fit_once(points: tuple[Point, ...], options: FitOptions) -> Law:
+    """`fit_law`, remembered: all figures of the same runs show one law."""
     return fit_law(points, options)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from questtrain.scaling.figures.law_runs import fitted, law_notes, read_law_runs
 from questtrain.scaling.figures.selection import (
     Paths,
-    count_text,
     loss_label,
     nothing_to_draw,
     say_missing,
 )
 from questtrain.scaling.figures.style import GREY, add_notes, precision_style
 from questtrain.scaling.law import Law
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.plan import iso_memory
 from questtrain.scaling.precision import (
     DEFAULT_METHOD,

@@ -11,6 +11,8 @@ from typing import TypeAlias
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
+from questtrain.scaling.numbers import count_text
+from questtrain.scaling.points import left_out
 from questtrain.scaling.precision import DEFAULT_METHOD, REFERENCE, label_text, split_label
 from questtrain.scaling.runs import Run, read_runs
 
@@ -57,8 +59,7 @@ def finished(paths: Paths) -> list[Run]:
     runs = all_runs(paths)
     for run in runs:
         if run.status != "completed":
-            problem = f" ({run.problem})" if run.problem else ""
-            log.warning("left out: %s is %s%s", run.name, run.status, problem)
+            log.warning("%s", left_out(run))
     return [run for run in runs if run.status == "completed"]
 
 
@@ -142,16 +143,6 @@ def is_rotated(run: Run) -> bool:
         return said.lower() in ("true", "1")
     named = split_label(run.precision or "")
     return (run.method or (named[1] if named else None)) == DEFAULT_METHOD
-
-
-def count_text(number: float | None) -> str:
-    """``30.5M``, ``3B``: a count of parameters or tokens for readers, to three digits."""
-    if number is None:
-        return "?"
-    for unit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if number >= 0.9995 * unit:
-            return f"{number / unit:.3g}{suffix}"
-    return f"{number:.3g}"
 
 
 def size_and_tokens(run: Run) -> str:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
-from questtrain.scaling.precision import DEFAULT_METHOD, REFERENCE, split_label
-from questtrain.store.files import atomic_write
+from questtrain.scaling.precision import DEFAULT_METHOD, METHODS, REFERENCE, split_label
+from questtrain.store.files import atomic_write, output_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-METHODS = {"clip": "Clip", "ste": "STE", "lsq": "LSQ", "lsq-plus": "LSQ+", "pact": "PACT"}
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -194,12 +192,14 @@ def file_format(path: Path) -> str:
 
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format of its suffix, its folder included; whole or not at all."""
+    suffix = file_format(path)
+    with output_for(path), atomic_write(path) as file:
+        render(figure, file, suffix)
+
+
+def render(figure: Figure, file: BinaryIO, suffix: str) -> None:
+    """Write the figure to an open file in one of `FORMATS`, the same bytes each time."""
     from matplotlib import rc_context
 
-    suffix = file_format(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({"svg.hashsalt": "questtrain"}), atomic_write(path) as file:
-            figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
+    with rc_context({"svg.hashsalt": "questtrain"}):
+        figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])

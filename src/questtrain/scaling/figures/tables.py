@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questtrain.errors import UserError
 from questtrain.scaling.figures.style import add_notes
-from questtrain.store.files import write_text
+from questtrain.store.files import output_for, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,11 +46,8 @@ class Table:
 def write_table(table: Table, path: Path) -> None:
     """Markdown, LaTeX or CSV by the suffix, which is one of `TEXT_FORMATS`."""
     write = {"md": _markdown, "tex": _latex, "csv": _csv}[path.suffix.lower().removeprefix(".")]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with output_for(path):
         write_text(path, write(table))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def draw_table(table: Table) -> Figure:

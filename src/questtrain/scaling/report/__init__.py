@@ -13,7 +13,7 @@ from questtrain.errors import UserError
 from questtrain.scaling.report.content import gather
 from questtrain.scaling.report.drawings import draw_all
 from questtrain.scaling.report.page import page
-from questtrain.store.files import write_text
+from questtrain.store.files import output_for, write_text
 
 SUFFIXES = (".html", ".htm")
 
@@ -29,8 +29,5 @@ def write_report(
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"-o {path}: end the file's name in .html.")
     document = page(gather(runs, title, words), *draw_all(runs))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with output_for(path):
         write_text(path, document)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}.") from error

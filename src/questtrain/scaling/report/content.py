@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 
 from questtrain.errors import UserError
-from questtrain.scaling.fit import FitOptions, fit_law
+from questtrain.scaling.figures.law_runs import fit_once
+from questtrain.scaling.fit import FitOptions
 from questtrain.scaling.law import Law
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import sorted_labels
@@ -67,9 +68,9 @@ def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Con
 def _fitted(points: Sequence[Point]) -> Law:
     """With intervals, or without where every point is needed to determine the law."""
     try:
-        return fit_law(points)
+        return fit_once(tuple(points), FitOptions())
     except UserError:
-        return fit_law(points, FitOptions(bootstrap=0))
+        return fit_once(tuple(points), FitOptions(bootstrap=0))
 
 
 def default_title(paths: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from questtrain.scaling.figures import FIGURES
 from questtrain.scaling.figures.available import available
+from questtrain.scaling.figures.style import render
 from questtrain.scaling.figures.tables import Table
 from questtrain.scaling.report.markup import escape, folded, table, tag
 
@@ -128,9 +129,6 @@ def _number(alias: str) -> str:
 
 
 def _svg(figure: Figure) -> str:
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "questtrain"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    buffer = io.BytesIO()
+    render(figure, buffer, "svg")
+    return buffer.getvalue().decode()

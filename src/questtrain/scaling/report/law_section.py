@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from questtrain.scaling.figures.selection import count_text
 from questtrain.scaling.law import Estimate, Law
-from questtrain.scaling.precision import REFERENCE
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.report.content import Content
 from questtrain.scaling.report.looks import Look, colours, swatch
 from questtrain.scaling.report.markup import escape, folded, number_text, table, tag
@@ -103,7 +102,7 @@ def _efficiencies(law: Law, looks: Mapping[str, Look]) -> str:
     interval = tag("th", interval_name(law), scope="col")
     head = [tag("th", "precision", scope="col"), _number_head("bits")]
     head += [_number_head("eff(P)"), interval, _number_head("eff(P)/P"), interval, tag("td", "")]
-    efficiency = {**law.eff, REFERENCE: Estimate(1.0)}
+    efficiency = {label: law.efficiency(label) for label in law.precisions}
     largest = max(
         eff.value / bits for label, eff in efficiency.items() if (bits := looks[label].bits)
     )
@@ -114,7 +113,7 @@ def _efficiencies(law: Law, looks: Mapping[str, Look]) -> str:
 
 def _row(look: Look, eff: Estimate, largest: float) -> str:
     """``largest`` is the eff(P)/P whose bar is full."""
-    per_bit = None if look.bits is None else _divided(eff, look.bits)
+    per_bit = None if look.bits is None else eff.times(1 / look.bits)
     bar = ""
     if per_bit is not None:
         bar = tag("i", style=f"width:{100 * per_bit.value / largest:.1f}%;{colours(look)}")
@@ -126,11 +125,6 @@ def _row(look: Look, eff: Estimate, largest: float) -> str:
         *_cells(per_bit, 3),
         tag("td", bar, class_="bar", aria_hidden="true"),
     )
-
-
-def _divided(estimate: Estimate, by: float) -> Estimate:
-    low, high = (None if end is None else end / by for end in (estimate.low, estimate.high))
-    return Estimate(estimate.value / by, low, high)
 
 
 def _number_head(name: str) -> str:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from questtrain.scaling.figures.selection import count_text
 from questtrain.scaling.law import Law
+from questtrain.scaling.numbers import count_text
 from questtrain.scaling.report.content import Content
 from questtrain.scaling.report.head import status_class
 from questtrain.scaling.report.looks import Look, swatch
