@@ -1,0 +1,34 @@
+// y = x·wᵀ with int8 activations and packed 1-, 2- or 4-bit weights, for up to 64 rows of x; and the
+// way back from packed codes to int8.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace questtrain {
+
+enum class Output { bfloat16, half, float32 };
+
+struct PackedLinearArguments {
+  const int8_t* x;            // [rows, width] integer codes
+  const float* x_scales;      // [rows]
+  const int32_t* x_sums;      // [rows]
+  const uint8_t* weight;      // [columns, width · bits / 8] level indices
+  const float* weight_scales; // [columns]
+  void* y;                    // [rows, columns]
+  Output output;
+  int rows, columns, width, levels;
+};
+
+constexpr int kLargestPackedRows = 64;
+
+cudaError_t packed_linear_1bit(const PackedLinearArguments&, cudaStream_t);
+cudaError_t packed_linear_2bit(const PackedLinearArguments&, cudaStream_t);
+cudaError_t packed_linear_4bit(const PackedLinearArguments&, cudaStream_t);
+
+// `count` values from 8·count/bits bytes; count is a multiple of 16.
+cudaError_t unpack(const uint8_t* packed, int8_t* values, int64_t count, int bits, int levels,
+                   cudaStream_t);
+
+}  // namespace questtrain

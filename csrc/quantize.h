@@ -1,0 +1,39 @@
+// Rotate, scale and quantize rows: what the binding hands to the kernels.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace questtrain {
+
+// What is quantized: x itself, RMSNorm(x), RMSNorm(x + residual), or silu(gate)·up of [gate | up].
+enum class Operand { plain, rmsnorm, add_rmsnorm, swiglu };
+
+struct QuantizeArguments {
+  const void* x;         // [rows, width]; swiglu: [rows, 2·width]
+  const void* residual;  // [rows, width], add_rmsnorm only
+  const void* weight;    // [width], both RMSNorms
+  bool weight_is_float;  // fp32, else x's dtype
+  void* hidden;          // [rows, width], add_rmsnorm only: x + residual
+  void* codes;           // int8 [rows, width], or packed
+  float* scales;         // [rows]: the value of one unit of the integer codes
+  int32_t* sums;         // [rows]: the sum of the integer codes
+  uint8_t* mask;         // [rows, width/8] or null
+  int64_t rows;
+  int width;
+  int levels;
+  int block;           // Hadamard block, 1 for none
+  int container_bits;  // 8: int8 codes; 1, 2, 4: packed
+  float alpha;         // the grid's half-width in units of the row's rms
+  float trust;         // mask: |x| <= trust · half-width
+  float epsilon;       // RMSNorm's
+};
+
+constexpr int kLargestWidth = 32768;
+
+cudaError_t quantize_bfloat16(Operand, const QuantizeArguments&, cudaStream_t);
+cudaError_t quantize_half(Operand, const QuantizeArguments&, cudaStream_t);
+cudaError_t quantize_float(Operand, const QuantizeArguments&, cudaStream_t);
+
+}  // namespace questtrain
