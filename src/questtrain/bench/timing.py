@@ -24,6 +24,7 @@ Calls = Sequence[Callable[[], object]]
 GRAPH_MICROSECONDS = 400.0
 """A graph should last so long that the gap to the next replay, 1 to 2 µs, does not count."""
 MAX_GRAPH_CALLS = 512
+MAX_COPIES = 256
 CPU_CACHE_BYTES = 1 << 20
 
 
@@ -92,8 +93,10 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def copies_beyond_cache(bytes_per_copy: int, device: torch.device) -> int:
-    """How many copies of a call's operands together take twice the device's cache, at least 2."""
-    return max(2, math.ceil(2 * cache_bytes(device) / max(1, bytes_per_copy)))
+    """How many copies of a call's operands together take twice the device's cache, from 2 to 256:
+    operands so small that more were needed lie in the cache in use too."""
+    count = math.ceil(2 * cache_bytes(device) / max(1, bytes_per_copy))
+    return min(max(2, count), MAX_COPIES)
 
 
 def _prepare(cases: dict[str, list[Callable[[], object]]], device: torch.device) -> dict[str, Case]:

@@ -1,0 +1,60 @@
+"""What a result must say about where it came from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from questtrain import __version__
+from questtrain.device import device_name
+
+
+def environment(device: torch.device, command: str) -> dict[str, Any]:
+    """Device, driver, versions, command and date (UTC); None for what is not known."""
+    return {
+        "device": device_name(device),
+        "device_memory_bytes": _memory(device),
+        **_driver(device),
+        "cuda_version": torch.version.cuda if device.type == "cuda" else None,
+        "torch_version": torch.__version__,
+        "python_version": sys.version.split()[0],
+        "questtrain_version": __version__,
+        "git_revision": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        "command": command,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _memory(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _driver(device: torch.device) -> dict[str, Any]:
+    """The driver's version and the board's power limit in watts, which decides large products."""
+    facts: dict[str, Any] = {"driver_version": None, "power_limit_watts": None}
+    if device.type != "cuda":
+        return facts
+    uuid = torch.cuda.get_device_properties(device).uuid
+    query = ("--query-gpu=driver_version,power.limit", "--format=csv,noheader,nounits")
+    line = _output("nvidia-smi", f"--id=GPU-{uuid}", *query)
+    version, separator, watts = (line or "").partition(", ")
+    if separator:
+        facts["driver_version"] = version
+        facts["power_limit_watts"] = float(watts) if watts[:1].isdigit() else None
+    return facts
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints, or None where it is not there or fails."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

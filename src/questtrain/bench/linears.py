@@ -1,0 +1,44 @@
+"""The quantized products under one signature, so that a benchmark can swap them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from questtrain.bench.operands import DTYPE
+
+Linear = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""``(codes, scales, sums, weight, weight_scales) → [M, N]`` in bf16."""
+
+PACKED_TOKENS = 64
+"""The packed kernels read weights of 1, 2 or 4 bits once for up to so many rows."""
+
+
+def packed(levels: int, tokens: int) -> Linear:
+    """What packed weights are multiplied by: their own kernel for few rows, and for many the
+    INT8 product of the unpacked values."""
+    return partial(_packed if tokens <= PACKED_TOKENS else _unpacked, levels)
+
+
+def int8(x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    """INT8 codes of both; the sums are not needed."""
+    y: Tensor = torch.ops.questtrain.int8_linear(x, x_scales, weight, scales, DTYPE)
+    return y
+
+
+def _packed(
+    levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    y: Tensor = torch.ops.questtrain.packed_linear(
+        x, x_scales, x_sums, weight, scales, levels, DTYPE
+    )
+    return y
+
+
+def _unpacked(
+    levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    return int8(x, x_scales, x_sums, torch.ops.questtrain.unpack(weight, levels), scales)

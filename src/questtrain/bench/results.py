@@ -1,0 +1,62 @@
+"""The file of a benchmark: written after every shape, so that a run cut short keeps its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from questtrain.bench.timing import Timing
+from questtrain.store.files import output_for, write_json
+
+Row = dict[str, Any]
+
+
+class Results:
+    """``{"benchmark", "environment", "settings", "ceilings", "rows", "complete"}``.
+
+    A row is one case at one shape: what it is, ``median``, ``low``, ``high`` in microseconds, and
+    what follows from them. ``path`` may be None: then nothing is written.
+    """
+
+    def __init__(
+        self,
+        benchmark: str,
+        environment: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        path: Path | None,
+    ) -> None:
+        self.path = path
+        self.rows: list[Row] = []
+        self.record: dict[str, Any] = {
+            "benchmark": benchmark,
+            "environment": dict(environment),
+            "settings": dict(settings),
+            "ceilings": {},
+            "rows": self.rows,
+            "complete": False,
+        }
+        self._write()
+
+    def add(self, rows: list[Row]) -> None:
+        self.rows += rows
+        self._write()
+
+    def set_ceilings(self, ceilings: Mapping[str, Any]) -> None:
+        self.record["ceilings"] = dict(ceilings)
+        self._write()
+
+    def finish(self) -> None:
+        self.record["complete"] = True
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            with output_for(self.path):
+                write_json(self.path, self.record)
+
+
+def timing_row(what: Mapping[str, Any], case: str, timing: Timing, **numbers: Any) -> Row:
+    """One row: what was timed, which case, its microseconds, and numbers that follow."""
+    return {**what, "case": case, **asdict(timing), **numbers}
