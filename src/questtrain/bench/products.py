@@ -1,6 +1,7 @@
-"""One linear layer's product alone: BF16 and FP8 by cuBLAS, INT8 and packed weights by ours.
+"""One linear layer: BF16 and FP8 by cuBLAS, INT8 and packed weights by ours.
 
-The activations are there already quantized: what quantizing costs is in `questtrain.bench.block`.
+The products alone (``bf16``, ``fp8``, ``int8``, ``packed-4``, …) take quantized activations; the
+layer (``quest``, ``no-hadamard``) takes bf16 ones, and quantizing them is part of its time.
 FP8 has one scale a tensor (the fastest that cuBLAS offers) and full accumulation, without which
 integers would not be exact.
 """
@@ -13,15 +14,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from questtrain.bench.linears import PACKED_TOKENS, int8, packed
-from questtrain.bench.operands import DTYPE, Format, normal, quantized, rotating, total_bytes
+from questtrain.bench.linears import PACKED_TOKENS, Linear, int8, packed
+from questtrain.bench.operands import (
+    DTYPE,
+    Format,
+    normal,
+    quantize_arguments,
+    quantized,
+    rotating,
+    total_bytes,
+)
 from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import Product
 from questtrain.bench.timing import measure
 
 Cases = dict[str, list[Callable[[], object]]]
+Operations = dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]]
+"""Case → a call and its tensors."""
 
 PACKED_LEVELS = {"packed-4": 16, "packed-2": 4, "packed-1": 2}
+FP8 = torch.float8_e4m3fn
 FP8_CAPABILITY = (8, 9)
 
 
@@ -63,27 +75,58 @@ def product_cases(
     """The cases, and the bytes that one call of each has to move."""
     x = normal(tokens, product.in_features, device)
     weight = normal(product.out_features, product.in_features, device, std=0.02)
-    operands: dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]] = {
-        "bf16": (_bf16, (x, weight))
+    operations = {
+        **_float_operations(x, weight),
+        **_integer_operations(x, weight, formats),
+        **_layers(x, weight, formats),
     }
-    if has_fp8(device):
-        one = torch.ones((), device=device)
-        fp8 = torch.float8_e4m3fn
-        operands["fp8"] = (_fp8, (x.to(fp8), weight.to(fp8), one))
-    codes, scales, sums = quantized(x, formats.activation_levels)
-    values, value_scales, _ = quantized(weight, formats.weight_levels)
-    operands["int8"] = (int8, (codes, scales, sums, values, value_scales))
-    if tokens <= PACKED_TOKENS:
-        for case, levels in PACKED_LEVELS.items():
-            held, held_scales, _ = quantized(weight, levels, packed=True)
-            operands[case] = (packed(levels, tokens), (codes, scales, sums, held, held_scales))
     output_bytes = tokens * product.out_features * DTYPE.itemsize
     cases: Cases = {
-        case: [partial(call, *tensors) for tensors in rotating(operands_of_case, device)]
-        for case, (call, operands_of_case) in operands.items()
+        case: [partial(call, *copies) for copies in rotating(tensors, device)]
+        for case, (call, tensors) in operations.items()
     }
-    sizes = {case: total_bytes(*tensors) + output_bytes for case, (_, tensors) in operands.items()}
+    sizes = {
+        case: total_bytes(*tensors) + output_bytes for case, (_, tensors) in operations.items()
+    }
     return cases, sizes
+
+
+def _float_operations(x: Tensor, weight: Tensor) -> Operations:
+    operations: Operations = {"bf16": (_bf16, (x, weight))}
+    if has_fp8(x.device):
+        one = torch.ones((), device=x.device)
+        operations["fp8"] = (_fp8, (x.to(FP8), weight.to(FP8), one))
+    return operations
+
+
+def _integer_operations(x: Tensor, weight: Tensor, formats: Format) -> Operations:
+    """Ours, of activations that are quantized already."""
+    tokens = x.shape[0]
+    activation = quantized(x, formats.activation_levels)
+    values, scales, _ = quantized(weight, formats.weight_levels)
+    operations: Operations = {"int8": (int8, (*activation, values, scales))}
+    if tokens <= PACKED_TOKENS:
+        for case, levels in PACKED_LEVELS.items():
+            codes, scales, _ = quantized(weight, levels, packed=True)
+            operations[case] = (packed(levels, tokens), (*activation, codes, scales))
+    return operations
+
+
+def _layers(x: Tensor, weight: Tensor, formats: Format) -> Operations:
+    """Ours from bf16 to bf16: ``quest``, and the same without the Hadamard transform."""
+    tokens, width = x.shape
+    is_packed = tokens <= PACKED_TOKENS and formats.packable
+    linear = packed(formats.weight_levels, tokens) if is_packed else int8
+    codes, scales, _ = quantized(weight, formats.weight_levels, packed=is_packed)
+    return {
+        case: (
+            partial(
+                _layer, linear, quantize_arguments(width, formats.activation_levels, rotate=rotate)
+            ),
+            (x, codes, scales),
+        )
+        for case, rotate in (("quest", True), ("no-hadamard", False))
+    }
 
 
 def has_fp8(device: torch.device) -> bool:
@@ -97,3 +140,14 @@ def _bf16(x: Tensor, weight: Tensor) -> Tensor:
 
 def _fp8(x: Tensor, weight: Tensor, one: Tensor) -> Tensor:
     return torch._scaled_mm(x, weight.t(), one, one, out_dtype=DTYPE, use_fast_accum=False)
+
+
+def _layer(
+    linear: Linear,
+    arguments: tuple[int, float, int, bool],
+    x: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+) -> Tensor:
+    codes, scales, sums, _ = torch.ops.questtrain.hadamard_quantize(x, *arguments)
+    return linear(codes, scales, sums, weight, weight_scales)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,7 +47,7 @@ class Case(Protocol):
 
 
 def measure(
-    cases: dict[str, list[Callable[[], object]]],
+    cases: Mapping[str, Calls],
     rounds: int = 10,
     milliseconds: float = 2.0,
     device: torch.device | None = None,
@@ -99,7 +99,7 @@ def copies_beyond_cache(bytes_per_copy: int, device: torch.device) -> int:
     return min(max(2, count), MAX_COPIES)
 
 
-def _prepare(cases: dict[str, list[Callable[[], object]]], device: torch.device) -> dict[str, Case]:
+def _prepare(cases: Mapping[str, Calls], device: torch.device) -> dict[str, Case]:
     if device.type != "cuda":
         return {name: CpuCase(calls) for name, calls in cases.items()}
     with torch.cuda.device(device):

@@ -1,0 +1,101 @@
+"""Pictures of the results, as the paper's figures 6 and 7 have them: speed-up over BF16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from questtrain.bench.results import Row
+from questtrain.store.files import atomic_write, output_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, safe for colour-blind readers, each with a marker of its own.
+LOOKS = {
+    "qkv": ("#0072B2", "o"),
+    "o": ("#E69F00", "s"),
+    "gate_up": ("#009E73", "^"),
+    "down": ("#CC79A7", "D"),
+}
+ORDER = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+BLOCK_COLOUR = "#000000"
+NAMES = {"qkv": "Q, K, V", "o": "output", "gate_up": "gate, up", "down": "down"}
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The picture of a result as PNG; none where there are no rows to draw."""
+    if not record["rows"]:
+        return
+    figure = _draw_layer(record) if record["benchmark"] == "layer" else _draw_models(record)
+    with output_for(path), atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+
+
+def _draw_layer(record: dict[str, Any]) -> Figure:
+    """A panel for each model: each layer and a whole block, with the quantizer and, dashed,
+    without the Hadamard transform."""
+    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
+    figure, panels = _panels(record, models)
+    for axes, model in zip(panels, models, strict=True):
+        rows = [row for row in record["rows"] if row["model"] == model]
+        for linear, (colour, marker) in LOOKS.items():
+            part = [row for row in rows if row.get("linear") == linear]
+            _line(axes, part, "tokens", "quest", NAMES[linear], colour, marker)
+            _line(axes, part, "tokens", "no-hadamard", None, colour, "")
+        block = [row for row in rows if row["part"] == "block"]
+        _line(axes, block, "tokens", "quest", "the block's four, fused", BLOCK_COLOUR, "X")
+        _line(axes, block, "tokens", "no-hadamard", None, BLOCK_COLOUR, "")
+        axes.set(title=model, xlabel="tokens")
+    panels[0].set_ylabel("speed-up over BF16 products\n(dashed: without Hadamard)")
+    return figure
+
+
+def _draw_models(record: dict[str, Any]) -> Figure:
+    """A panel for each model: speed-up over the batch."""
+    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
+    figure, panels = _panels(record, models)
+    for axes, model in zip(panels, models, strict=True):
+        rows = [row for row in record["rows"] if row["model"] == model]
+        cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != "bf16"]
+        for case, (colour, marker) in zip(cases, ORDER, strict=False):
+            _line(axes, rows, "batch_size", case, case, colour, marker)
+        axes.set(title=model, xlabel="batch size")
+    panels[0].set_ylabel(f"{record['benchmark']}: speed-up over BF16")
+    return figure
+
+
+def _panels(record: dict[str, Any], models: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1 + 4.2 * len(models), 4.4), layout="constrained")
+    grid = figure.subplots(1, len(models), sharey=True, squeeze=False)
+    bits = record["settings"]["bits"]
+    label = bits if isinstance(bits, str) else ", ".join(bits)
+    figure.suptitle(f"{label.upper()} on {record['environment']['device']}", fontsize="medium")
+    return figure, list(grid[0])
+
+
+def _line(
+    axes: Axes,
+    rows: Sequence[Row],
+    x: str,
+    case: str,
+    label: str | None,
+    colour: str,
+    marker: str,
+) -> None:
+    """One case's speed-up over ``x``; a line without a label is dashed."""
+    points = sorted((row[x], row["speedup"]) for row in rows if row["case"] == case)
+    axes.set_xscale("log", base=2)
+    axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
+    axes.grid(alpha=0.25)
+    if not points:
+        return
+    xs, ys = zip(*points, strict=True)
+    style = "-" if label else "--"
+    axes.plot(xs, ys, style, color=colour, marker=marker or None, markersize=4, label=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,39 @@
+"""Models with random weights, as inference holds them: BF16 and packed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from questtrain.config import Bits, ModelConfig, QuantConfig
+from questtrain.inference import pack
+from questtrain.model import Llama
+
+
+def dense_model(model: ModelConfig, device: torch.device) -> nn.Module:
+    """A Llama in bf16 throughout: the rival."""
+    return _random(model, "bf16", device).to(torch.bfloat16)
+
+
+def packed_model(model: ModelConfig, bits: Bits, device: torch.device) -> nn.Module:
+    """The same shape with packed weights; what is not quantized is bf16."""
+    packed: nn.Module = pack(_random(model, str(bits), device).to(torch.bfloat16))
+    return packed
+
+
+def _random(model: ModelConfig, bits: str, device: torch.device) -> Llama:
+    """Initial weights, which the kernels' time does not depend on."""
+    with torch.device(device):
+        llama = Llama(replace(model), bits, QuantConfig())
+    llama.init_weights()
+    return llama.eval().requires_grad_(False)
+
+
+def random_tokens(
+    model: ModelConfig, batch_size: int, length: int, device: torch.device
+) -> torch.Tensor:
+    """int64 ``[batch_size, length]`` token ids."""
+    assert model.vocab_size is not None
+    return torch.randint(model.vocab_size, (batch_size, length), device=device)

@@ -1,0 +1,158 @@
+"""A benchmark's rows as tables for the terminal: a line for each shape, a column for each case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from questtrain.bench.results import Row
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PRODUCT_CASES = ("fp8", "int8", "packed-4", "packed-2", "packed-1", "quest", "no-hadamard")
+QUANTIZERS = ("no-hadamard", "hadamard", "hadamard packed", "rmsnorm", "add_rmsnorm", "swiglu")
+Cells = dict[str, Row]
+"""Case → row, of one shape."""
+
+
+def tables(record: dict[str, Any]) -> list[Table]:
+    """All that ``record`` holds, in the order of its models."""
+    rows = record["rows"]
+    match record["benchmark"]:
+        case "layer":
+            return list(_layer_tables(rows))
+        case "prefill":
+            return [_prefill_table(model, part) for model, part in _grouped(rows, "model")]
+        case _:
+            return [_decode_table(model, part) for model, part in _grouped(rows, "model")]
+
+
+def _layer_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    makers: dict[str, Callable[[str, Sequence[Row]], Table]] = {
+        "block": _block_table,
+        "products": _product_table,
+        "quantizers": _quantizer_table,
+    }
+    for model, of_model in _grouped(rows, "model"):
+        for part, of_part in _grouped(of_model, "part"):
+            yield makers[part](model, of_part)
+
+
+def _block_table(model: str, rows: Sequence[Row]) -> Table:
+    table = _table(
+        f"{model}: the four linears of a block, quantization included; µs, and over BF16",
+        ("tokens", "BF16 products", "BF16 block", "ours"),
+        ("× products", "× block", "without Hadamard", "TOPS"),
+    )
+    for (tokens,), cells in _shapes(rows, "tokens"):
+        quest = cells["quest"]
+        table.add_row(
+            str(tokens),
+            _microseconds(cells["bf16 products"]),
+            _microseconds(cells["bf16 block"]),
+            _microseconds(quest),
+            _ratio(quest, "speedup"),
+            _ratio(quest, "block_speedup"),
+            _ratio(cells.get("no-hadamard"), "speedup"),
+            f"{quest['tops']:.1f}",
+        )
+    return table
+
+
+def _product_table(model: str, rows: Sequence[Row]) -> Table:
+    table = _table(
+        f"{model}: one layer; BF16 in µs, the others over BF16; quest and no-hadamard quantize",
+        ("linear", "tokens", "BF16"),
+        PRODUCT_CASES,
+    )
+    for (linear, tokens), cells in _shapes(rows, "linear", "tokens"):
+        ratios = (_ratio(cells.get(case), "speedup") for case in PRODUCT_CASES)
+        table.add_row(linear, str(tokens), _microseconds(cells["bf16"]), *ratios)
+    return table
+
+
+def _quantizer_table(model: str, rows: Sequence[Row]) -> Table:
+    table = _table(
+        f"{model}: quantizers; GB/s, and their part of the speed of a copy of the same bytes",
+        ("width", "tokens"),
+        QUANTIZERS,
+    )
+    for (width, tokens), cells in _shapes(rows, "k", "tokens"):
+        speeds = (
+            f"{cells[case]['gbps']:,.0f} ({cells[case]['copy_fraction']:.0%})"
+            if case in cells
+            else ""
+            for case in QUANTIZERS
+        )
+        table.add_row(str(width), str(tokens), *speeds)
+    return table
+
+
+def _prefill_table(model: str, rows: Sequence[Row]) -> Table:
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    table = _table(
+        f"{model}: prefill of {rows[0]['sequence_length']} tokens a sequence, tokens/s",
+        ("batch",),
+        [*cases, *(f"× ({case})" for case in cases[1:])],
+    )
+    for (batch,), cells in _shapes(rows, "batch_size"):
+        speeds = (_rate(cells.get(case), "tokens_per_second") for case in cases)
+        ratios = (_ratio(cells.get(case), "speedup") for case in cases[1:])
+        table.add_row(str(batch), *speeds, *ratios)
+    return table
+
+
+def _decode_table(model: str, rows: Sequence[Row]) -> Table:
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    layers, context = rows[0]["layers"], rows[0]["context"]
+    table = _table(
+        f"{model}, {layers} layers: decoding after {context} tokens, µs a step",
+        ("batch",),
+        [*cases, *(f"× ({case})" for case in cases[1:])],
+    )
+    for (batch,), cells in _shapes(rows, "batch_size"):
+        times = ("" if case not in cells else _microseconds(cells[case]) for case in cases)
+        ratios = (_ratio(cells.get(case), "speedup") for case in cases[1:])
+        table.add_row(str(batch), *times, *ratios)
+    return table
+
+
+def _table(title: str, *headings: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in (heading for group in headings for heading in group):
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _grouped(rows: Sequence[Row], key: str) -> list[tuple[Any, list[Row]]]:
+    """Value of ``key`` → its rows, in the order of their first appearance."""
+    return [
+        (value, [row for row in rows if row[key] == value])
+        for value in dict.fromkeys(row[key] for row in rows)
+    ]
+
+
+def _shapes(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], Cells]]:
+    """Each shape with the rows of its cases, in the order of the keys' first appearance."""
+    shapes: dict[tuple[Any, ...], Cells] = {}
+    for row in rows:
+        shapes.setdefault(tuple(row[key] for key in keys), {})[row["case"]] = row
+    order = [list(dict.fromkeys(row[key] for row in rows)) for key in keys]
+    yield from sorted(
+        shapes.items(), key=lambda item: [o.index(v) for o, v in zip(order, item[0], strict=True)]
+    )
+
+
+def _microseconds(row: Row) -> str:
+    return f"{row['median']:,.1f}"
+
+
+def _ratio(row: Row | None, key: str) -> str:
+    return "" if row is None else f"{row[key]:.2f}"
+
+
+def _rate(row: Row | None, key: str) -> str:
+    return "" if row is None else f"{row[key]:,.0f}"

@@ -1,0 +1,343 @@
+"""``questtrain bench layer``, ``prefill``, ``decode`` and ``tune``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from questtrain.bench.shapes import LARGER_MODELS
+from questtrain.cli.arguments import Arguments, command_config
+from questtrain.cli.hydra_config import GROUPS, compose_mapping, group_choices
+from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits
+from questtrain.config.loading import config_from_mapping, setting_names
+from questtrain.errors import UserError, unknown
+from questtrain.sweep.display import console
+
+if TYPE_CHECKING:
+    import torch
+
+    from questtrain.bench.results import Results
+
+log = logging.getLogger(__name__)
+
+HELP = """usage: questtrain bench layer|prefill|decode [key=value …] [--json]
+
+Speed against BF16 on this machine, with the device's own limits measured in the same run.
+
+  layer     linear layers, quantization included, and the quantizers alone (figure 6)
+  prefill   a whole model over many tokens (figure 7)
+  decode    a whole model, a token a step
+
+Each writes a JSON file as it goes, and a picture beside it; --json prints the JSON.
+`questtrain bench layer --help` lists the settings of layer.
+"""
+
+SHARED = """  rounds         samples a case; all cases take turns   [8]
+  device         auto, cpu, cuda, cuda:N   [auto]; on a CPU the plain torch reference runs
+  output         the JSON file; null writes none   [{output}]
+"""
+
+LAYER_HELP = f"""usage: questtrain bench layer [key=value …] [--json]
+
+Each linear layer of a model's block, the four together, and the quantizers, against BF16.
+
+  models         any of the model sizes, and 7B   [[800M, 1600M, 7B]]
+  tokens         rows of the activation   [[1, 16, 64, 128, 512, 2048, 8192, 16384, 32768]]
+  bits           integers of 1 to 7 bits, weights and activations   [w4a4]
+  parts          of block, products, quantizers   [all]
+  milliseconds   a sample lasts   [2.0]
+{SHARED.format(output="bench-layer.json")}
+  questtrain bench layer models=[800M,7B] output=benchmarks/results/layer.json
+  questtrain bench layer models=nano tokens=[1,16] device=cpu
+"""
+
+PREFILL_HELP = f"""usage: questtrain bench prefill [key=value …] [--json]
+
+All logits of a batch of sequences: a packed Llama against a BF16 one, both compiled.
+
+  models           any of the model sizes, and 7B   [800M]
+  batch_sizes      sequences   [[1, 2, 4, 8, 16, 32, 64]]
+  sequence_length  [512]
+  bits             [w4a4]
+  layers           only so many blocks   [all]
+  vocab_size       [32000]
+  compile          [true]
+  milliseconds     a sample lasts at least   [20.0]
+{SHARED.format(output="bench-prefill.json")}"""
+
+DECODE_HELP = f"""usage: questtrain bench decode [key=value …] [--json]
+
+One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one.
+
+  models         any of the model sizes, and 7B   [[800M, 7B]]
+  batch_sizes    sequences   [[1, 4, 16]]
+  context        tokens before the first step   [512]
+  steps          a sample lasts   [32]
+  bits           one or several   [[w4a4]]
+  layers         only so many blocks   [all]
+  vocab_size     [32000]
+  compile        [true]
+{SHARED.format(output="bench-decode.json")}"""
+
+PARTS = ("block", "products", "quantizers")
+
+
+@dataclass
+class LayerConfig:
+    models: list[str]
+    tokens: list[int]
+    bits: str
+    parts: list[str]
+    rounds: int
+    milliseconds: float
+    device: str
+    output: str | None
+
+
+@dataclass
+class PrefillConfig:
+    models: list[str]
+    batch_sizes: list[int]
+    sequence_length: int
+    bits: str
+    vocab_size: int
+    layers: int | None
+    compile: bool
+    rounds: int
+    milliseconds: float
+    device: str
+    output: str | None
+
+
+@dataclass
+class DecodeConfig:
+    models: list[str]
+    batch_sizes: list[int]
+    context: int
+    steps: int
+    bits: list[str]
+    vocab_size: int
+    layers: int | None
+    compile: bool
+    rounds: int
+    device: str
+    output: str | None
+
+
+Config = TypeVar("Config")
+AnyConfig = LayerConfig | PrefillConfig | DecodeConfig
+
+
+def main(words: Sequence[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    actions: dict[str, Callable[[Sequence[str]], int]] = {
+        "layer": _layer,
+        "prefill": _prefill,
+        "decode": _decode,
+    }
+    if words[0] not in actions:
+        raise unknown("benchmark", words[0], actions)
+    return actions[words[0]](words[1:])
+
+
+def _layer(words: Sequence[str]) -> int:
+    parsed = _config(words, LAYER_HELP, "bench_layer", LayerConfig)
+    if parsed is None:
+        return 0
+    arguments, config = parsed
+    models, bits = _models(config.models), parse_bits(config.bits)
+    _at_least_one(config, "tokens", "rounds")
+    _positive(config, "milliseconds")
+    for part in config.parts:
+        if part not in PARTS:
+            raise unknown("part", part, PARTS)
+
+    from questtrain.bench.layer import bench_layer
+    from questtrain.bench.operands import format_of
+
+    formats = format_of(bits)
+    results, device = _start("layer", words, config)
+    bench_layer(
+        results,
+        models,
+        config.tokens,
+        formats,
+        config.parts,
+        device,
+        config.rounds,
+        config.milliseconds,
+    )
+    return _finish(results, arguments)
+
+
+def _prefill(words: Sequence[str]) -> int:
+    parsed = _config(words, PREFILL_HELP, "bench_prefill", PrefillConfig)
+    if parsed is None:
+        return 0
+    arguments, config = parsed
+    models = _models(config.models, config.vocab_size, config.layers)
+    bits = _packable(config.bits)
+    _at_least_one(config, "batch_sizes", "sequence_length", "rounds")
+    _positive(config, "milliseconds")
+
+    from questtrain.bench.prefill import bench_prefill
+
+    results, device = _start("prefill", words, config)
+    bench_prefill(
+        results,
+        models,
+        bits,
+        config.batch_sizes,
+        config.sequence_length,
+        device,
+        config.rounds,
+        config.milliseconds,
+        config.compile,
+    )
+    return _finish(results, arguments)
+
+
+def _decode(words: Sequence[str]) -> int:
+    parsed = _config(words, DECODE_HELP, "bench_decode", DecodeConfig)
+    if parsed is None:
+        return 0
+    arguments, config = parsed
+    models = _models(config.models, config.vocab_size, config.layers)
+    bits = [_packable(text) for text in config.bits]
+    _at_least_one(config, "batch_sizes", "context", "steps", "rounds")
+
+    from questtrain.bench.decode import bench_decode
+
+    results, device = _start("decode", words, config)
+    bench_decode(
+        results,
+        models,
+        bits,
+        config.batch_sizes,
+        config.context,
+        config.steps,
+        device,
+        config.rounds,
+        config.compile,
+    )
+    return _finish(results, arguments)
+
+
+def _config(
+    words: Sequence[str], help_page: str, config_name: str, kind: type[Config]
+) -> tuple[Arguments, Config] | None:
+    """`command_config`, where a group of training settings is no setting."""
+    names = setting_names(kind)
+    for word in words:
+        key, separator, _ = word.partition("=")
+        if separator and key in GROUPS:
+            raise unknown("setting", key, names)
+    return command_config(words, help_page, config_name, kind)
+
+
+def _models(
+    names: Sequence[str], vocab_size: int | None = None, layers: int | None = None
+) -> list[ModelConfig]:
+    """The shapes of models by name, cut to ``layers`` blocks."""
+    choices = [*group_choices("model"), *LARGER_MODELS]
+    if not names:
+        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
+    models = []
+    for name in names:
+        if name not in choices:
+            raise unknown("model", name, choices)
+        model = _model(name)
+        if vocab_size is not None and vocab_size < 1:
+            raise UserError(f"vocab_size={vocab_size} must be at least 1.")
+        if layers is not None and not 1 <= layers <= model.num_layers:
+            raise UserError(f"layers={layers}: {name} has 1 to {model.num_layers}.")
+        model.vocab_size = vocab_size
+        model.num_layers = layers or model.num_layers
+        models.append(model)
+    return models
+
+
+def _model(name: str) -> ModelConfig:
+    if name in LARGER_MODELS:
+        return config_from_mapping(ModelConfig, asdict(LARGER_MODELS[name]))
+    mapping = compose_mapping("train", TrainConfig, [f"model={name}"])
+    return config_from_mapping(ModelConfig, mapping["model"])
+
+
+def _packable(text: str) -> Bits:
+    bits = parse_bits(text)
+    if not bits.quantized:
+        raise UserError(f"bits={text} is the rival that is always measured: choose w4a4 or so.")
+    return bits
+
+
+def _at_least_one(config: AnyConfig, *names: str) -> None:
+    """UserError for an empty list or a number under one."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, list):
+            if not value or min(value) < 1:
+                raise UserError(f"{name}={value}: give one number or more, each at least 1.")
+        elif value < 1:
+            raise UserError(f"{name}={value} must be at least 1.")
+
+
+def _positive(config: AnyConfig, name: str) -> None:
+    if not getattr(config, name) > 0:
+        raise UserError(f"{name}={getattr(config, name)} must be positive.")
+
+
+def _start(name: str, words: Sequence[str], config: AnyConfig) -> tuple[Results, torch.device]:
+    """The results' file and the device; says so where no GPU is measured."""
+    from questtrain.bench.environment import environment
+    from questtrain.bench.results import Results
+    from questtrain.device import choose_device
+
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        log.warning("on a CPU the plain torch reference is measured, not the kernels")
+    command = shlex.join(["questtrain", "bench", name, *words])
+    output = None if config.output is None else Path(config.output).expanduser()
+    return Results(name, environment(device, command), asdict(config), output), device
+
+
+def _finish(results: Results, arguments: Arguments) -> int:
+    """The tables or the JSON on the terminal, and the picture beside the file."""
+    from questtrain.bench.figures import draw
+    from questtrain.bench.tables import tables
+
+    if results.path is not None:
+        picture = results.path.with_suffix(".png")
+        draw(results.record, picture)
+        log.info("results: %s; picture: %s", results.path, picture)
+    if arguments.json:
+        print(json.dumps(results.record, indent=2))
+        return 0
+    out = console()
+    print(f"{results.record['environment']['device']}{_ceilings(results.record['ceilings'])}\n")
+    for table in tables(results.record):
+        out.print(table)
+        out.print()
+    return 0
+
+
+def _ceilings(ceilings: dict[str, Any]) -> str:
+    """`: copy 2,900 GB/s, BF16 700 TOPS, …` at the measured limits."""
+    parts = [
+        f"{name} {ceilings[key]:,.0f} {unit}"
+        for name, key, unit in (
+            ("copy", "copy_gbps", "GB/s"),
+            ("BF16", "bf16_tops", "TOPS"),
+            ("FP8", "fp8_tops", "TOPS"),
+            ("INT8", "int8_tops", "TOPS"),
+        )
+        if key in ceilings
+    ]
+    return ": " + ", ".join(parts) if parts else ""
