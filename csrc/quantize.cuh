@@ -23,7 +23,7 @@ namespace questtrain {
 constexpr int kChunks = 4;            // a thread's
 constexpr int kWarpElements = 1024;   // 32 lanes · 4 chunks · 8
 constexpr float kTiny = 1e-30f;       // smallest rms: an all-zero row stays finite
-constexpr float kMagic = 12582912.f;  // 1.5·2^23: adding it rounds half to even, to the low bits
+constexpr float kMagic = 12582912.f;  // 1.5·2^23: what is added to it lands rounded in its low bits
 
 // 8 elements, as they lie in memory.
 template <class T>
@@ -31,33 +31,31 @@ struct alignas(16) Chunk {
   T element[8];
 };
 
+// By 16 bytes; each row is read once and passes the caches by.
 template <class T>
-__device__ __forceinline__ Chunk<T> load_chunk(const void* matrix, size_t chunk) {
+__device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source) {
   Chunk<T> result;
-  const uint4* source = reinterpret_cast<const uint4*>(static_cast<const Chunk<T>*>(matrix) + chunk);
-  uint4* target = reinterpret_cast<uint4*>(&result);
 #pragma unroll
-  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i) target[i] = __ldcs(source + i);
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] = __ldcs(reinterpret_cast<const uint4*>(source) + i);
   return result;
 }
 
-// As above for weights, which every row reads again.
+// Of a vector that every row reads.
 template <class T>
-__device__ __forceinline__ Chunk<T> load_shared_chunk(const void* vector, int chunk) {
+__device__ __forceinline__ Chunk<T> load_again(const Chunk<T>* source) {
   Chunk<T> result;
-  const uint4* source = reinterpret_cast<const uint4*>(static_cast<const Chunk<T>*>(vector) + chunk);
-  uint4* target = reinterpret_cast<uint4*>(&result);
 #pragma unroll
-  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i) target[i] = __ldg(source + i);
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] = __ldg(reinterpret_cast<const uint4*>(source) + i);
   return result;
 }
 
 template <class T>
-__device__ __forceinline__ void store_chunk(void* matrix, size_t chunk, const Chunk<T>& value) {
-  uint4* target = reinterpret_cast<uint4*>(static_cast<Chunk<T>*>(matrix) + chunk);
-  const uint4* source = reinterpret_cast<const uint4*>(&value);
+__device__ __forceinline__ void store_chunk(Chunk<T>* target, const Chunk<T>& value) {
 #pragma unroll
-  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i) target[i] = source[i];
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(&value)[i];
 }
 
 template <class T>
@@ -186,74 +184,84 @@ struct TensorCore {
 // ---- sums over a row's warps; each use has shared memory of its own, so one barrier is enough
 
 template <class V>
-__device__ __forceinline__ V row_sum(V value, V* shared, int warps) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+__device__ __forceinline__ V warp_sum(V value) {
 #pragma unroll
   for (int stride = 16; stride; stride >>= 1)
     value += __shfl_xor_sync(0xffffffffu, value, stride);
+  return value;
+}
+
+template <>
+__device__ __forceinline__ int32_t warp_sum(int32_t value) {
+  return __reduce_add_sync(0xffffffffu, value);
+}
+
+template <class V>
+__device__ __forceinline__ V row_sum(V value, V* shared, int warps) {
+  value = warp_sum(value);
   if (warps == 1) return value;
-  if (lane == 0) shared[warp] = value;
+  const int warp = threadIdx.x >> 5, first = warp / warps * warps;
+  if ((threadIdx.x & 31) == 0) shared[warp] = value;
   __syncthreads();
-  const int first = warp / warps * warps;
   V total = 0;
   for (int i = 0; i < warps; ++i) total += shared[first + i];
   return total;
 }
 
-// ---- the operand of the rotation, in x's dtype
+// ---- a thread's part of a row
 
-struct Row {
-  int64_t index;
-  int chunks;  // of 8 elements, in the whole row
-  bool exists;
+template <class Rotation>
+struct Part {
+  int position[kChunks];  // of its chunks in the row
+  bool inside[kChunks];
+  int lane, warp, warps;
+
+  __device__ __forceinline__ Part(int row_warps, int row_chunks)
+      : lane(threadIdx.x & 31), warp((threadIdx.x >> 5) % row_warps), warps(row_warps) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      position[i] = Rotation::position(warp, lane, i);
+      inside[i] = position[i] < row_chunks;
+    }
+  }
 };
 
-__device__ __forceinline__ bool holds(const Row& row, int position) {
-  return row.exists && position < row.chunks;
-}
-
+// The operand of RMSNorm or of the rotation: x alone, x + residual (stored as `hidden`), or
+// silu(gate)·up. All loads are issued before the first is used.
 template <class T, class Rotation, Operand operand>
-__device__ __forceinline__ void load_operand(const QuantizeArguments& a, const Row& row, int warp,
-                                             int lane, Chunk<T> (&x)[kChunks]) {
-  Chunk<T> second[kChunks];
+__device__ __forceinline__ void load_operand(const QuantizeArguments& a, int64_t row,
+                                             const Part<Rotation>& part, Chunk<T> (&x)[kChunks]) {
+  constexpr bool two = operand == Operand::add_rmsnorm || operand == Operand::swiglu;
+  const int chunks = a.width / 8;
+  const Chunk<T>* first =
+      static_cast<const Chunk<T>*>(a.x) + row * chunks * (operand == Operand::swiglu ? 2 : 1);
+  const Chunk<T>* second = operand == Operand::swiglu
+                               ? first + chunks
+                               : static_cast<const Chunk<T>*>(a.residual) + row * chunks;
+  Chunk<T> other[two ? kChunks : 1];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const int position = Rotation::position(warp, lane, i);
-    x[i] = second[i] = Chunk<T>{};
-    if (!holds(row, position)) continue;
-    const size_t at = row.index * row.chunks + position;
-    if constexpr (operand == Operand::swiglu) {
-      x[i] = load_chunk<T>(a.x, at + row.index * row.chunks);
-      second[i] = load_chunk<T>(a.x, at + (row.index + 1) * row.chunks);
-    } else {
-      x[i] = load_chunk<T>(a.x, at);
-      if constexpr (operand == Operand::add_rmsnorm) second[i] = load_chunk<T>(a.residual, at);
-    }
+    x[i] = part.inside[i] ? load_chunk(first + part.position[i]) : Chunk<T>{};
+    if constexpr (two) other[i] = part.inside[i] ? load_chunk(second + part.position[i]) : Chunk<T>{};
   }
+  if constexpr (two)
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
-    if constexpr (operand == Operand::swiglu) {
+    for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float gate = static_cast<float>(x[i].element[j]);
-        const float up = static_cast<float>(second[i].element[j]);
-        x[i].element[j] = narrow<T>(__fdividef(gate, 1.f + __expf(-gate)) * up);
+        const float p = static_cast<float>(x[i].element[j]);
+        const float q = static_cast<float>(other[i].element[j]);
+        x[i].element[j] =
+            narrow<T>(operand == Operand::swiglu ? __fdividef(p, 1.f + __expf(-p)) * q : p + q);
       }
-    } else if constexpr (operand == Operand::add_rmsnorm) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j)
-        x[i].element[j] = narrow<T>(static_cast<float>(x[i].element[j]) +
-                                    static_cast<float>(second[i].element[j]));
-      const int position = Rotation::position(warp, lane, i);
-      if (holds(row, position)) store_chunk(a.hidden, row.index * row.chunks + position, x[i]);
+      if (operand == Operand::add_rmsnorm && part.inside[i])
+        store_chunk(static_cast<Chunk<T>*>(a.hidden) + row * chunks + part.position[i], x[i]);
     }
-  }
 }
 
 template <class T, class W>
-__device__ __forceinline__ void scale_by_weight(Chunk<T>& x, float factor, const void* weight,
-                                                int position) {
-  const Chunk<W> w = load_shared_chunk<W>(weight, position);
+__device__ __forceinline__ void scale_by_weight(Chunk<T>& x, float factor, const Chunk<W>* weight) {
+  const Chunk<W> w = load_again(weight);
 #pragma unroll
   for (int j = 0; j < 8; ++j)
     x.element[j] = narrow<T>(static_cast<float>(x.element[j]) * factor *
@@ -261,9 +269,8 @@ __device__ __forceinline__ void scale_by_weight(Chunk<T>& x, float factor, const
 }
 
 template <class T, class Rotation>
-__device__ __forceinline__ void normalize(const QuantizeArguments& a, const Row& row, int warp,
-                                          int lane, int warps, float* shared,
-                                          Chunk<T> (&x)[kChunks]) {
+__device__ __forceinline__ void normalize(const QuantizeArguments& a, const Part<Rotation>& part,
+                                          float* shared, Chunk<T> (&x)[kChunks]) {
   float squares = 0.f;
 #pragma unroll
   for (int i = 0; i < kChunks; ++i)
@@ -272,27 +279,27 @@ __device__ __forceinline__ void normalize(const QuantizeArguments& a, const Row&
       const float value = static_cast<float>(x[i].element[j]);
       squares = fmaf(value, value, squares);
     }
-  const float factor = rsqrtf(row_sum(squares, shared, warps) / a.width + a.epsilon);
+  const float factor =
+      rsqrtf(fmaf(row_sum(squares, shared, part.warps), a.inverse_width, a.epsilon));
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const int position = Rotation::position(warp, lane, i);
-    if (!holds(row, position)) continue;
+    if (!part.inside[i]) continue;
     if (a.weight_is_float)
-      scale_by_weight<T, float>(x[i], factor, a.weight, position);
+      scale_by_weight(x[i], factor, static_cast<const Chunk<float>*>(a.weight) + part.position[i]);
     else
-      scale_by_weight<T, T>(x[i], factor, a.weight, position);
+      scale_by_weight(x[i], factor, static_cast<const Chunk<T>*>(a.weight) + part.position[i]);
   }
 }
 
 // ---- codes
 
-// The level indices of 8 elements, a byte each: clamp(round_half_even(v·inverse + offset)).
-__device__ __forceinline__ uint2 level_indices(const float (&v)[8], float inverse, float offset) {
+// The level indices of 8 elements, a byte each. v·inverse + 1/2 is the place on the grid, 0 … 1, and
+// saturates at its ends; adding 1.5·2^23 to its multiple rounds half to even.
+__device__ __forceinline__ uint2 level_indices(const float (&v)[8], float inverse, float steps) {
   uint32_t bits[8];
 #pragma unroll
   for (int j = 0; j < 8; ++j)
-    bits[j] = __float_as_uint(
-        fminf(fmaxf(fmaf(v[j], inverse, offset), 0.f), 2.f * offset) + kMagic);
+    bits[j] = __float_as_uint(fmaf(__saturatef(fmaf(v[j], inverse, 0.5f)), steps, kMagic));
   return make_uint2(__byte_perm(__byte_perm(bits[0], bits[1], 0x0040),
                                 __byte_perm(bits[2], bits[3], 0x0040), 0x5410),
                     __byte_perm(__byte_perm(bits[4], bits[5], 0x0040),
@@ -304,80 +311,100 @@ __device__ __forceinline__ uint32_t integer_codes(uint32_t indices, int levels) 
   return ((indices << 1) + (129 - levels) * 0x01010101u) ^ 0x80808080u;
 }
 
-// The low `width` bits of each byte, closed up: 8 indices in 8·width bits.
-__device__ __forceinline__ uint32_t close_up(uint2 indices, int width) {
+// The low `bits` bits of each byte, closed up: 8 indices in 8·bits bits.
+__device__ __forceinline__ uint32_t close_up(uint2 indices, int bits) {
   uint32_t packed = 0;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    packed |= (indices.x >> (8 * j) & 15u) << (width * j);
-    packed |= (indices.y >> (8 * j) & 15u) << (width * (j + 4));
+    packed |= (indices.x >> (8 * j) & 15u) << (bits * j);
+    packed |= (indices.y >> (8 * j) & 15u) << (bits * (j + 4));
   }
   return packed;
 }
 
-__device__ __forceinline__ void store_codes(const QuantizeArguments& a, size_t chunk,
-                                            uint2 indices, uint2 codes) {
+__device__ __forceinline__ void store_packed(const QuantizeArguments& a, int64_t chunk,
+                                             uint2 indices) {
   switch (a.container_bits) {
-    case 8: static_cast<uint2*>(a.codes)[chunk] = codes; break;
     case 4: static_cast<uint32_t*>(a.codes)[chunk] = close_up(indices, 4); break;
     case 2: static_cast<uint16_t*>(a.codes)[chunk] = close_up(indices, 2); break;
     default: static_cast<uint8_t*>(a.codes)[chunk] = close_up(indices, 1);
   }
 }
 
-template <class T, class Rotation, Operand operand>
-__global__ void __launch_bounds__(1024) quantize_rows(QuantizeArguments a, int warps) {
-  __shared__ float squares_of_row[32], squares_of_operand[32];
-  __shared__ int32_t codes_of_row[32];
-  const int lane = threadIdx.x & 31, warp = (threadIdx.x >> 5) % warps;
-  const int64_t rows_per_block = blockDim.x / 32 / warps;
-  const int64_t index = blockIdx.x * rows_per_block + (threadIdx.x >> 5) / warps;
-  const Row row{index, a.width / 8, index < a.rows};
-  allow_next();
-  wait_for_previous();
-
-  Chunk<T> x[kChunks];
-  load_operand<T, Rotation, operand>(a, row, warp, lane, x);
-  if constexpr (operand == Operand::rmsnorm || operand == Operand::add_rmsnorm)
-    normalize<T, Rotation>(a, row, warp, lane, warps, squares_of_operand, x);
-
-  float v[kChunks][8];
-  Rotation::apply(x, v, a.block, lane);
+// The thread's part of a rotated row → codes, scale, sum and mask in memory.
+template <class Rotation, bool packed>
+__device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t row, bool exists,
+                                             const Part<Rotation>& part,
+                                             const float (&v)[kChunks][8], float* squares_of_row,
+                                             int32_t* codes_of_row) {
   float squares = 0.f;
 #pragma unroll
   for (int i = 0; i < kChunks; ++i)
 #pragma unroll
     for (int j = 0; j < 8; ++j) squares = fmaf(v[i][j], v[i][j], squares);
-  squares = row_sum(squares, squares_of_row, warps);
+  squares = row_sum(squares, squares_of_row, part.warps);
 
-  const float orthonormal = rsqrtf(static_cast<float>(a.block));
-  const float rms = sqrtf(squares / a.width) * orthonormal;
+  const float rms = sqrtf(squares * a.inverse_width) * a.orthonormal;
   const float half_width = a.alpha * (rms < kTiny ? kTiny : rms);  // NaN stays NaN
-  const float offset = 0.5f * (a.levels - 1), inverse = orthonormal / half_width * offset;
-  const float trusted = a.trust * half_width / orthonormal;
+  const float inverse = __fdividef(0.5f * a.orthonormal, half_width);
   int32_t sum = 0;
+  const int64_t first = row * (a.width / 8);
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const int position = Rotation::position(warp, lane, i);
-    if (!holds(row, position)) continue;
-    const uint2 indices = level_indices(v[i], inverse, offset);
+    if (!exists || !part.inside[i]) continue;
+    const uint2 indices = level_indices(v[i], inverse, a.steps);
     const uint2 codes = make_uint2(integer_codes(indices.x, a.levels),
                                    integer_codes(indices.y, a.levels));
     sum = __dp4a(int(codes.x), 0x01010101, __dp4a(int(codes.y), 0x01010101, sum));
-    const size_t chunk = row.index * row.chunks + position;
-    store_codes(a, chunk, indices, codes);
-    if (a.mask) {
+    if constexpr (packed)
+      store_packed(a, first + part.position[i], indices);
+    else
+      (static_cast<uint2*>(a.codes) + first)[part.position[i]] = codes;
+  }
+  if (a.mask) {
+    const float trusted = a.trust * half_width / a.orthonormal;
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      if (!exists || !part.inside[i]) continue;
       uint32_t bits = 0;
 #pragma unroll
       for (int j = 0; j < 8; ++j) bits |= (fabsf(v[i][j]) <= trusted ? 1u : 0u) << j;
-      a.mask[chunk] = static_cast<uint8_t>(bits);
+      (a.mask + first)[part.position[i]] = static_cast<uint8_t>(bits);
     }
   }
-  sum = row_sum(sum, codes_of_row, warps);
-  if (warp == 0 && lane == 0 && row.exists) {
-    a.scales[row.index] = half_width / (a.levels - 1);
-    a.sums[row.index] = sum;
+  sum = row_sum(sum, codes_of_row, part.warps);
+  if (part.warp == 0 && part.lane == 0 && exists) {
+    a.scales[row] = half_width * a.inverse_steps;
+    a.sums[row] = sum;
   }
+}
+
+// Registers that keep most threads resident without spills that cost more.
+constexpr int registers_for(Operand operand) {
+  return operand == Operand::rmsnorm || operand == Operand::add_rmsnorm ? 64 : 56;
+}
+
+template <class T, class Rotation, Operand operand, bool packed>
+__global__ void __maxnreg__(registers_for(operand)) quantize_rows(QuantizeArguments a, int warps) {
+  __shared__ float squares_of_row[32], squares_of_operand[32];
+  __shared__ int32_t codes_of_row[32];
+  Part<Rotation> part(warps, a.width / 8);
+  const int rows_per_block = blockDim.x / 32 / warps;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + (threadIdx.x >> 5) / warps;
+  const bool exists = row < a.rows;
+  if (!exists)
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) part.inside[i] = false;
+  allow_next();
+  wait_for_previous();
+
+  Chunk<T> x[kChunks];
+  load_operand<T, Rotation, operand>(a, row, part, x);
+  if constexpr (operand == Operand::rmsnorm || operand == Operand::add_rmsnorm)
+    normalize<T, Rotation>(a, part, squares_of_operand, x);
+  float v[kChunks][8];
+  Rotation::apply(x, v, a.block, part.lane);
+  quantize_row<Rotation, packed>(a, row, exists, part, v, squares_of_row, codes_of_row);
 }
 
 // ---- launching
@@ -386,9 +413,13 @@ template <class T, class Rotation, Operand operand>
 cudaError_t launch_rows(const QuantizeArguments& a, cudaStream_t stream) {
   const int warps = (a.width + kWarpElements - 1) / kWarpElements;
   const int rows_per_block = warps < 4 ? 4 / warps : 1;
-  const int64_t blocks = (a.rows + rows_per_block - 1) / rows_per_block;
-  return launch_dependent(quantize_rows<T, Rotation, operand>, dim3(unsigned(blocks)),
-                          dim3(32 * warps * rows_per_block), 0, stream, a, warps);
+  const dim3 grid(static_cast<unsigned>((a.rows + rows_per_block - 1) / rows_per_block));
+  const dim3 block(32 * warps * rows_per_block);
+  return a.container_bits == 8
+             ? launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream,
+                                a, warps)
+             : launch_dependent(quantize_rows<T, Rotation, operand, true>, grid, block, 0, stream,
+                                a, warps);
 }
 
 template <class T, class Rotation>

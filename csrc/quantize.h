@@ -28,6 +28,8 @@ struct QuantizeArguments {
   float alpha;         // the grid's half-width in units of the row's rms
   float trust;         // mask: |x| <= trust · half-width
   float epsilon;       // RMSNorm's
+  float steps, inverse_steps, inverse_width;  // levels-1, 1/(levels-1), 1/width
+  float orthonormal;                   // block^-1/2
 };
 
 constexpr int kLargestWidth = 32768;

@@ -1,4 +1,5 @@
 // torch.ops.questtrain.*_quantize on CUDA: checks, outputs, launch.
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -58,6 +59,10 @@ Quantized quantize(Operand operand, const Tensor& x, int64_t width, QuantizeArgu
   arguments.container_bits = bits;
   arguments.alpha = static_cast<float>(format.alpha);
   arguments.trust = static_cast<float>(format.trust.value_or(0.0));
+  arguments.steps = static_cast<float>(format.levels - 1);
+  arguments.inverse_width = 1.f / width;
+  arguments.inverse_steps = 1.f / (format.levels - 1);
+  arguments.orthonormal = 1.f / std::sqrt(static_cast<float>(format.block));
   const DeviceGuard guard(x);
   const cudaStream_t stream = current_stream(x);
   switch (x.scalar_type()) {
