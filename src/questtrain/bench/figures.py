@@ -48,8 +48,8 @@ def _draw_layer(record: dict[str, Any]) -> Figure:
         block = [row for row in rows if row["part"] == "block"]
         _line(axes, block, "tokens", "quest", "the block's four, fused", BLOCK_COLOUR, "X")
         _line(axes, block, "tokens", "no-hadamard", None, BLOCK_COLOUR, "")
-        axes.set(title=model, xlabel="tokens")
-    panels[0].set_ylabel("speed-up over BF16 products\n(dashed: without Hadamard)")
+        _dress(axes, model, "tokens", rows)
+    _finish(figure, panels[0], "speed-up over BF16 products\n(dashed: without Hadamard)")
     return figure
 
 
@@ -62,8 +62,8 @@ def _draw_models(record: dict[str, Any]) -> Figure:
         cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != "bf16"]
         for case, (colour, marker) in zip(cases, ORDER, strict=False):
             _line(axes, rows, "batch_size", case, case, colour, marker)
-        axes.set(title=model, xlabel="batch size")
-    panels[0].set_ylabel(f"{record['benchmark']}: speed-up over BF16")
+        _dress(axes, model, "batch_size", rows)
+    _finish(figure, panels[0], f"{record['benchmark']}: speed-up over BF16")
     return figure
 
 
@@ -89,13 +89,28 @@ def _line(
 ) -> None:
     """One case's speed-up over ``x``; a line without a label is dashed."""
     points = sorted((row[x], row["speedup"]) for row in rows if row["case"] == case)
+    if points:
+        xs, ys = zip(*points, strict=True)
+        style = "-" if label else "--"
+        axes.plot(xs, ys, style, color=colour, marker=marker or None, markersize=4, label=label)
+
+
+def _dress(axes: Axes, title: str, x: str, rows: Sequence[Row]) -> None:
+    """Ticks at what was measured, and BF16 as the line at 1."""
+    ticks = sorted({row[x] for row in rows})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=90 if len(ticks) > 7 else 0)
+    axes.minorticks_off()
     axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     axes.grid(alpha=0.25)
-    if not points:
-        return
-    xs, ys = zip(*points, strict=True)
-    style = "-" if label else "--"
-    axes.plot(xs, ys, style, color=colour, marker=marker or None, markersize=4, label=label)
+    axes.set(title=title, xlabel=x.replace("_", " "))
+
+
+def _finish(figure: Figure, axes: Axes, label: str) -> None:
+    """What the panels share: an axis from 0, once all lines are there, and a legend below."""
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize="small")
+    axes.set_ylabel(label)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize="small"
+    )

@@ -43,7 +43,7 @@ def _block_table(model: str, rows: Sequence[Row]) -> Table:
     table = _table(
         f"{model}: the four linears of a block, quantization included; µs, and over BF16",
         ("tokens", "BF16 products", "BF16 block", "ours"),
-        ("× products", "× block", "without Hadamard", "TOPS"),
+        ("× products", "× block", "no Hadamard", "INT8 weights", "packed weights", "TOPS"),
     )
     for (tokens,), cells in _shapes(rows, "tokens"):
         quest = cells["quest"]
@@ -54,8 +54,8 @@ def _block_table(model: str, rows: Sequence[Row]) -> Table:
             _microseconds(quest),
             _ratio(quest, "speedup"),
             _ratio(quest, "block_speedup"),
-            _ratio(cells.get("no-hadamard"), "speedup"),
-            f"{quest['tops']:.1f}",
+            *(_ratio(cells.get(case), "speedup") for case in ("no-hadamard", "int8", "packed")),
+            number(quest["tops"]),
         )
     return table
 
@@ -80,7 +80,7 @@ def _quantizer_table(model: str, rows: Sequence[Row]) -> Table:
     )
     for (width, tokens), cells in _shapes(rows, "k", "tokens"):
         speeds = (
-            f"{cells[case]['gbps']:,.0f} ({cells[case]['copy_fraction']:.0%})"
+            f"{number(cells[case]['gbps'])} ({cells[case]['copy_fraction']:.0%})"
             if case in cells
             else ""
             for case in QUANTIZERS
@@ -147,7 +147,7 @@ def _shapes(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], 
 
 
 def _microseconds(row: Row) -> str:
-    return f"{row['median']:,.1f}"
+    return number(row["median"])
 
 
 def _ratio(row: Row | None, key: str) -> str:
@@ -155,4 +155,9 @@ def _ratio(row: Row | None, key: str) -> str:
 
 
 def _rate(row: Row | None, key: str) -> str:
-    return "" if row is None else f"{row[key]:,.0f}"
+    return "" if row is None else number(row[key])
+
+
+def number(value: float) -> str:
+    """Three digits at least: ``0.123``, ``12.3``, ``1,234``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

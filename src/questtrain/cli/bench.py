@@ -330,8 +330,10 @@ def _finish(results: Results, arguments: Arguments) -> int:
 
 def _ceilings(ceilings: dict[str, Any]) -> str:
     """`: copy 2,900 GB/s, BF16 700 TOPS, …` at the measured limits."""
+    from questtrain.bench.tables import number
+
     parts = [
-        f"{name} {ceilings[key]:,.0f} {unit}"
+        f"{name} {number(ceilings[key])} {unit}"
         for name, key, unit in (
             ("copy", "copy_gbps", "GB/s"),
             ("BF16", "bf16_tops", "TOPS"),
