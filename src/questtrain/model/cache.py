@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
+
+
+class Cache(Protocol):
+    """What a model asks of a cache: in each forward pass positions first, then a layer after the
+    other appends and asks for the mask, at the end the cache advances."""
+
+    def positions(self, tokens: int, device: torch.device) -> Tensor:
+        """Positions ``[T]`` of the next ``tokens`` tokens."""
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add ``[B, H, T, K]`` of one layer; returns what to attend to, ``[B, H, S, K]``."""
+
+    def causal_mask(self, queries: int, seen: int, device: torch.device) -> Tensor | None:
+        """bool ``[T, S]``; None where plain causal attention is meant."""
+
+    def advance(self, tokens: int) -> None:
+        """All layers have appended their ``tokens`` tokens."""
 
 
 class KVCache:
@@ -17,6 +36,13 @@ class KVCache:
         self.length = 0
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
+
+    def positions(self, tokens: int, device: torch.device) -> Tensor:
+        """int64 ``[T]``: the positions that follow what is cached."""
+        return torch.arange(self.length, self.length + tokens, device=device)
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add ``[B, H, T, K]`` of one layer; returns all keys and values, ``[B, H, S, K]``."""

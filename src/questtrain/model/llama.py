@@ -23,7 +23,7 @@ from questtrain.config import (
     is_skipped,
     parse_bits,
 )
-from questtrain.model.cache import KVCache
+from questtrain.model.cache import Cache
 from questtrain.quant import QuantLinear
 
 
@@ -40,9 +40,7 @@ class Attention(nn.Module):
         self.v_proj = linear(size, size, f"{prefix}.v_proj")
         self.o_proj = linear(size, size, f"{prefix}.o_proj")
 
-    def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), rotary)
         k_BHSK = rotate(self._split_heads(self.k_proj(x_BTD)), rotary)
         v_BHSK = self._split_heads(self.v_proj(x_BTD))
@@ -86,9 +84,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config, layer, linear)
 
-    def forward(
-        self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
@@ -120,26 +116,19 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, tokens_BT: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
-        past = 0 if cache is None else cache.length
-        positions_T = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)
-        rotary = self._rotary(positions_T)
+        rotary = self._rotary(positions(tokens_BT, cache))
         x_BTD = self.embed_tokens(tokens_BT)
         for block in self.layers:
             x_BTD = block(x_BTD, rotary, cache)
         if cache is not None:
-            cache.length = past + tokens_BT.shape[1]
+            cache.advance(tokens_BT.shape[1])
         logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
 
     def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary angles, fp32 ``[T, K]``, halves repeated."""
-        width = self.config.hidden_size // self.config.num_heads
-        even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-        angles = torch.outer(positions_T.float(), self.config.rope_theta ** (-even / width))
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos(), angles.sin()
+        return rotary_angles(self.config, positions_T)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -153,6 +142,21 @@ class Llama(nn.Module):
             elif name.endswith(".weight"):
                 is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, output_std if is_output else std, generator=generator)
+
+
+def positions(tokens_BT: Tensor, cache: Cache | None) -> Tensor:
+    """int64 ``[T]``: from 0, or from where the ``cache`` ends."""
+    length, device = tokens_BT.shape[1], tokens_BT.device
+    return torch.arange(length, device=device) if cache is None else cache.positions(length, device)
+
+
+def rotary_angles(config: ModelConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of the rotary angles, fp32 ``[T, K]``, halves repeated."""
+    width = config.hidden_size // config.num_heads
+    even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
+    angles = torch.outer(positions_T.float(), config.rope_theta ** (-even / width))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
 
 
 def rotate(x_BHTK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
