@@ -254,7 +254,7 @@ __device__ __forceinline__ void load_operand(const QuantizeArguments& a, int64_t
         x[i].element[j] =
             narrow<T>(operand == Operand::swiglu ? __fdividef(p, 1.f + __expf(-p)) * q : p + q);
       }
-      if (operand == Operand::add_rmsnorm && part.inside[i])
+      if (operand == Operand::add_rmsnorm && a.hidden && part.inside[i])
         store_chunk(static_cast<Chunk<T>*>(a.hidden) + row * chunks + part.position[i], x[i]);
     }
 }
@@ -307,8 +307,29 @@ __device__ __forceinline__ uint2 level_indices(const float (&v)[8], float invers
 }
 
 // 2q - (n-1) in each byte: shifted up by 128 no byte overflows, and the sign bit shifts it back.
-__device__ __forceinline__ uint32_t integer_codes(uint32_t indices, int levels) {
-  return ((indices << 1) + (129 - levels) * 0x01010101u) ^ 0x80808080u;
+__device__ __forceinline__ uint2 integer_codes(uint2 indices, int levels) {
+  const uint32_t lift = (129 - levels) * 0x01010101u;
+  return make_uint2(((indices.x << 1) + lift) ^ 0x80808080u,
+                    ((indices.y << 1) + lift) ^ 0x80808080u);
+}
+
+__device__ __forceinline__ int32_t add_codes(uint2 codes, int32_t sum) {
+  return __dp4a(int(codes.x), 0x01010101, __dp4a(int(codes.y), 0x01010101, sum));
+}
+
+__device__ __forceinline__ float squares_of(const float (&v)[kChunks][8]) {
+  float squares = 0.f;
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i)
+#pragma unroll
+    for (int j = 0; j < 8; ++j) squares = fmaf(v[i][j], v[i][j], squares);
+  return squares;
+}
+
+// s = alpha · rms, from the sum of squares of a row before it is scaled to be orthonormal.
+__device__ __forceinline__ float half_width_of(const QuantizeArguments& a, float squares) {
+  const float rms = sqrtf(squares * a.inverse_width) * a.orthonormal;
+  return a.alpha * (rms < kTiny ? kTiny : rms);  // NaN stays NaN
 }
 
 // The low `bits` bits of each byte, closed up: 8 indices in 8·bits bits.
@@ -337,15 +358,8 @@ __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t
                                              const Part<Rotation>& part,
                                              const float (&v)[kChunks][8], float* squares_of_row,
                                              int32_t* codes_of_row) {
-  float squares = 0.f;
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i)
-#pragma unroll
-    for (int j = 0; j < 8; ++j) squares = fmaf(v[i][j], v[i][j], squares);
-  squares = row_sum(squares, squares_of_row, part.warps);
-
-  const float rms = sqrtf(squares * a.inverse_width) * a.orthonormal;
-  const float half_width = a.alpha * (rms < kTiny ? kTiny : rms);  // NaN stays NaN
+  const float half_width =
+      half_width_of(a, row_sum(squares_of(v), squares_of_row, part.warps));
   const float inverse = __fdividef(0.5f * a.orthonormal, half_width);
   int32_t sum = 0;
   const int64_t first = row * (a.width / 8);
@@ -353,9 +367,8 @@ __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t
   for (int i = 0; i < kChunks; ++i) {
     if (!exists || !part.inside[i]) continue;
     const uint2 indices = level_indices(v[i], inverse, a.steps);
-    const uint2 codes = make_uint2(integer_codes(indices.x, a.levels),
-                                   integer_codes(indices.y, a.levels));
-    sum = __dp4a(int(codes.x), 0x01010101, __dp4a(int(codes.y), 0x01010101, sum));
+    const uint2 codes = integer_codes(indices, a.levels);
+    sum = add_codes(codes, sum);
     if constexpr (packed)
       store_packed(a, first + part.position[i], indices);
     else
