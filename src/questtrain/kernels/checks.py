@@ -1,0 +1,93 @@
+"""Argument checks of the ops: op, argument, what is expected, what came.
+
+The CUDA bindings check the same on their own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels.formats import BLOCKS, LEVELS, container_bits
+
+FLOATING = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_matrix(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    rows: int | None,
+    columns: int | None,
+    dtypes: tuple[torch.dtype, ...],
+    like: Tensor,
+) -> None:
+    """``[rows, columns]`` (None: any), of one of ``dtypes``, contiguous, on ``like``'s device."""
+    if tensor.dim() != 2:
+        raise ValueError(f"{op}: {name} must have 2 dimensions, not shape {list(tensor.shape)}")
+    for expected, actual in ((rows, tensor.shape[0]), (columns, tensor.shape[1])):
+        if expected is not None and expected != actual:
+            shape = [_any(rows), _any(columns)]
+            raise ValueError(f"{op}: {name} must be {shape}, not {list(tensor.shape)}")
+    _check_layout(op, name, tensor, dtypes, like)
+
+
+def check_vector(
+    op: str,
+    name: str,
+    tensor: Tensor,
+    length: int,
+    dtypes: tuple[torch.dtype, ...],
+    like: Tensor,
+) -> None:
+    """``[length]``, of one of ``dtypes``, contiguous, on ``like``'s device."""
+    if tensor.dim() != 1 or tensor.shape[0] != length:
+        raise ValueError(f"{op}: {name} must be [{length}], not {list(tensor.shape)}")
+    _check_layout(op, name, tensor, dtypes, like)
+
+
+def check_output(op: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOATING:
+        raise ValueError(f"{op}: dtype must be {_one_of(FLOATING)}, not {dtype}")
+
+
+def check_format(
+    op: str, width: int, levels: int, alpha: float, block: int, packed: bool = False
+) -> None:
+    """What rows of ``width`` elements are quantized to."""
+    if levels not in LEVELS:
+        raise ValueError(f"{op}: levels must be one of {LEVELS}, not {levels}")
+    if packed:
+        container_bits(levels)
+    if block not in BLOCKS:
+        raise ValueError(f"{op}: block must be one of {BLOCKS}, not {block}")
+    if width <= 0 or width % 32 or width % block:
+        raise ValueError(
+            f"{op}: the width {width} must be a multiple of 32 and of the block {block}"
+        )
+    if not alpha > 0:
+        raise ValueError(f"{op}: alpha must be positive, not {alpha}")
+
+
+def check_multiple(op: str, what: str, size: int, divisor: int) -> None:
+    if size <= 0 or size % divisor:
+        raise ValueError(f"{op}: {what} {size} must be a multiple of {divisor}")
+
+
+def _check_layout(
+    op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor
+) -> None:
+    if tensor.dtype not in dtypes:
+        raise ValueError(f"{op}: {name} must be {_one_of(dtypes)}, not {tensor.dtype}")
+    if tensor.device != like.device:
+        raise ValueError(f"{op}: {name} must be on {like.device}, not {tensor.device}")
+    if not tensor.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous")
+
+
+def _one_of(dtypes: tuple[torch.dtype, ...]) -> str:
+    return " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _any(size: int | None) -> int | str:
+    return "any" if size is None else size

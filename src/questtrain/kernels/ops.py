@@ -1,0 +1,93 @@
+"""The ops as Python functions; importing this module registers references, fakes and kernels.
+
+A reference serves every device that no kernel of the library is for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels import extension, fake, reference_linear, reference_quantize
+from questtrain.kernels.formats import Quantized
+from questtrain.kernels.schema import LIBRARY, OPS
+
+
+def _register() -> None:
+    for op in OPS:
+        home = reference_quantize if hasattr(reference_quantize, op) else reference_linear
+        reference = getattr(home, op)
+        LIBRARY.impl(op, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"questtrain::{op}", getattr(fake, op), lib=LIBRARY)
+    extension.load()
+
+
+_register()
+_ops = torch.ops.questtrain
+
+
+def hadamard_quantize(
+    x: Tensor,
+    levels: int,
+    alpha: float,
+    block: int = 128,
+    packed: bool = False,
+    trust: float | None = None,
+) -> Quantized:
+    """Rotate, scale and quantize rows ``[M, K]`` of bf16, fp16 or fp32.
+
+    ``alpha`` is the grid's half-width in units of a row's rms. ``block`` 1 leaves out the Hadamard
+    transform; ``packed`` gives packed codes instead of int8; ``trust``, the outer trust scale, adds
+    the mask. Raises ValueError (RuntimeError on CUDA) for what the kernels do not take.
+    """
+    return Quantized(*_ops.hadamard_quantize(x, levels, alpha, block, packed, trust))
+
+
+def rmsnorm_quantize(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    levels: int,
+    alpha: float,
+    block: int = 128,
+    packed: bool = False,
+    trust: float | None = None,
+) -> Quantized:
+    """`hadamard_quantize` of RMSNorm(x); ``weight [K]`` in fp32 or x's dtype."""
+    return Quantized(*_ops.rmsnorm_quantize(x, weight, eps, levels, alpha, block, packed, trust))
+
+
+def add_rmsnorm_quantize(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    levels: int,
+    alpha: float,
+    block: int = 128,
+    packed: bool = False,
+    trust: float | None = None,
+) -> tuple[Tensor, Quantized]:
+    """``x + residual``, and `rmsnorm_quantize` of it."""
+    hidden, *quantized = _ops.add_rmsnorm_quantize(
+        x, residual, weight, eps, levels, alpha, block, packed, trust
+    )
+    return hidden, Quantized(*quantized)
+
+
+def swiglu_quantize(
+    gate_up: Tensor,
+    levels: int,
+    alpha: float,
+    block: int = 128,
+    packed: bool = False,
+    trust: float | None = None,
+) -> Quantized:
+    """`hadamard_quantize` of ``silu(gate)·up``; ``gate_up [M, 2K]``."""
+    return Quantized(*_ops.swiglu_quantize(gate_up, levels, alpha, block, packed, trust))
+
+
+def unpack(packed: Tensor, levels: int) -> Tensor:
+    """The int8 integers ``[N, K]`` of packed codes."""
+    values: Tensor = _ops.unpack(packed, levels)
+    return values

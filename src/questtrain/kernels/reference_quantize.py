@@ -1,0 +1,112 @@
+"""The quantizing ops in plain torch: specification, and fallback without the CUDA kernels.
+
+The arithmetic is that of `questtrain.quant`: rotation and scale in fp32, ``s = α·rms``, and
+``q = round((x_h/s)·(n-1)/2 + (n-1)/2)``, half to even, clamped to 0 … n-1. A NaN makes its row's
+scale NaN, so that it stays visible; its codes mean nothing.
+
+What the fused forms normalize or multiply is computed in fp32 and rounded once to x's dtype; each
+equals the composition of its parts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels.checks import FLOATING, check_format, check_matrix, check_vector
+from questtrain.kernels.formats import container_bits, pack_bits
+from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
+
+TINY = 1e-30
+"""Smallest rms: an all-zero row quantizes to finite values."""
+
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def hadamard_quantize(
+    x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
+) -> Four:
+    """``x [M, K]`` bf16, fp16 or fp32 → codes, scales ``[M]``, sums ``[M]``, mask ``[M, K/8]``."""
+    op = "hadamard_quantize"
+    check_matrix(op, "x", x, None, None, FLOATING, x)
+    check_format(op, x.shape[1], levels, alpha, block, packed)
+    return _quantize(x, levels, alpha, block, packed, trust)
+
+
+def rmsnorm_quantize(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    levels: int,
+    alpha: float,
+    block: int,
+    packed: bool,
+    trust: float | None = None,
+) -> Four:
+    """`hadamard_quantize` of ``x·rsqrt(mean(x²) + eps)·weight``; weight ``[K]``."""
+    op = "rmsnorm_quantize"
+    check_matrix(op, "x", x, None, None, FLOATING, x)
+    check_vector(op, "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_format(op, x.shape[1], levels, alpha, block, packed)
+    return _quantize(_rmsnorm(x, weight, eps), levels, alpha, block, packed, trust)
+
+
+def add_rmsnorm_quantize(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    levels: int,
+    alpha: float,
+    block: int,
+    packed: bool,
+    trust: float | None = None,
+) -> Five:
+    """``hidden = x + residual``, and `rmsnorm_quantize` of it."""
+    op = "add_rmsnorm_quantize"
+    check_matrix(op, "x", x, None, None, FLOATING, x)
+    check_matrix(op, "residual", residual, x.shape[0], x.shape[1], (x.dtype,), x)
+    check_vector(op, "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_format(op, x.shape[1], levels, alpha, block, packed)
+    hidden = (x.float() + residual.float()).to(x.dtype)
+    normalized = _rmsnorm(hidden, weight, eps)
+    return hidden, *_quantize(normalized, levels, alpha, block, packed, trust)
+
+
+def swiglu_quantize(
+    gate_up: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
+) -> Four:
+    """`hadamard_quantize` of ``silu(gate)·up``; ``gate_up [M, 2K]`` holds gate, then up."""
+    op = "swiglu_quantize"
+    check_matrix(op, "gate_up", gate_up, None, None, FLOATING, gate_up)
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"{op}: gate_up must be [rows, 2·width], not {list(gate_up.shape)}")
+    check_format(op, gate_up.shape[1] // 2, levels, alpha, block, packed)
+    gate, up = gate_up.float().chunk(2, dim=1)
+    product = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+    return _quantize(product, levels, alpha, block, packed, trust)
+
+
+def _rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * factor * weight.float()).to(x.dtype)
+
+
+def _quantize(
+    x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
+) -> Four:
+    x_h = hadamard_transform(x, hadamard_signs(block, x.device)) if block > 1 else x.float()
+    half_width = alpha * x_h.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY)
+    steps = levels - 1
+    place = (x_h / half_width * (steps / 2) + steps / 2).round().clamp(0, steps)
+    indices = place.nan_to_num(0.0).to(torch.uint8)
+    integers = (2 * indices.to(torch.int16) - steps).to(torch.int8)
+    codes = pack_bits(indices, container_bits(levels)) if packed else integers
+    if trust is None:
+        mask = codes.new_empty((x.shape[0], 0), dtype=torch.uint8)
+    else:
+        mask = pack_bits((x_h.abs() <= trust * half_width).to(torch.uint8), 1)
+    scales = (half_width / steps).squeeze(1)
+    return codes, scales, integers.sum(1, dtype=torch.int32), mask

@@ -1,0 +1,39 @@
+"""The schemas of ``torch.ops.questtrain``, in one place; `load` finds the CUDA kernels for them."""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("questtrain", "DEF")  # type: ignore[no-untyped-call]
+
+_FORMAT = "int levels, float alpha, int block, bool packed, float? trust=None"
+_QUANTIZED = "Tensor codes, Tensor scales, Tensor sums, Tensor mask"
+_FUSED = "int levels, float alpha, Tensor weight, Tensor weight_scales, int weight_levels"
+_X = "Tensor x, Tensor x_scales"
+_INT8 = f"{_X}, Tensor weight, Tensor weight_scales, ScalarType dtype"
+_INT4 = f"{_X}, Tensor x_sums, Tensor weight"
+
+SCHEMAS = (
+    f"hadamard_quantize(Tensor x, {_FORMAT}) -> ({_QUANTIZED})",
+    f"rmsnorm_quantize(Tensor x, Tensor weight, float eps, {_FORMAT}) -> ({_QUANTIZED})",
+    "add_rmsnorm_quantize(Tensor x, Tensor residual, Tensor weight, float eps,"
+    f" {_FORMAT}) -> (Tensor hidden, {_QUANTIZED})",
+    f"swiglu_quantize(Tensor gate_up, {_FORMAT}) -> ({_QUANTIZED})",
+    f"int8_linear({_INT8}) -> Tensor",
+    f"int8_linear_tile({_INT8}, int tile) -> Tensor",
+    f"packed_linear({_INT4}, Tensor weight_scales, int levels, ScalarType dtype) -> Tensor",
+    f"int4_linear({_INT4}, Tensor weight_scales, Tensor weight_sums, ScalarType dtype) -> Tensor",
+    f"int4_sparse_linear({_INT4}, Tensor metadata, Tensor weight_scales, ScalarType dtype)"
+    " -> Tensor",
+    f"hadamard_quantize_linear(Tensor x, {_FUSED}) -> Tensor",
+    f"rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, float eps, {_FUSED}) -> Tensor",
+    "add_rmsnorm_quantize_linear(Tensor x, Tensor residual, Tensor norm_weight, float eps,"
+    f" {_FUSED}) -> (Tensor hidden, Tensor y)",
+    f"swiglu_quantize_linear(Tensor gate_up, {_FUSED}) -> Tensor",
+    "unpack(Tensor packed, int levels) -> Tensor",
+)
+
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+
+OPS = tuple(schema.split("(", 1)[0] for schema in SCHEMAS)
