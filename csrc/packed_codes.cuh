@@ -108,9 +108,10 @@ __device__ __forceinline__ void prefetch_to_l2(const void* address, uint32_t byt
 }
 
 __device__ __forceinline__ void store_value(const PackedLinearArguments& a, int row, int column,
-                                            int32_t product, float x_scale, int32_t x_sum) {
+                                            int32_t product, float x_scale, int32_t x_sum,
+                                            float weight_scale) {
   const int32_t exact = 2 * product - (a.levels - 1) * x_sum;
-  const float value = x_scale * (a.weight_scales[column] * static_cast<float>(exact));
+  const float value = x_scale * (weight_scale * static_cast<float>(exact));
   const size_t at = static_cast<size_t>(row) * a.columns + column;
   switch (a.output) {
     case Output::bfloat16: static_cast<__nv_bfloat16*>(a.y)[at] = __float2bfloat16_rn(value); break;

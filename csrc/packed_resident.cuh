@@ -177,6 +177,9 @@ __global__ void __launch_bounds__(32 * warps, kMostResidentWarps / warps)
                      sorted[k + 1]);
     }
   };
+  const int out_row = threadIdx.x / kSlabRows, out_column = threadIdx.x % kSlabRows;
+  const bool writes = out_row < a.rows;
+  float weight_scale = writes ? a.weight_scales[blockIdx.x * kSlabRows + out_column] : 0.f;
   // Between two uses of one buffer lies a barrier, and its readers clear it before that.
   auto finish_slab = [&](int slab, int32_t(&total)[kResidentRows][kSlabRows]) {
 #pragma unroll
@@ -186,10 +189,13 @@ __global__ void __launch_bounds__(32 * warps, kMostResidentWarps / warps)
       sums[0][i] = sums[1][i] = 0;
     }
     __syncthreads();
-    if (threadIdx.x < kSlabRows * a.rows) {
-      const int row = threadIdx.x / kSlabRows, column = threadIdx.x % kSlabRows;
-      store_value(a, row, slab * kSlabRows + column, total[row][column], x_scales[row], x_sums[row]);
-      total[row][column] = 0;
+    if (writes) {
+      const int column = slab * kSlabRows + out_column;
+      store_value(a, out_row, column, total[out_row][out_column], x_scales[out_row],
+                  x_sums[out_row], weight_scale);
+      total[out_row][out_column] = 0;
+      const int next = column + gridDim.x * kSlabRows;
+      if (next < a.columns) weight_scale = a.weight_scales[next];
     }
   };
 

@@ -100,7 +100,8 @@ packed_linear_kernel(PackedLinearArguments a) {
   for (int i = threadIdx.x; i < kSlab * a.rows; i += blockDim.x) {
     const int row = i / kSlab, column = i % kSlab;
     if (slab + column >= a.columns) continue;
-    store_value(a, row, slab + column, totals[row][column], a.x_scales[row], a.x_sums[row]);
+    store_value(a, row, slab + column, totals[row][column], a.x_scales[row], a.x_sums[row],
+                a.weight_scales[slab + column]);
   }
 }
 
