@@ -3,14 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CUTLASS := $(VENV)/.cutlass
 RUN := runs/first
 
-.PHONY: help train test test-all test-gpu test-browser test-slurm lint clean
+.PHONY: help train kernels test test-all test-gpu test-browser test-slurm lint clean
 
 help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
 	@echo "make test      the test suite     make test-all   with the slow tests"
 	@echo "make test-gpu  the GPU tests      make lint       ruff and mypy; edits nothing"
+	@echo "make kernels   the CUDA kernels; needs nvcc, no GPU   [ARCHS=\"80;89;90a\" JOBS=2]"
 	@echo "make test-browser  the report page's tests, in headless Chromium"
 	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
 
@@ -27,6 +29,16 @@ train: $(READY)
 	@$(BIN)/questtrain generate run=$(RUN) prompt="def " max_new_tokens=80
 	@echo
 	@echo "the loss picture: $(RUN)/figures/loss.png"
+
+# Its headers alone: what the package itself needs is for another use of it.
+$(CUTLASS): $(READY)
+	@if [ -z "$$CUTLASS_PATH" ]; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cutlass==4.2.0.0; \
+	fi
+	@touch $(CUTLASS)
+
+kernels: $(CUTLASS)
+	@$(BIN)/python csrc/build.py $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not slurm"

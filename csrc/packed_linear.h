@@ -6,11 +6,10 @@
 
 #include <cstdint>
 
+#include "output.h"
 #include "quantize.h"
 
 namespace questtrain {
-
-enum class Output { bfloat16, half, float32 };
 
 struct PackedLinearArguments {
   const int8_t* x;            // [rows, width] integer codes

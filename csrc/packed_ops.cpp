@@ -7,12 +7,6 @@
 namespace questtrain {
 namespace {
 
-Output output_of(ScalarType type) {
-  return type == ScalarType::BFloat16 ? Output::bfloat16
-         : type == ScalarType::Half   ? Output::half
-                                      : Output::float32;
-}
-
 // The weight's part of the arguments; returns its container bits.
 int set_weight(PackedLinearArguments& arguments, const Tensor& like, int64_t width,
                const Tensor& weight, const Tensor& weight_scales, int64_t levels, const char* op) {

@@ -12,6 +12,8 @@
 #include <cstdint>
 #include <string>
 
+#include "output.h"
+
 namespace questtrain {
 
 using torch::headeronly::ScalarType;
@@ -78,6 +80,12 @@ inline void check_dtype(const Tensor& tensor, ScalarType type, const char* op, c
 
 inline bool is_floating(ScalarType type) {
   return type == ScalarType::BFloat16 || type == ScalarType::Half || type == ScalarType::Float;
+}
+
+inline Output output_of(ScalarType type) {
+  return type == ScalarType::BFloat16 ? Output::bfloat16
+         : type == ScalarType::Half   ? Output::half
+                                      : Output::float32;
 }
 
 inline void check_floating(ScalarType type, const char* op, const char* name) {

@@ -59,6 +59,7 @@ def examine() -> list[Finding]:
         _torch,
         _gpu,
         _compiler,
+        _kernels,
         _hub,
         _data,
         _disk,
@@ -113,6 +114,23 @@ def _compiler() -> Finding:
         return Finding("compiler", "ok", f"{compiler}: torch.compile works")
     state = "problem" if torch.cuda.is_available() else "note"
     return Finding("compiler", state, "no C++ compiler: install one, or train with compile=false")
+
+
+def _kernels() -> Finding:
+    import torch
+
+    from questtrain.kernels import extension
+
+    found = extension.load()
+    state = "problem" if found.path.exists() else "note"
+    if found.error is not None:
+        return Finding("kernels", state, f"{found.error}; the plain-torch reference serves")
+    built = f"built for {';'.join(found.architectures)} with CUDA {found.cuda}"
+    if not torch.cuda.is_available():
+        return Finding("kernels", "ok", f"{built}; they load, but there is no GPU to run them")
+    if not extension.serves("cuda"):
+        return Finding("kernels", "note", f"{built}; this GPU is older than sm_80")
+    return Finding("kernels", "ok", f"{built}; in use on this GPU")
 
 
 def _hub() -> Finding:

@@ -1,0 +1,313 @@
+"""Builds src/questtrain/kernels/questtrain_kernels.so: ``make kernels`` or ``python csrc/build.py``.
+
+Needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what it is compiled
+for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90 and as PTX of 80, which later
+GPUs can run, any other one for every architecture and as PTX of the lowest. What has not changed
+(command, source, headers) is not compiled again.
+
+The library uses the LibTorch Stable ABI: built with one torch, it runs with every torch from 2.11
+on, and loads where torch or the machine has no CUDA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "csrc"
+OBJECTS = ROOT / "build" / "kernels"
+LIBRARY = ROOT / "src" / "questtrain" / "kernels" / "questtrain_kernels.so"
+
+ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
+DEFAULT_ARCHITECTURES = ("80", "89", "90a")
+OLDEST_CUDA = (12, 4)
+CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
+
+
+class BuildError(Exception):
+    """What stands in the way of a build, for whoever started it."""
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A CUDA toolkit: its nvcc, its headers and its version."""
+
+    nvcc: str
+    include: Path
+    version: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source to compile."""
+
+    source: Path
+    target: Path
+    command: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.source.relative_to(SOURCES))
+
+
+def find_toolkit(architectures: Sequence[str]) -> Toolkit:
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    on_path = shutil.which("nvcc")
+    nvcc = next((str(path) for path in candidates[:2] if path.exists()), None) or on_path
+    if nvcc is None and candidates[-1].exists():
+        nvcc = str(candidates[-1])
+    if nvcc is None:
+        raise BuildError(
+            "no nvcc: the kernels need the CUDA toolkit. Put nvcc on the PATH or set CUDA_HOME to"
+            " the toolkit's folder. (Without kernels questtrain runs on plain torch.)"
+        )
+    text = _output([nvcc, "--version"])
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    if not found:
+        raise BuildError(f"{nvcc} --version says no release: {text.strip()[:200]}")
+    version = (int(found[1]), int(found[2]))
+    for architecture in architectures:
+        oldest = CUDA_FOR.get(architecture, OLDEST_CUDA)
+        if version < oldest:
+            raise BuildError(
+                f"{nvcc} is CUDA {_dotted(version)}; architecture {architecture} needs"
+                f" {_dotted(oldest)} or newer."
+            )
+    return Toolkit(nvcc, _cuda_headers(nvcc), version)
+
+
+def _cuda_headers(nvcc: str) -> Path:
+    """nvcc may be a script: it knows itself where its toolkit is."""
+    probe = subprocess.run(
+        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    top = re.search(r"^#\$ TOP=(.+)$", probe.stderr + probe.stdout, re.MULTILINE)
+    homes = [Path(top[1])] if top else []
+    homes.append(Path(nvcc).resolve().parents[1])
+    for home in homes:
+        for include in (home / "include", home / "targets" / "x86_64-linux" / "include"):
+            if (include / "cuda_runtime.h").exists():
+                return include.resolve()
+    raise BuildError(f"the CUDA headers of {nvcc} (cuda_runtime.h) were not found; set CUDA_HOME.")
+
+
+def cutlass_headers() -> tuple[Path, Path]:
+    """CUTLASS' include folders, of CUTLASS_PATH or of the package nvidia-cutlass."""
+    path = os.environ.get("CUTLASS_PATH")
+    if path:
+        home = Path(path).expanduser()
+    else:
+        spec = importlib.util.find_spec("cutlass_library")
+        if spec is None or spec.origin is None:
+            raise BuildError(
+                "no CUTLASS headers: pip install 'questtrain[kernels]' (nvidia-cutlass), or set"
+                " CUTLASS_PATH to a checkout of CUTLASS 4.2."
+            )
+        home = Path(spec.origin).parent / "source"
+    if not (home / "include" / "cutlass" / "cutlass.h").exists():
+        raise BuildError(f"{home} holds no include/cutlass/cutlass.h (CUTLASS_PATH={path}).")
+    return home / "include", home / "tools" / "util" / "include"
+
+
+def torch_folder() -> Path:
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise BuildError("no torch: the kernels are built against its headers; pip install torch.")
+    return Path(spec.origin).parent
+
+
+def choose_architectures(asked: str | None) -> tuple[str, ...]:
+    """What was asked for, else this machine's GPUs, else the default."""
+    if asked:
+        chosen = tuple(part for part in re.split(r"[;,\s]+", asked) if part)
+        for part in chosen:
+            if part not in ARCHITECTURES:
+                near = difflib.get_close_matches(part, ARCHITECTURES, 1, 0.0)
+                raise BuildError(
+                    f"ARCHS: {part!r} is none of {', '.join(ARCHITECTURES)}; nearest: {near[0]}"
+                )
+        return tuple(sorted(set(chosen), key=ARCHITECTURES.index))
+    return _present_architectures() or DEFAULT_ARCHITECTURES
+
+
+def _present_architectures() -> tuple[str, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    names = {f"{major}{minor}" + ("a" if major == 9 else "") for major, minor in found}
+    return tuple(name for name in ARCHITECTURES if name in names)
+
+
+def code_flags(name: str, architectures: Sequence[str]) -> list[str]:
+    """nvcc's -gencode flags for a source; empty where it is not part of this build."""
+    older = [arch for arch in architectures if not arch.startswith("90") and int(arch) < 90]
+    if "sm90" in name:
+        return [_gencode("90a")] if "90a" in architectures else []
+    if "sm80" in name:
+        return [*map(_gencode, older), "-gencode=arch=compute_80,code=compute_80"]
+    lowest = architectures[0]
+    return [
+        *map(_gencode, architectures),
+        f"-gencode=arch=compute_{lowest},code=compute_{lowest}",
+    ]
+
+
+def _gencode(arch: str) -> str:
+    return f"-gencode=arch=compute_{arch},code=sm_{arch}"
+
+
+def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
+    """CUTLASS' kernels first: they take longest."""
+    defines = ["-DNDEBUG", *(["-DQUESTTRAIN_SM90"] if "90a" in architectures else [])]
+    system = [f"-isystem={folder}" for folder in cutlass_headers()]
+    cuda = [toolkit.nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC"]
+    host = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-fPIC", "-Wall"]
+    host += ["-DUSE_CUDA", STABLE_ABI, "-isystem", str(torch_folder() / "include")]
+    host += ["-isystem", str(toolkit.include)]
+    result = []
+    for source in sorted(SOURCES.rglob("*")):
+        target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")
+        if source.suffix == ".cu":
+            codes = code_flags(source.name, architectures)
+            if not codes:
+                continue
+            extra = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"] if "sm90" in source.name else []
+            command = [*cuda, *codes, *defines, *extra, *system]
+        elif source.suffix == ".cpp":
+            command = [*host, *defines]
+        else:
+            continue
+        dependencies = ["-MMD", "-MF", str(target.with_suffix(".d"))]
+        command += [*dependencies, "-c", str(source), "-o", str(target)]
+        result.append(Job(source, target, tuple(command)))
+    return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
+
+
+def fingerprint(job: Job) -> str | None:
+    """Of the command, the source and the headers that it used; None before the first compile."""
+    listing = job.target.with_suffix(".d")
+    if not (job.target.exists() and listing.exists()):
+        return None
+    digest = hashlib.sha256("\0".join(job.command).encode())
+    names = listing.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    for name in sorted(names):
+        file = Path(name)
+        if not file.exists():
+            return None
+        digest.update(name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def is_current(job: Job) -> bool:
+    stamp = job.target.with_suffix(".stamp")
+    return stamp.exists() and stamp.read_text() == fingerprint(job)
+
+
+def compile_job(job: Job) -> float:
+    """Seconds that it took. Raises BuildError with the compiler's words."""
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        job.target.unlink(missing_ok=True)
+        words = (done.stderr + done.stdout).strip()
+        raise BuildError(f"{job.name} does not compile:\n{' '.join(job.command)}\n{words}")
+    job.target.with_suffix(".stamp").write_text(fingerprint(job) or "")
+    return time.monotonic() - start
+
+
+def compile_all(todo: Sequence[Job], parallel: int) -> None:
+    """All of them, some at a time; a failure lets the others that have begun finish."""
+    with ThreadPoolExecutor(parallel) as pool:
+        running = {pool.submit(compile_job, job): job for job in todo}
+        for count, done in enumerate(as_completed(running), 1):
+            try:
+                seconds = done.result()
+            except BuildError:
+                pool.shutdown(cancel_futures=True)
+                raise
+            _say(f"[{count:2}/{len(todo)}] {running[done].name}  {seconds:.0f} s")
+
+
+def link(toolkit: Toolkit, objects: Sequence[Path]) -> None:
+    unfinished = LIBRARY.with_suffix(".so.new")
+    command = [toolkit.nvcc, "-shared", "-o", str(unfinished), *map(str, objects)]
+    command += [f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch_cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"linking failed:\n{' '.join(command)}\n{done.stderr.strip()}")
+    unfinished.replace(LIBRARY)
+
+
+def build(asked: str | None = None, parallel: int | None = None) -> Path:
+    """The library, built for the architectures ``asked`` for; raises BuildError."""
+    start = time.monotonic()
+    architectures = choose_architectures(asked)
+    toolkit = find_toolkit(architectures)
+    everything = jobs(toolkit, architectures)
+    todo = [job for job in everything if not is_current(job)]
+    parallel = parallel or len(os.sched_getaffinity(0))
+    _say(
+        f"kernels for {';'.join(architectures)}, CUDA {_dotted(toolkit.version)}:"
+        f" {len(todo)} of {len(everything)} sources to compile, {parallel} at a time"
+    )
+    compile_all(todo, parallel)
+    link(toolkit, [job.target for job in everything])
+    facts = {"architectures": list(architectures), "cuda": _dotted(toolkit.version)}
+    LIBRARY.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+    size = LIBRARY.stat().st_size / 2**20
+    _say(f"{LIBRARY.relative_to(ROOT)}: {size:.1f} MiB, {time.monotonic() - start:.0f} s")
+    return LIBRARY
+
+
+def _output(command: Sequence[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{' '.join(command)} failed: {error}") from error
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Build the CUDA kernels.")
+    parser.add_argument("--archs", help=f"of {';'.join(ARCHITECTURES)} (default: this GPU's)")
+    parser.add_argument("--jobs", type=int, help="compilers at a time (default: all cores)")
+    options = parser.parse_args(arguments)
+    try:
+        build(options.archs or os.environ.get("ARCHS"), options.jobs)
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

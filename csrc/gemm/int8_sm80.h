@@ -1,0 +1,9 @@
+#pragma once
+
+#include "int8.h"
+
+namespace questtrain {
+
+cudaError_t int8_sm80(Output, const Int8Arguments&, cudaStream_t);
+
+}  // namespace questtrain
