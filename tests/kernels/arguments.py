@@ -1,0 +1,138 @@
+"""Random operands of the ops, and arguments for every one of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels import PackedMatrix, Quantized, container_bits, pack_bits
+from questtrain.kernels.schema import OPS
+
+LEVELS, ALPHA, BLOCK, EPSILON = 16, 2.513931, 128, 1e-5
+"""How the arguments of `arguments` are quantized."""
+
+WIDTH, COLUMNS = 256, 32
+"""K and N of `arguments`: what every op takes."""
+
+FUSED_LINEARS = tuple(op for op in OPS if op.endswith("_quantize_linear"))
+QUANTIZERS = tuple(op for op in OPS if op.endswith("_quantize"))
+
+
+class SparseMatrix(NamedTuple):
+    """A 2:4 sparse weight as `int4_sparse_linear` takes it, and its integers, int8 ``[N, K]``."""
+
+    codes: Tensor
+    metadata: Tensor
+    scales: Tensor
+    integers: Tensor
+
+
+def device_generator(device: str, seed: int) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def random_rows(
+    rows: int, width: int, dtype: torch.dtype, device: str = "cpu", seed: int = 0
+) -> Tensor:
+    """Gaussian rows of different sizes."""
+    generator = device_generator(device, seed)
+    x = torch.randn(rows, width, device=device, generator=generator)
+    return (x * (0.5 + torch.rand(rows, 1, device=device, generator=generator))).to(dtype)
+
+
+def random_quantized(
+    rows: int, width: int, levels: int, device: str = "cpu", packed: bool = False, seed: int = 0
+) -> Quantized:
+    """Uniformly distributed codes; products of two such matrices are of order 1."""
+    generator = device_generator(device, seed)
+    shape = (rows, width)
+    indices = torch.randint(levels, shape, dtype=torch.uint8, device=device, generator=generator)
+    integers = (2 * indices.to(torch.int16) - (levels - 1)).to(torch.int8)
+    size = width**0.25 * levels**0.5
+    return Quantized(
+        pack_bits(indices, container_bits(levels)) if packed else integers,
+        (0.5 + torch.rand(rows, device=device, generator=generator)) / size,
+        integers.sum(1, dtype=torch.int32),
+        torch.empty(rows, 0, dtype=torch.uint8, device=device),
+    )
+
+
+def random_weight(
+    rows: int, width: int, levels: int, device: str = "cpu", seed: int = 1
+) -> PackedMatrix:
+    return PackedMatrix(*random_quantized(rows, width, levels, device, True, seed)[:3], levels)
+
+
+def random_sparse_weight(rows: int, width: int, device: str = "cpu", seed: int = 1) -> SparseMatrix:
+    """2 of each 4 pairs of values kept, every choice of them alike."""
+    generator = device_generator(device, seed)
+    choices = torch.combinations(torch.arange(4, device=device))
+    chosen = torch.randint(6, (rows, width // 8), device=device, generator=generator)
+    pairs = choices[chosen]  # [N, K/8, 2]
+    kept = random_quantized(rows, width // 2, 16, device, seed=seed)
+    groups = torch.zeros(rows, width // 8, 4, 2, dtype=torch.int8, device=device)
+    places = pairs.unsqueeze(-1).expand(-1, -1, -1, 2)
+    groups.scatter_(2, places, kept.codes.reshape(rows, width // 8, 2, 2))
+    indices = ((kept.codes + 15) // 2).to(torch.uint8)
+    return SparseMatrix(
+        pack_bits(indices, 4),
+        pack_bits(pairs.flatten(1).to(torch.uint8), 2),
+        kept.scales,
+        groups.flatten(1),
+    )
+
+
+def arguments(
+    op: str,
+    device: str = "cpu",
+    rows: int = 3,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    packed: bool = False,
+    trust: float | None = 1.1,
+) -> tuple[Any, ...]:
+    """Arguments that ``torch.ops.questtrain.<op>`` takes on every device."""
+    if op in QUANTIZERS:
+        operands = _operands(op.removesuffix("_quantize"), device, rows, dtype, seed)
+        return (*operands, LEVELS, ALPHA, BLOCK, packed, trust)
+    weight = random_weight(COLUMNS, WIDTH, LEVELS, device, seed + 1)
+    if op in FUSED_LINEARS:
+        operands = _operands(op.removesuffix("_quantize_linear"), device, rows, dtype, seed)
+        return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
+    if op == "unpack":
+        return (random_weight(rows, WIDTH, LEVELS, device, seed).codes, LEVELS)
+    return _linear_arguments(op, device, rows, dtype, seed, weight)
+
+
+def _operands(form: str, device: str, rows: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
+    """What is quantized: x itself, its RMSNorm, that of x + residual, or SwiGLU."""
+    x = random_rows(rows, WIDTH, dtype, device, seed)
+    weight = 1 + 0.1 * random_rows(1, WIDTH, torch.float32, device, seed + 2).flatten()
+    match form:
+        case "hadamard":
+            return (x,)
+        case "rmsnorm":
+            return (x, weight, EPSILON)
+        case "add_rmsnorm":
+            return (x, random_rows(rows, WIDTH, dtype, device, seed + 3), weight, EPSILON)
+        case _:
+            return (random_rows(rows, 2 * WIDTH, dtype, device, seed),)
+
+
+def _linear_arguments(
+    op: str, device: str, rows: int, dtype: torch.dtype, seed: int, weight: PackedMatrix
+) -> tuple[Any, ...]:
+    x = random_quantized(rows, WIDTH, LEVELS, device, op.startswith("int4"), seed)
+    match op:
+        case "packed_linear":
+            return (*x[:3], weight.codes, weight.scales, LEVELS, dtype)
+        case "int4_linear":
+            return (*x[:3], weight.codes, weight.scales, weight.sums, dtype)
+        case "int4_sparse_linear":
+            sparse = random_sparse_weight(COLUMNS, WIDTH, device, seed + 1)
+            return (*x[:3], sparse.codes, sparse.metadata, sparse.scales, dtype)
+    dense = random_quantized(COLUMNS, WIDTH, LEVELS, device, seed=seed + 1)
+    tile = (0,) if op == "int8_linear_tile" else ()
+    return (*x[:2], dense.codes, dense.scales, dtype, *tile)
