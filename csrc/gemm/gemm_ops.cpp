@@ -143,12 +143,49 @@ Tensor int4_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight, Tens
   return y;
 }
 
+Tensor int4_sparse_linear(Tensor x, Tensor x_scales, Tensor weight, Tensor metadata,
+                          Tensor weight_scales, ScalarType dtype) {
+  const char* op = "int4_sparse_linear";
+  check_two_dimensional(x, op, "x");
+  check_two_dimensional(weight, op, "weight");
+  const int64_t rows = x.size(0), width = 2 * x.size(1), columns = weight.size(0);
+  STD_TORCH_CHECK(width > 0 && width % 128 == 0, op, ": the width ", width,
+                  " must be a multiple of 128");
+  STD_TORCH_CHECK(columns > 0 && columns % 16 == 0, op, ": the weight's rows ", columns,
+                  " must be a multiple of 16");
+  check_layout(x, x, op, "x");
+  check_dtype(x, ScalarType::Byte, op, "x");
+  check_matrix(weight, x, columns, width / 4, op, "weight");
+  check_dtype(weight, ScalarType::Byte, op, "weight");
+  check_matrix(metadata, x, columns, width / 16, op, "metadata");
+  check_dtype(metadata, ScalarType::Byte, op, "metadata");
+  check_scales(x_scales, x, rows, op, "x_scales");
+  check_scales(weight_scales, x, columns, op, "weight_scales");
+  check_floating(dtype, op, "dtype");
+  Tensor y = torch::stable::new_empty(x, {rows, columns}, dtype);
+  if (rows == 0) return y;
+  const DeviceGuard guard(x);
+  const Int4SparseArguments arguments{static_cast<const uint8_t*>(x.data_ptr()),
+                                      static_cast<const uint8_t*>(weight.data_ptr()),
+                                      static_cast<const uint8_t*>(metadata.data_ptr()),
+                                      static_cast<const float*>(x_scales.data_ptr()),
+                                      static_cast<const float*>(weight_scales.data_ptr()),
+                                      y.data_ptr(),
+                                      output_of(dtype),
+                                      static_cast<int>(rows),
+                                      static_cast<int>(columns),
+                                      static_cast<int>(width)};
+  check_cuda(int4_sparse_sm80(arguments, current_stream(x)), op);
+  return y;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
   m.impl("int8_linear_tile", TORCH_BOX(&int8_linear_tile));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
+  m.impl("int4_sparse_linear", TORCH_BOX(&int4_sparse_linear));
 }
 
 }  // namespace questtrain

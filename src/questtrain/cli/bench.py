@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = """usage: questtrain bench layer|prefill|decode [key=value …] [--json]
+HELP = """usage: questtrain bench layer|prefill|decode|tune [key=value …] [--json]
 
 Speed against BF16 on this machine, with the device's own limits measured in the same run.
 
   layer     linear layers, quantization included, and the quantizers alone (figure 6)
   prefill   a whole model over many tokens (figure 7)
   decode    a whole model, a token a step
+  tune      the INT8 kernel's tile configurations on Hopper; writes csrc's table
 
 Each writes a JSON file as it goes, and a picture beside it; --json prints the JSON.
 `questtrain bench layer --help` lists the settings of layer.
@@ -84,6 +85,17 @@ One token a sequence a step after a context, as CUDA graphs: packed Llamas again
   compile        [true]
 {SHARED.format(output="bench-decode.json")}"""
 
+TUNE_HELP = f"""usage: questtrain bench tune [key=value …] [--json]
+
+Measures the INT8 kernel's tile configurations and writes the table that the library picks from;
+`make kernels` then builds it in.
+
+  models         the shapes of these models   [[800M, 1600M, 7B]]
+  tokens         rows of the activation   [[16, 64, 128, …, 32768]]
+  table          the table's file   [csrc/gemm/tiles_sm90.inc]
+  milliseconds   a sample lasts   [0.8]
+{SHARED.format(output="bench-tune.json")}"""
+
 PARTS = ("block", "products", "quantizers")
 
 
@@ -129,8 +141,19 @@ class DecodeConfig:
     output: str | None
 
 
+@dataclass
+class TuneConfig:
+    models: list[str]
+    tokens: list[int]
+    rounds: int
+    milliseconds: float
+    device: str
+    table: str
+    output: str | None
+
+
 Config = TypeVar("Config")
-AnyConfig = LayerConfig | PrefillConfig | DecodeConfig
+AnyConfig = LayerConfig | PrefillConfig | DecodeConfig | TuneConfig
 
 
 def main(words: Sequence[str]) -> int:
@@ -141,6 +164,7 @@ def main(words: Sequence[str]) -> int:
         "layer": _layer,
         "prefill": _prefill,
         "decode": _decode,
+        "tune": _tune,
     }
     if words[0] not in actions:
         raise unknown("benchmark", words[0], actions)
@@ -228,6 +252,36 @@ def _decode(words: Sequence[str]) -> int:
         config.compile,
     )
     return _finish(results, arguments)
+
+
+def _tune(words: Sequence[str]) -> int:
+    parsed = _config(words, TUNE_HELP, "bench_tune", TuneConfig)
+    if parsed is None:
+        return 0
+    arguments, config = parsed
+    models = _models(config.models)
+    _at_least_one(config, "tokens", "rounds")
+    _positive(config, "milliseconds")
+
+    from questtrain.bench.tune import bench_tune
+    from questtrain.device import choose_device
+
+    if choose_device(config.device).type != "cuda":
+        raise UserError(f"device={config.device}: tiles are measured on a Hopper GPU, cuda.")
+    results, device = _start("tune", words, config)
+    bench_tune(
+        results,
+        models,
+        config.tokens,
+        device,
+        config.rounds,
+        config.milliseconds,
+        Path(config.table).expanduser(),
+    )
+    if arguments.json:
+        print(json.dumps(results.record, indent=2))
+    log.info("table: %s; measurements: %s", config.table, results.path)
+    return 0
 
 
 def _config(

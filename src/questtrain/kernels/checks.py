@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels.formats import BLOCKS, LEVELS, container_bits
+from questtrain.kernels.formats import BLOCKS, LEVELS, MAX_PACKED_LEVELS, container_bits
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -58,7 +58,7 @@ def check_format(
     if levels not in LEVELS:
         raise ValueError(f"{op}: levels must be one of {LEVELS}, not {levels}")
     if packed:
-        container_bits(levels)
+        check_packed_levels(op, "levels", levels)
     if block not in BLOCKS:
         raise ValueError(f"{op}: block must be one of {BLOCKS}, not {block}")
     if width <= 0 or width % 32 or width % block:
@@ -67,6 +67,37 @@ def check_format(
         )
     if not alpha > 0:
         raise ValueError(f"{op}: alpha must be positive, not {alpha}")
+
+
+def check_packed_levels(op: str, name: str, levels: int) -> int:
+    """The bits of one code."""
+    if not 2 <= levels <= MAX_PACKED_LEVELS:
+        raise ValueError(f"{op}: {name} of packed codes must be 2 to 16, not {levels}")
+    return container_bits(levels)
+
+
+def check_operand(op: str, name: str, x: Tensor) -> None:
+    """Rows that can be quantized."""
+    check_matrix(op, name, x, None, None, FLOATING, x)
+
+
+def check_norm(
+    op: str, x: Tensor, weight: Tensor, residual: Tensor | None = None, name: str = "weight"
+) -> None:
+    """What RMSNorm(x) or RMSNorm(x + residual) is made of; ``name`` is the norm weight's."""
+    check_operand(op, "x", x)
+    if residual is not None:
+        check_matrix(op, "residual", residual, x.shape[0], x.shape[1], (x.dtype,), x)
+    dtypes = (torch.float32,) if x.dtype == torch.float32 else (torch.float32, x.dtype)
+    check_vector(op, name, weight, x.shape[1], dtypes, x)
+
+
+def check_swiglu(op: str, gate_up: Tensor) -> int:
+    """The width of ``silu(gate)·up``."""
+    check_operand(op, "gate_up", gate_up)
+    if gate_up.shape[1] % 2:
+        raise ValueError(f"{op}: gate_up must be [rows, 2·width], not {list(gate_up.shape)}")
+    return gate_up.shape[1] // 2
 
 
 def check_multiple(op: str, what: str, size: int, divisor: int) -> None:

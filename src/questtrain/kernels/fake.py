@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import reference_linear
-from questtrain.kernels.checks import FLOATING, check_format, check_matrix, check_vector
+from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
 from questtrain.kernels.formats import container_bits
 from questtrain.kernels.reference_quantize import Five, Four
 
@@ -14,6 +14,7 @@ from questtrain.kernels.reference_quantize import Five, Four
 def hadamard_quantize(
     x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
 ) -> Four:
+    check_operand("hadamard_quantize", "x", x)
     return _quantized("hadamard_quantize", x, x.shape[1], levels, alpha, block, packed, trust)
 
 
@@ -27,7 +28,7 @@ def rmsnorm_quantize(
     packed: bool,
     trust: float | None = None,
 ) -> Four:
-    check_vector("rmsnorm_quantize", "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_norm("rmsnorm_quantize", x, weight)
     return _quantized("rmsnorm_quantize", x, x.shape[1], levels, alpha, block, packed, trust)
 
 
@@ -43,8 +44,7 @@ def add_rmsnorm_quantize(
     trust: float | None = None,
 ) -> Five:
     op = "add_rmsnorm_quantize"
-    check_matrix(op, "residual", residual, x.shape[0], x.shape[1], (x.dtype,), x)
-    check_vector(op, "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_norm(op, x, weight, residual)
     quantized = _quantized(op, x, x.shape[1], levels, alpha, block, packed, trust)
     return torch.empty_like(x), *quantized
 
@@ -52,7 +52,7 @@ def add_rmsnorm_quantize(
 def swiglu_quantize(
     gate_up: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
 ) -> Four:
-    width = gate_up.shape[1] // 2
+    width = check_swiglu("swiglu_quantize", gate_up)
     return _quantized("swiglu_quantize", gate_up, width, levels, alpha, block, packed, trust)
 
 
@@ -106,13 +106,12 @@ def int4_linear(
 def int4_sparse_linear(
     x: Tensor,
     x_scales: Tensor,
-    x_sums: Tensor,
     weight: Tensor,
     metadata: Tensor,
     weight_scales: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
-    arguments = (x, x_scales, x_sums, weight, metadata, weight_scales, dtype)
+    arguments = (x, x_scales, weight, metadata, weight_scales, dtype)
     reference_linear.check_sparse("int4_sparse_linear", *arguments)
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
 
@@ -125,6 +124,9 @@ def hadamard_quantize_linear(
     weight_scales: Tensor,
     weight_levels: int,
 ) -> Tensor:
+    check_operand("hadamard_quantize_linear", "x", x)
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    reference_linear.check_fused("hadamard_quantize_linear", x, x.shape[1], *rest)
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -138,6 +140,9 @@ def rmsnorm_quantize_linear(
     weight_scales: Tensor,
     weight_levels: int,
 ) -> Tensor:
+    check_norm("rmsnorm_quantize_linear", x, norm_weight, name="norm_weight")
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    reference_linear.check_fused("rmsnorm_quantize_linear", x, x.shape[1], *rest)
     return x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -152,6 +157,9 @@ def add_rmsnorm_quantize_linear(
     weight_scales: Tensor,
     weight_levels: int,
 ) -> tuple[Tensor, Tensor]:
+    check_norm("add_rmsnorm_quantize_linear", x, norm_weight, residual, "norm_weight")
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    reference_linear.check_fused("add_rmsnorm_quantize_linear", x, x.shape[1], *rest)
     return torch.empty_like(x), x.new_empty((x.shape[0], weight.shape[0]))
 
 
@@ -163,11 +171,14 @@ def swiglu_quantize_linear(
     weight_scales: Tensor,
     weight_levels: int,
 ) -> Tensor:
+    width = check_swiglu("swiglu_quantize_linear", gate_up)
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    reference_linear.check_fused("swiglu_quantize_linear", gate_up, width, *rest)
     return gate_up.new_empty((gate_up.shape[0], weight.shape[0]))
 
 
 def unpack(packed: Tensor, levels: int) -> Tensor:
-    width = packed.shape[1] * 8 // container_bits(levels)
+    width = reference_linear.check_unpack(packed, levels)
     return packed.new_empty((packed.shape[0], width), dtype=torch.int8)
 
 
@@ -181,7 +192,6 @@ def _quantized(
     packed: bool,
     trust: float | None,
 ) -> Four:
-    check_matrix(op, "x", x, None, None, FLOATING, x)
     check_format(op, width, levels, alpha, block, packed)
     rows = x.shape[0]
     columns = width * container_bits(levels) // 8 if packed else width

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import reference_quantize
-from questtrain.kernels.checks import check_matrix, check_multiple, check_output, check_vector
+from questtrain.kernels.checks import (
+    check_format,
+    check_matrix,
+    check_multiple,
+    check_norm,
+    check_operand,
+    check_output,
+    check_packed_levels,
+    check_swiglu,
+    check_vector,
+)
 from questtrain.kernels.formats import MAX_PACKED_LEVELS, container_bits, unpack_bits
 
 _INT8, _UINT8 = (torch.int8,), (torch.uint8,)
@@ -73,7 +83,6 @@ def int4_linear(
 def int4_sparse_linear(
     x: Tensor,
     x_scales: Tensor,
-    x_sums: Tensor,
     weight: Tensor,
     metadata: Tensor,
     weight_scales: Tensor,
@@ -85,7 +94,7 @@ def int4_sparse_linear(
     are: 4 bits a group of 8 values, the first kept pair's number in the lower 2, the second's in
     the upper 2. K is a multiple of 128, N of 16.
     """
-    check_sparse("int4_sparse_linear", x, x_scales, x_sums, weight, metadata, weight_scales, dtype)
+    check_sparse("int4_sparse_linear", x, x_scales, weight, metadata, weight_scales, dtype)
     kept = unpack(weight, MAX_PACKED_LEVELS).reshape(weight.shape[0], -1, 2, 2)
     pairs = unpack_bits(metadata, 2).reshape(weight.shape[0], -1, 2, 1).long()
     groups = kept.new_zeros(kept.shape[0], kept.shape[1], 4, 2)
@@ -96,10 +105,8 @@ def int4_sparse_linear(
 
 def unpack(packed: Tensor, levels: int) -> Tensor:
     """The int8 integers ``[N, K]`` of packed codes."""
-    check_matrix("unpack", "packed", packed, None, None, _UINT8, packed)
-    bits = container_bits(levels)
-    check_multiple("unpack", "the unpacked width", packed.shape[1] * 8 // bits, 32)
-    return (2 * unpack_bits(packed, bits).to(torch.int8)) - (levels - 1)
+    check_unpack(packed, levels)
+    return 2 * unpack_bits(packed, container_bits(levels)).to(torch.int8) - (levels - 1)
 
 
 def hadamard_quantize_linear(
@@ -111,6 +118,9 @@ def hadamard_quantize_linear(
     weight_levels: int,
 ) -> Tensor:
     """`packed_linear` of `hadamard_quantize` in blocks of 128; the result is in x's dtype."""
+    check_operand("hadamard_quantize_linear", "x", x)
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    check_fused("hadamard_quantize_linear", x, x.shape[1], *rest)
     fed = reference_quantize.hadamard_quantize(x, levels, alpha, 128, False)
     return packed_linear(*fed[:3], weight, weight_scales, weight_levels, x.dtype)
 
@@ -126,6 +136,9 @@ def rmsnorm_quantize_linear(
     weight_levels: int,
 ) -> Tensor:
     """`packed_linear` of `rmsnorm_quantize`."""
+    check_norm("rmsnorm_quantize_linear", x, norm_weight, name="norm_weight")
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    check_fused("rmsnorm_quantize_linear", x, x.shape[1], *rest)
     fed = reference_quantize.rmsnorm_quantize(x, norm_weight, eps, levels, alpha, 128, False)
     return packed_linear(*fed[:3], weight, weight_scales, weight_levels, x.dtype)
 
@@ -142,6 +155,9 @@ def add_rmsnorm_quantize_linear(
     weight_levels: int,
 ) -> tuple[Tensor, Tensor]:
     """``hidden``, and `packed_linear` of `add_rmsnorm_quantize`."""
+    check_norm("add_rmsnorm_quantize_linear", x, norm_weight, residual, "norm_weight")
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    check_fused("add_rmsnorm_quantize_linear", x, x.shape[1], *rest)
     hidden, *fed = reference_quantize.add_rmsnorm_quantize(
         x, residual, norm_weight, eps, levels, alpha, 128, False
     )
@@ -158,6 +174,9 @@ def swiglu_quantize_linear(
     weight_levels: int,
 ) -> Tensor:
     """`packed_linear` of `swiglu_quantize`."""
+    width = check_swiglu("swiglu_quantize_linear", gate_up)
+    rest = (levels, alpha, weight, weight_scales, weight_levels)
+    check_fused("swiglu_quantize_linear", gate_up, width, *rest)
     fed = reference_quantize.swiglu_quantize(gate_up, levels, alpha, 128, False)
     return packed_linear(*fed[:3], weight, weight_scales, weight_levels, gate_up.dtype)
 
@@ -183,12 +202,38 @@ def check_packed(
     dtype: torch.dtype,
 ) -> None:
     check_matrix(op, "x", x, None, None, _INT8, x)
-    columns = x.shape[1] * container_bits(levels) // 8
+    columns = x.shape[1] * check_packed_levels(op, "levels", levels) // 8
     check_matrix(op, "weight", weight, None, columns, _UINT8, x)
     check_multiple(op, "the width", x.shape[1], 128)
     check_multiple(op, "the weight's rows", weight.shape[0], 16)
     check_vector(op, "x_sums", x_sums, x.shape[0], _INT32, x)
     _check_scales(op, x, x_scales, weight, weight_scales, dtype)
+
+
+def check_fused(
+    op: str,
+    x: Tensor,
+    width: int,
+    levels: int,
+    alpha: float,
+    weight: Tensor,
+    weight_scales: Tensor,
+    weight_levels: int,
+) -> None:
+    """What operands of ``width`` columns, quantized on the way, are multiplied with."""
+    check_format(op, width, levels, alpha, 128)
+    bits = check_packed_levels(op, "weight_levels", weight_levels)
+    check_matrix(op, "weight", weight, None, width * bits // 8, _UINT8, x)
+    check_multiple(op, "the weight's rows", weight.shape[0], 16)
+    check_vector(op, "weight_scales", weight_scales, weight.shape[0], _FLOAT, x)
+
+
+def check_unpack(packed: Tensor, levels: int) -> int:
+    """The unpacked width."""
+    check_matrix("unpack", "packed", packed, None, None, _UINT8, packed)
+    width = packed.shape[1] * 8 // check_packed_levels("unpack", "levels", levels)
+    check_multiple("unpack", "the unpacked width", width, 32)
+    return width
 
 
 def check_int4(
@@ -214,7 +259,6 @@ def check_sparse(
     op: str,
     x: Tensor,
     x_scales: Tensor,
-    x_sums: Tensor,
     weight: Tensor,
     metadata: Tensor,
     weight_scales: Tensor,
@@ -225,7 +269,6 @@ def check_sparse(
     check_matrix(op, "weight", weight, None, x.shape[1] // 2, _UINT8, x)
     check_multiple(op, "the weight's rows", weight.shape[0], 16)
     check_matrix(op, "metadata", metadata, weight.shape[0], x.shape[1] // 8, _UINT8, x)
-    check_vector(op, "x_sums", x_sums, x.shape[0], _INT32, x)
     _check_scales(op, x, x_scales, weight, weight_scales, dtype)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels.checks import FLOATING, check_format, check_matrix, check_vector
+from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
 from questtrain.kernels.formats import container_bits, pack_bits
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 
@@ -29,7 +29,7 @@ def hadamard_quantize(
 ) -> Four:
     """``x [M, K]`` bf16, fp16 or fp32 → codes, scales ``[M]``, sums ``[M]``, mask ``[M, K/8]``."""
     op = "hadamard_quantize"
-    check_matrix(op, "x", x, None, None, FLOATING, x)
+    check_operand(op, "x", x)
     check_format(op, x.shape[1], levels, alpha, block, packed)
     return _quantize(x, levels, alpha, block, packed, trust)
 
@@ -46,8 +46,7 @@ def rmsnorm_quantize(
 ) -> Four:
     """`hadamard_quantize` of ``x·rsqrt(mean(x²) + eps)·weight``; weight ``[K]``."""
     op = "rmsnorm_quantize"
-    check_matrix(op, "x", x, None, None, FLOATING, x)
-    check_vector(op, "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_norm(op, x, weight)
     check_format(op, x.shape[1], levels, alpha, block, packed)
     return _quantize(_rmsnorm(x, weight, eps), levels, alpha, block, packed, trust)
 
@@ -65,9 +64,7 @@ def add_rmsnorm_quantize(
 ) -> Five:
     """``hidden = x + residual``, and `rmsnorm_quantize` of it."""
     op = "add_rmsnorm_quantize"
-    check_matrix(op, "x", x, None, None, FLOATING, x)
-    check_matrix(op, "residual", residual, x.shape[0], x.shape[1], (x.dtype,), x)
-    check_vector(op, "weight", weight, x.shape[1], (torch.float32, x.dtype), x)
+    check_norm(op, x, weight, residual)
     check_format(op, x.shape[1], levels, alpha, block, packed)
     hidden = (x.float() + residual.float()).to(x.dtype)
     normalized = _rmsnorm(hidden, weight, eps)
@@ -79,10 +76,7 @@ def swiglu_quantize(
 ) -> Four:
     """`hadamard_quantize` of ``silu(gate)·up``; ``gate_up [M, 2K]`` holds gate, then up."""
     op = "swiglu_quantize"
-    check_matrix(op, "gate_up", gate_up, None, None, FLOATING, gate_up)
-    if gate_up.shape[1] % 2:
-        raise ValueError(f"{op}: gate_up must be [rows, 2·width], not {list(gate_up.shape)}")
-    check_format(op, gate_up.shape[1] // 2, levels, alpha, block, packed)
+    check_format(op, check_swiglu(op, gate_up), levels, alpha, block, packed)
     gate, up = gate_up.float().chunk(2, dim=1)
     product = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
     return _quantize(product, levels, alpha, block, packed, trust)

@@ -23,8 +23,8 @@ SCHEMAS = (
     f"int8_linear_tile({_INT8}, int tile) -> Tensor",
     f"packed_linear({_INT4}, Tensor weight_scales, int levels, ScalarType dtype) -> Tensor",
     f"int4_linear({_INT4}, Tensor weight_scales, Tensor weight_sums, ScalarType dtype) -> Tensor",
-    f"int4_sparse_linear({_INT4}, Tensor metadata, Tensor weight_scales, ScalarType dtype)"
-    " -> Tensor",
+    f"int4_sparse_linear({_X}, Tensor weight, Tensor metadata, Tensor weight_scales,"
+    " ScalarType dtype) -> Tensor",
     f"hadamard_quantize_linear(Tensor x, {_FUSED}) -> Tensor",
     f"rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, float eps, {_FUSED}) -> Tensor",
     "add_rmsnorm_quantize_linear(Tensor x, Tensor residual, Tensor norm_weight, float eps,"
