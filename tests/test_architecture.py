@@ -32,7 +32,7 @@ FLOORS = {
     "model": FOUNDATIONS | {"quant"},
     "data": GROUND,
     "train": GROUND | {"model", "data", "quant"},
-    "inference": GROUND | {"model", "data", "quant"},
+    "inference": GROUND | {"model", "data", "quant", "kernels"},
     "bench": GROUND | {"inference", "model", "quant", "kernels"},
     "scaling": FOUNDATIONS | {"store"},
     "sweep": FOUNDATIONS | {"store", "scaling"},

@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from questtrain.inference.load import load as load
+    from questtrain.inference.pack import pack as pack
     from questtrain.quant.linear import QuantLinear as QuantLinear
     from questtrain.quant.linear import convert as convert
 
@@ -15,6 +16,7 @@ _PUBLIC = {
     "QuantLinear": "questtrain.quant.linear",
     "convert": "questtrain.quant.linear",
     "load": "questtrain.inference.load",
+    "pack": "questtrain.inference.pack",
 }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from questtrain.cli.arguments import command_config
-from questtrain.errors import UserError
+from questtrain.errors import UserError, unknown
 
 HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
 
@@ -20,7 +20,12 @@ Continues a prompt with the newest checkpoint of a run.
   seed            [0]
   step            another checkpoint than the newest
   device          auto, cpu, cuda, cuda:N   [auto]
+  packed          weights as packed codes, in the low-bit kernels: true, false, or auto, where
+                  the kernels run and the model's weights are quantized   [auto]
 """
+
+
+PACKED = {"auto": None, "true": True, "false": False}
 
 
 @dataclass
@@ -33,6 +38,7 @@ class GenerateConfig:
     seed: int
     device: str
     step: int | None
+    packed: str
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,7 +50,7 @@ def main(words: Sequence[str]) -> int:
 
     from questtrain.inference import generate_text, load_run
 
-    trained = load_run(config.run, config.device, config.step)
+    trained = load_run(config.run, config.device, config.step, PACKED[config.packed])
     print(config.prompt, end="", flush=True)
     for piece in generate_text(
         trained,
@@ -60,6 +66,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def _check(config: GenerateConfig) -> None:
+    if config.packed not in PACKED:
+        raise unknown("packed", config.packed, PACKED)
     if config.max_new_tokens < 1:
         raise UserError(f"max_new_tokens={config.max_new_tokens} must be at least 1.")
     if not config.temperature >= 0:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from questtrain.config import TrainConfig
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.device import choose_device
 from questtrain.errors import UserError
+from questtrain.inference.pack import pack
+from questtrain.kernels.extension import serves
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
@@ -20,22 +25,28 @@ from questtrain.store.files import no_such_folder
 class TrainedModel:
     """A run's model, ready for use, with its tokenizer and config."""
 
-    model: Llama
+    model: nn.Module
     tokenizer: Tokenizer
     config: TrainConfig
     step: int
 
 
-def load(run: str | Path, device: str = "auto", step: int | None = None) -> Llama:
+def load(
+    run: str | Path, device: str = "auto", step: int | None = None, packed: bool | None = False
+) -> nn.Module:
     """The model of a run folder: token ids ``[batch, length]`` → logits ``[batch, length, vocab]``.
 
     In evaluation mode and with its weights quantized once. ``step`` picks a checkpoint, the
-    newest intact one by default. Raises UserError for a folder that holds no run.
+    newest intact one by default. ``packed`` keeps the weights as codes and uses the kernels, on a
+    GPU with everything else in bf16; None does where the kernels and the model can. Raises
+    UserError for a folder that holds no run, and for a model that cannot be packed.
     """
-    return load_run(run, device, step).model
+    return load_run(run, device, step, packed).model
 
 
-def load_run(run: str | Path, device: str = "auto", step: int | None = None) -> TrainedModel:
+def load_run(
+    run: str | Path, device: str = "auto", step: int | None = None, packed: bool | None = False
+) -> TrainedModel:
     """`load` with the tokenizer and config that belong to the model."""
     folder = Path(run).expanduser()
     if not folder.is_dir():
@@ -44,11 +55,26 @@ def load_run(run: str | Path, device: str = "auto", step: int | None = None) -> 
     checkpoint = _newest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
-    model.to(choose_device(device)).eval().requires_grad_(False)
+    ready = _for_use(model, choose_device(device), packed)
+    return TrainedModel(ready, _tokenizer(folder), config, checkpoint.step)
+
+
+def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
+    """The model on its device, with packed weights or with the values they stand for."""
+    model.to(device).eval().requires_grad_(False)
+    if packed is None:
+        packed = serves(device) and _has_quantized_weights(model)
+    if packed:
+        return pack(model, torch.bfloat16 if device.type == "cuda" else None)
     for module in model.modules():
         if isinstance(module, QuantLinear):
             module.freeze_weight()
-    return TrainedModel(model, _tokenizer(folder), config, checkpoint.step)
+    return model
+
+
+def _has_quantized_weights(model: Llama) -> bool:
+    linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    return any(linear.bits.weight.quantized for linear in linears)
 
 
 def _newest_checkpoint(folder: Path) -> Checkpoint:

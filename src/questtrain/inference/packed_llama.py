@@ -1,0 +1,178 @@
+"""A Llama whose blocks run on integers, with as few kernels a block as the operations allow.
+
+The structure is `questtrain.model.Llama`'s; three things are fused. Each norm (with the residual
+addition before it), and SiLU·up, quantizes what it makes; Q, K and V are one product, gate and up
+another; and the residual addition after a product waits for the next norm:
+
+    + residual, norm, quantize → qkv → rotary, attention → quantize → o
+    + residual, norm, quantize → gate and up → SiLU·up, quantize → down
+
+Shape suffixes: B batch, T tokens, S tokens seen so far, D hidden size, H heads, K head width,
+V vocabulary, M = B·T rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from questtrain.kernels import (
+    add_rmsnorm_quantize,
+    hadamard_quantize,
+    rmsnorm_quantize,
+    swiglu_quantize,
+)
+from questtrain.model import Cache, Llama
+from questtrain.model.llama import Block, positions, rotary_angles, rotate
+from questtrain.quant import PackedLinear
+from questtrain.quant.packed_weight import IntegerWeight
+from questtrain.quant.packing import RowFormat
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+Linear = TypeVar("Linear", bound=nn.Module)
+
+
+class PackedBlock(nn.Module):
+    """One transformer block on packed weights.
+
+    The residual stream is passed on as two summands, ``x [M, D]`` and what the block before added
+    to it, so that their sum is made inside the next norm's kernel.
+    """
+
+    attention_norm: Tensor
+    mlp_norm: Tensor
+
+    def __init__(self, block: Block, layer: int, linears: Mapping[str, PackedLinear]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = block.attention.num_heads
+        self.attention_eps, self.mlp_eps = _eps(block.attention_norm), _eps(block.mlp_norm)
+        self.register_buffer("attention_norm", block.attention_norm.weight.detach().clone())
+        self.register_buffer("mlp_norm", block.mlp_norm.weight.detach().clone())
+        self.qkv = IntegerWeight.stacked([linears[name].weight for name in ATTENTION[:3]])
+        self.o = linears["o_proj"].weight
+        self.gate_up = IntegerWeight.stacked([linears[name].weight for name in MLP[:2]])
+        self.down = linears["down_proj"].weight
+        self.qkv_format = linears["q_proj"].activation
+        self.o_format = linears["o_proj"].activation
+        self.gate_up_format = linears["gate_proj"].activation
+        self.down_format = linears["down_proj"].activation
+
+    def forward(
+        self,
+        x_MD: Tensor,
+        added_MD: Tensor | None,
+        batch: int,
+        rotary: tuple[Tensor, Tensor],
+        cache: Cache | None,
+    ) -> tuple[Tensor, Tensor]:
+        form = self.qkv_format
+        arguments = (form.levels, form.alpha, form.block)
+        if added_MD is None:
+            fed = rmsnorm_quantize(x_MD, self.attention_norm, self.attention_eps, *arguments)
+        else:
+            x_MD, fed = add_rmsnorm_quantize(
+                added_MD, x_MD, self.attention_norm, self.attention_eps, *arguments
+            )
+        qkv = self.qkv.product(fed, x_MD.dtype)
+        y_MD = self._attend(qkv, batch, rotary, cache)
+        form = self.o_format
+        fed = hadamard_quantize(y_MD, form.levels, form.alpha, form.block)
+        added_MD = self.o.product(fed, x_MD.dtype)
+
+        form = self.gate_up_format
+        arguments = (form.levels, form.alpha, form.block)
+        x_MD, fed = add_rmsnorm_quantize(added_MD, x_MD, self.mlp_norm, self.mlp_eps, *arguments)
+        gate_up = self.gate_up.product(fed, x_MD.dtype)
+        form = self.down_format
+        fed = swiglu_quantize(gate_up, form.levels, form.alpha, form.block)
+        return x_MD, self.down.product(fed, x_MD.dtype)
+
+    def _attend(
+        self, qkv: Tensor, batch: int, rotary: tuple[Tensor, Tensor], cache: Cache | None
+    ) -> Tensor:
+        """Causal attention of ``[M, 3·D]``, heads joined again: ``[M, D]``."""
+        split = qkv.view(batch, qkv.shape[0] // batch, 3, self.num_heads, -1)
+        q_BHTK, k_BHSK, v_BHSK = (part.transpose(1, 2) for part in split.unbind(2))
+        q_BHTK, k_BHSK = rotate(q_BHTK, rotary), rotate(k_BHSK, rotary)
+        mask = None
+        if cache is not None:
+            k_BHSK, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
+            mask = cache.causal_mask(q_BHTK.shape[2], k_BHSK.shape[2], qkv.device)
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None
+        )
+        return y_BHTK.transpose(1, 2).reshape(qkv.shape[0], -1)
+
+
+class PackedLlama(nn.Module):
+    """Token ids ``[B, T]`` → logits ``[B, T, V]``, as `Llama`.
+
+    Embedding, norms, head and the residual stream are in one dtype, the embedding's.
+    """
+
+    def __init__(self, model: Llama, linears: Mapping[str, PackedLinear]) -> None:
+        """``linears`` holds every block's seven layers, by their names in ``model``."""
+        super().__init__()
+        self.config = model.config
+        self.embed_tokens = copy.deepcopy(model.embed_tokens)
+        self.layers = nn.ModuleList(
+            PackedBlock(block, layer, _of_block(linears, layer))
+            for layer, block in enumerate(model.layers)
+            if isinstance(block, Block)
+        )
+        self.norm = copy.deepcopy(model.norm)
+        self.lm_head = copy.deepcopy(model.lm_head)
+
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
+        batch, length = tokens_BT.shape
+        rotary = rotary_angles(self.config, positions(tokens_BT, cache))
+        x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None
+        for block in self.layers:
+            x_MD, added_MD = block(x_MD, added_MD, batch, rotary, cache)
+        if cache is not None:
+            cache.advance(length)
+        if added_MD is not None:
+            x_MD = x_MD + added_MD
+        logits_BTV: Tensor = self.lm_head(self.norm(x_MD)).view(batch, length, -1)
+        return logits_BTV
+
+
+def can_fuse(model: Llama, linears: Mapping[str, nn.Module]) -> bool:
+    """Whether every block's layers are integer products that share their inputs' format."""
+    for layer in range(len(model.layers)):
+        try:
+            block = _of_block(linears, layer)
+        except KeyError:
+            return False
+        integer = {name: each for name, each in block.items() if isinstance(each, PackedLinear)}
+        if len(integer) < len(block):
+            return False
+        for names in (ATTENTION[:3], MLP[:2]):
+            if len({_kind(integer[name]) for name in names}) > 1:
+                return False
+    return True
+
+
+def _kind(linear: PackedLinear) -> tuple[RowFormat, int, bool]:
+    return linear.activation, linear.weight.levels, linear.weight.is_packed
+
+
+def _of_block(linears: Mapping[str, Linear], layer: int) -> dict[str, Linear]:
+    """A block's layers by their last name; KeyError where one is missing."""
+    groups: Sequence[tuple[str, Sequence[str]]] = (("attention", ATTENTION), ("mlp", MLP))
+    return {
+        name: linears[f"layers.{layer}.{group}.{name}"] for group, names in groups for name in names
+    }
+
+
+def _eps(norm: nn.RMSNorm) -> float:
+    assert norm.eps is not None
+    return norm.eps

@@ -1,0 +1,152 @@
+"""Weights as they are stored: codes of few bits and their scales, never a float matrix.
+
+Two forms. `IntegerWeight` is what the integer kernels multiply: a uniform grid's level indices, or
+the integers they stand for, and one scale a row. `CodedWeight` is for everything else (FP4, 8 bits,
+16-bit or learned activations): its values are made from the codes where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from questtrain.kernels import (
+    Int8Matrix,
+    PackedMatrix,
+    Quantized,
+    container_bits,
+    pack_bits,
+    quantized_linear,
+    unpack,
+    unpack_bits,
+)
+from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.formats import MAX_PACKED_LEVELS
+from questtrain.quant.grid import Grid, UniformGrid
+from questtrain.quant.quantizer import QuantizedTensor
+
+
+class _Stored(nn.Module):
+    """Buffers of codes and scales; the scales keep their dtype when a model is cast."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stored:
+        scales = self.scales
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.scales.dtype != scales.dtype:
+            self.scales = scales.to(self.scales.device)
+        return self
+
+    def bytes(self) -> int:
+        """Bytes of all that is stored."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
+
+
+class IntegerWeight(_Stored):
+    """``[N, K]`` integers ``v = 2·code - (levels-1)`` times a scale a row; a pruned value is 0.
+
+    Buffers: ``codes``, packed uint8 ``[N, K·bits/8]``, or int8 ``[N, K]`` integers where there are
+    more than 16 levels or pruned values; ``scales`` fp32 ``[N]``, the value of one unit; ``sums``
+    int32 ``[N]`` of the integers; and ``int8 [N, K]`` where `keep_int8` was called.
+    """
+
+    sums: Tensor
+    int8: Tensor | None
+
+    def __init__(self, codes: Tensor, scales: Tensor, sums: Tensor, levels: int) -> None:
+        super().__init__()
+        self.levels = levels
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        self.register_buffer("sums", sums)
+        self.register_buffer("int8", None)
+
+    @classmethod
+    def of(cls, stored: QuantizedTensor, grid: UniformGrid) -> IntegerWeight:
+        """From a quantizer's codes of a weight ``[N, K]`` on a ``grid`` of 2 to 128 levels."""
+        rows = stored.codes.shape[0]
+        integers = (2 * stored.codes.to(torch.int16) - (grid.levels - 1)).to(torch.int8)
+        if stored.kept is not None:
+            integers = integers * stored.kept
+        scales = (stored.scale / (grid.levels - 1)).float().reshape(-1).expand(rows).contiguous()
+        codes = integers
+        if stored.kept is None and grid.levels <= MAX_PACKED_LEVELS:
+            codes = pack_bits(stored.codes, container_bits(grid.levels))
+        return cls(codes, scales, integers.sum(-1, dtype=torch.int32), grid.levels)
+
+    @classmethod
+    def stacked(cls, weights: Sequence[IntegerWeight]) -> IntegerWeight:
+        """The rows of several weights of the same levels and width, one below the other."""
+        parts = zip(*((w.codes, w.scales, w.sums) for w in weights), strict=True)
+        codes, scales, sums = (torch.cat(part) for part in parts)
+        return cls(codes, scales, sums, weights[0].levels)
+
+    @property
+    def is_packed(self) -> bool:
+        return self.codes.dtype == torch.uint8
+
+    @property
+    def out_features(self) -> int:
+        return self.codes.shape[0]
+
+    def integers(self) -> Tensor:
+        """int8 ``[N, K]``."""
+        return unpack(self.codes, self.levels) if self.is_packed else self.codes
+
+    def keep_int8(self) -> None:
+        """Hold the integers of packed codes too: a byte a weight more, and products of many rows
+        need not unpack them."""
+        if self.is_packed:
+            self.int8 = self.integers()
+
+    def matrix(self, rows: int) -> PackedMatrix | Int8Matrix:
+        """The form in which to multiply ``rows`` rows of activations."""
+        if not self.is_packed:
+            return Int8Matrix(self.codes, self.scales)
+        if self.int8 is not None and rows > MAX_PACKED_ROWS:
+            return Int8Matrix(self.int8, self.scales)
+        return PackedMatrix(self.codes, self.scales, self.sums, self.levels)
+
+    def product(self, x: Quantized, dtype: torch.dtype) -> Tensor:
+        """``x [M, K]`` times this weight's transpose, ``[M, N]`` in ``dtype``."""
+        return quantized_linear(x, self.matrix(x.codes.shape[0]), dtype)
+
+    def extra_repr(self) -> str:
+        return f"codes={tuple(self.codes.shape)} {self.codes.dtype}, levels={self.levels}"
+
+
+class CodedWeight(_Stored):
+    """``[N, K]`` codes of any grid: packed where they have up to 4 bits, otherwise a byte each.
+
+    Buffers: ``codes`` uint8; ``scales``, the grid's half-widths ``[N, 1]`` or ``[1]`` in at least
+    fp32; ``kept`` uint8 ``[N, K/8]``, a bit a value, where sparsity prunes some.
+    """
+
+    kept: Tensor | None
+
+    def __init__(self, stored: QuantizedTensor, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        levels = grid.levels if isinstance(grid, UniformGrid) else MAX_PACKED_LEVELS
+        self.bits = container_bits(levels) if levels <= MAX_PACKED_LEVELS else 8
+        if stored.codes.shape[-1] * self.bits % 8:
+            self.bits = 8
+        self.register_buffer("codes", pack_bits(stored.codes, self.bits))
+        self.register_buffer("scales", stored.scale)
+        kept = None if stored.kept is None else pack_bits(stored.kept.to(torch.uint8), 1)
+        self.register_buffer("kept", kept)
+
+    def values(self) -> Tensor:
+        """What the codes stand for, ``[N, K]`` in the scales' dtype and the quantizer's space."""
+        codes = unpack_bits(self.codes, self.bits)
+        values = self.grid.decode(codes.to(self.scales.dtype), self.scales)
+        if self.kept is None:
+            return values
+        return torch.where(unpack_bits(self.kept, 1).bool(), values, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"codes={tuple(self.codes.shape)}, grid={self.grid}, sparse={self.kept is not None}"

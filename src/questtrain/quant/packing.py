@@ -1,0 +1,161 @@
+"""From a trained `QuantLinear` to a layer for use: packed codes instead of a float weight.
+
+The codes are the ones that the layer's own quantizer gives, so that a packed layer is the trained
+one. Where both operands are on uniform grids with a Gaussian activation scale, in the same space,
+the product is one of integers and the kernels serve it (`PackedLinear`). Every other format keeps
+its weight packed and multiplies the values (`PackedWeightLinear`): the same outputs, less memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from questtrain.errors import UserError
+from questtrain.kernels import hadamard_quantize
+from questtrain.kernels.formats import BLOCKS, LEVELS
+from questtrain.quant.grid import UniformGrid
+from questtrain.quant.linear import QuantLinear
+from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
+from questtrain.quant.quantizer import Quantizer, Unquantized
+from questtrain.quant.rotation import HadamardRotation, NoRotation
+from questtrain.quant.scale import GaussianScale
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How an activation is quantized, a row at a time: ``levels`` on ``[-α·rms, α·rms]`` after a
+    Hadamard transform of ``block`` columns. What the quantizing kernels take."""
+
+    levels: int
+    alpha: float
+    block: int
+
+    @classmethod
+    def of(cls, quantizer: nn.Module) -> RowFormat | None:
+        """The format of a quantizer that the kernels have, None for another one."""
+        if not isinstance(quantizer, Quantizer) or not _is_plain(quantizer):
+            return None
+        grid, scale = quantizer.grid, quantizer.scale
+        if not isinstance(grid, UniformGrid) or grid.levels not in LEVELS:
+            return None
+        block = _block(quantizer.rotation)
+        if not isinstance(scale, GaussianScale) or block not in BLOCKS:
+            return None
+        return cls(grid.levels, scale.alpha, block)
+
+
+class PackedLinear(nn.Module):
+    """``x [..., K] → [..., N]`` in x's dtype: quantizes the rows and multiplies integers."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self, weight: IntegerWeight, activation: RowFormat, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.activation = activation
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        form = self.activation
+        quantized = hadamard_quantize(rows, form.levels, form.alpha, form.block)
+        y = self.weight.product(quantized, x.dtype)
+        if self.bias is not None:
+            y = y + self.bias.to(x.dtype)
+        return y.reshape(*x.shape[:-1], self.weight.out_features)
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
+
+
+class PackedWeightLinear(nn.Module):
+    """``x [..., K] → [..., N]`` with a weight that is unpacked at each call."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: CodedWeight,
+        back: nn.Module | None,
+        activation_quantizer: nn.Module,
+        bias: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight = weight
+        self.back = back
+        self.activation_quantizer = activation_quantizer
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = self.weight.values()
+        if self.back is not None:
+            values = self.back(values)
+        x = self.activation_quantizer(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, values.to(x.dtype), bias)
+
+
+@torch.no_grad()
+def pack_linear(layer: QuantLinear, name: str = "layer") -> PackedLinear | PackedWeightLinear:
+    """The packed form of a trained layer; ``name`` is what an error calls it.
+
+    Raises UserError for a layer whose weight is not quantized, or no longer holds what its
+    quantizer needs.
+    """
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, Quantizer):
+        raise UserError(_nothing_to_pack(layer, name))
+    stored = quantizer.quantize(layer.weight)
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    activation = RowFormat.of(layer.activation_quantizer)
+    if activation is not None and _has_integer_product(layer, quantizer):
+        assert isinstance(quantizer.grid, UniformGrid)
+        return PackedLinear(IntegerWeight.of(stored, quantizer.grid), activation, bias)
+    back, activation_quantizer = copy.deepcopy((quantizer.rotation, layer.activation_quantizer))
+    weight = CodedWeight(stored, quantizer.grid)
+    return PackedWeightLinear(
+        weight, back if quantizer.rotate_back else None, activation_quantizer, bias
+    )
+
+
+def _has_integer_product(layer: QuantLinear, quantizer: Quantizer) -> bool:
+    """Whether the kernels multiply such a weight; whichever space it is in, the activation's
+    format has shown to be in the same (`pair_rotations`)."""
+    return (
+        isinstance(quantizer.grid, UniformGrid)
+        and quantizer.grid.levels in LEVELS
+        and not quantizer.rotate_back
+        and layer.weight.dtype != torch.float64
+        and layer.in_features % 32 == 0
+        and layer.out_features % 8 == 0
+    )
+
+
+def _is_plain(quantizer: Quantizer) -> bool:
+    """Neither sparse nor shifted, and it leaves its values where it quantizes them."""
+    return quantizer.sparsity is None and quantizer.offset is None and not quantizer.rotate_back
+
+
+def _block(rotation: nn.Module) -> int | None:
+    if isinstance(rotation, NoRotation):
+        return 1
+    return rotation.signs.shape[0] if isinstance(rotation, HadamardRotation) else None
+
+
+def _nothing_to_pack(layer: QuantLinear, name: str) -> str:
+    if layer.bits.weight.quantized and isinstance(layer.weight_quantizer, Unquantized):
+        return (
+            f"{name} ({layer.bits}) holds frozen values and no codes: pack a model before its"
+            " weights are frozen; questtrain.load(run, packed=True) does."
+        )
+    return (
+        f"{name} ({layer.bits}) has a 16-bit weight: there is nothing to pack. Weights of 1 to 8"
+        " bits, fp4 and 2:4 sparse ones can be packed."
+    )
