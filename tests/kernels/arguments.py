@@ -132,7 +132,7 @@ def _linear_arguments(
             return (*x[:3], weight.codes, weight.scales, weight.sums, dtype)
         case "int4_sparse_linear":
             sparse = random_sparse_weight(COLUMNS, WIDTH, device, seed + 1)
-            return (*x[:3], sparse.codes, sparse.metadata, sparse.scales, dtype)
+            return (*x[:2], sparse.codes, sparse.metadata, sparse.scales, dtype)
     dense = random_quantized(COLUMNS, WIDTH, LEVELS, device, seed=seed + 1)
     tile = (0,) if op == "int8_linear_tile" else ()
     return (*x[:2], dense.codes, dense.scales, dtype, *tile)

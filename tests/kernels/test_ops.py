@@ -1,0 +1,229 @@
+"""Every op: what torch asks of it, what tracing sees, and what it refuses."""
+
+import re
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import questtrain.kernels as kernels
+from questtrain.kernels.schema import OPS
+from tests.kernels.arguments import (
+    COLUMNS,
+    EPSILON,
+    FUSED_LINEARS,
+    LEVELS,
+    QUANTIZERS,
+    WIDTH,
+    arguments,
+    random_rows,
+    random_weight,
+)
+
+PRODUCTS = [name for name in OPS if name.endswith(("_linear", "_tile")) and "_quantize" not in name]
+
+
+def op_of(name):
+    return getattr(torch.ops.questtrain, name)
+
+
+def tensors(result):
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def names_of(name):
+    return [argument.name for argument in op_of(name).default._schema.arguments]
+
+
+def named(name, **changes):
+    """The op's arguments by name, some of them changed."""
+    return {**dict(zip(names_of(name), arguments(name), strict=True)), **changes}
+
+
+def on_meta(value):
+    """The same strides too."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+
+def fake_call(name, by_name):
+    return op_of(name)(**{key: on_meta(value) for key, value in by_name.items()})
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name):
+    for rows in (1, 3):
+        opcheck(op_of(name), arguments(name, rows=rows))
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_opcheck_of_the_other_forms_of_quantizers(name, dtype):
+    opcheck(op_of(name), arguments(name, dtype=dtype, packed=True, trust=None))
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("rows", [0, 1, 17])
+def test_tracing_sees_the_same_shapes_dtypes_and_layouts(name, rows):
+    operands = arguments(name, rows=rows)
+    results = tensors(op_of(name)(*operands))
+    fakes = tensors(op_of(name)(*map(on_meta, operands)))
+    for result, fake in zip(results, fakes, strict=True):
+        assert (result.shape, result.dtype) == (fake.shape, fake.dtype)
+        assert result.is_contiguous()
+        assert fake.is_contiguous()
+
+
+def chain(weight, norm):
+    """All kinds of ops, one after the other, as a model has them."""
+
+    def linear(x):
+        return kernels.quantized_linear(x, weight, torch.bfloat16)
+
+    def run(x, residual):
+        hidden, x = kernels.add_rmsnorm_quantize(x, residual, norm, EPSILON, 16, 2.5, trust=1.1)
+        x = linear(kernels.rmsnorm_quantize(linear(x), norm, EPSILON, 16, 2.5))
+        x = linear(kernels.swiglu_quantize(torch.cat([x, hidden], 1), 16, 2.5))
+        return hidden + linear(kernels.hadamard_quantize(x, 16, 2.5))
+
+    return run
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_compiled_without_a_break(dense):
+    weight = random_weight(WIDTH, WIDTH, LEVELS)
+    if dense:
+        weight = kernels.Int8Matrix(kernels.unpack(weight.codes, LEVELS), weight.scales)
+    run = chain(weight, torch.ones(WIDTH))
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for rows in (5, 70):
+        x, residual = (random_rows(rows, WIDTH, torch.bfloat16, seed=seed) for seed in (0, 1))
+        assert torch.equal(compiled(x, residual), run(x, residual))
+
+
+def test_one_graph_serves_all_numbers_of_rows():
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    def quantize(x):
+        return kernels.hadamard_quantize(x, 16, 2.5)
+
+    compiled = torch.compile(quantize, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (3, 17, 300):
+        assert compiled(random_rows(rows, WIDTH, torch.bfloat16)).codes.shape == (rows, WIDTH)
+    assert len(graphs) == 1
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_tensor_of_another_shape_dtype_or_layout_is_refused(name):
+    """On the CPU and in tracing alike; the message names the op and the argument."""
+    good = named(name)
+    for argument, value in good.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        about = rf"^{name}: {re.escape(argument)} must "
+        scattered = torch.stack([value, value], -1)[..., 0]
+        for wrong, message in (
+            (value.unsqueeze(0), about),
+            (value.to(torch.complex64), rf"{about}be .*, not torch.complex64"),
+            (scattered, f"{about}be contiguous"),
+        ):
+            changed = {**good, argument: wrong}
+            for refuses in (lambda a: op_of(name)(**a), lambda a: fake_call(name, a)):
+                with pytest.raises(ValueError, match=message):
+                    refuses(changed)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_tensor_on_another_device_is_refused(name):
+    good = named(name)
+    first = next(iter(good))
+    for argument, value in good.items():
+        if isinstance(value, torch.Tensor) and argument != first:
+            with pytest.raises(ValueError, match=rf"^{name}: {argument} must be on cpu, not meta"):
+                op_of(name)(**{**good, argument: value.to("meta")})
+
+
+@pytest.mark.parametrize("name", [*QUANTIZERS, *FUSED_LINEARS])
+def test_a_format_that_is_none_is_refused(name):
+    levels = r"levels must be one of \(2, 3, 4, 8, 16, 32, 64, 128\), not"
+    block = r"block must be one of \(1, 16, 32, 64, 128, 256\), not"
+    weight_levels = "weight_levels of packed codes must be 2 to 16, not"
+    for argument, wrong, message in (
+        ("levels", 5, f"{levels} 5"),
+        ("levels", 256, f"{levels} 256"),
+        ("alpha", 0.0, "alpha must be positive, not 0.0"),
+        ("alpha", float("nan"), "alpha must be positive, not nan"),
+        ("block", 48, f"{block} 48"),
+        ("block", 512, f"{block} 512"),
+        ("weight_levels", 32, f"{weight_levels} 32"),
+        ("weight_levels", 1, f"{weight_levels} 1"),
+    ):
+        if argument in names_of(name):
+            changed = named(name, **{argument: wrong})
+            for refuses in (lambda a: op_of(name)(**a), lambda a: fake_call(name, a)):
+                with pytest.raises(ValueError, match=f"^{name}: {message}"):
+                    refuses(changed)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_too_many_levels_to_pack_are_refused(name):
+    with pytest.raises(
+        ValueError, match=f"^{name}: levels of packed codes must be 2 to 16, not 32"
+    ):
+        op_of(name)(**named(name, levels=32, packed=True))
+
+
+@pytest.mark.parametrize(("width", "block"), [(48, 16), (96, 64), (128, 256), (0, 1)])
+def test_a_width_that_cannot_be_divided_is_refused(width, block):
+    message = f"the width {width} must be a multiple of 32 and of the block {block}"
+    with pytest.raises(ValueError, match=f"^hadamard_quantize: {message}"):
+        kernels.hadamard_quantize(torch.ones(2, width), 16, 2.5, block)
+
+
+def test_an_odd_gate_up_is_refused():
+    with pytest.raises(ValueError, match=r"swiglu_quantize: gate_up must be \[rows, 2·width\]"):
+        kernels.swiglu_quantize(torch.ones(2, 129), 16, 2.5)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_of_another_dtype_is_refused(name):
+    message = f"^{name}: dtype must be bfloat16 or float16 or float32, not torch.float64"
+    with pytest.raises(ValueError, match=message):
+        op_of(name)(**named(name, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("int8_linear", (4, WIDTH - 8), f"the width {WIDTH - 8} must be a multiple of 16"),
+        ("int8_linear", (COLUMNS - 1, WIDTH), "the weight's rows 31 must be a multiple of 8"),
+        ("packed_linear", (COLUMNS - 1, WIDTH), "the weight's rows 31 must be a multiple of 16"),
+        ("int4_linear", (COLUMNS - 1, WIDTH), "the weight's rows 31 must be a multiple of 8"),
+        ("int4_sparse_linear", (COLUMNS - 1, WIDTH), "the weight's rows 31 must be a multiple"),
+    ],
+)
+def test_sizes_that_the_kernels_cannot_divide_are_refused(name, size, message):
+    columns, width = size
+    good = named(name)
+    of_weight = ("weight", "weight_scales", "weight_sums", "metadata")
+    wrong = {key: value[:columns] if key in of_weight else value for key, value in good.items()}
+    if width != WIDTH:
+        wrong["x"] = good["x"][:, :width].contiguous()
+        wrong["weight"] = good["weight"][:, :width].contiguous()
+    with pytest.raises(ValueError, match=f"^{name}: {re.escape(message)}"):
+        op_of(name)(**wrong)
+
+
+def test_a_packed_weight_of_another_width_is_refused():
+    good = named("packed_linear")
+    message = r"^packed_linear: weight must be \['any', 64\], not \[32, 128\]"
+    with pytest.raises(ValueError, match=message):
+        op_of("packed_linear")(**{**good, "levels": 4})

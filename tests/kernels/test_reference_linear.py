@@ -1,0 +1,150 @@
+"""The products: exact integers, scaled in float64, rounded once; and which of them runs."""
+
+import pytest
+import torch
+
+import questtrain.kernels as kernels
+from questtrain.kernels.schema import OPS
+from tests.kernels.arguments import (
+    ALPHA,
+    COLUMNS,
+    EPSILON,
+    FUSED_LINEARS,
+    LEVELS,
+    WIDTH,
+    arguments,
+    random_quantized,
+    random_rows,
+    random_sparse_weight,
+    random_weight,
+)
+
+ops = torch.ops.questtrain
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def product(x, x_scales, weight, weight_scales, dtype):
+    exact = x.long() @ weight.long().t()
+    return (exact.double() * (x_scales.double()[:, None] * weight_scales.double())).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(0, 8, 16), (1, 8, 16), (17, 24, 48), (300, 16, 528)]
+)
+def test_int8_linear(rows, columns, width, dtype):
+    x = random_quantized(rows, width, 128)
+    weight = random_quantized(columns, width, 128, seed=1)
+    expected = product(x.codes, x.scales, weight.codes, weight.scales, dtype)
+    operands = (x.codes, x.scales, weight.codes, weight.scales, dtype)
+    assert torch.equal(ops.int8_linear(*operands), expected)
+    assert torch.equal(ops.int8_linear_tile(*operands, 3), expected)
+
+
+@pytest.mark.parametrize("value", [127, -127])
+def test_the_largest_integers_do_not_overflow(value):
+    x = torch.full((2, 28672), 127, dtype=torch.int8)
+    weight = torch.full((8, 28672), value, dtype=torch.int8)
+    y = ops.int8_linear(x, torch.ones(2), weight, torch.ones(8), torch.float32)
+    assert (y == float(127 * value * 28672)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(0, 16, 128), (1, 16, 128), (17, 48, 384), (77, 16, 256)]
+)
+def test_packed_linear(rows, columns, width, levels, dtype):
+    x = random_quantized(rows, width, 128)
+    weight = random_weight(columns, width, levels)
+    y = ops.packed_linear(*x[:3], weight.codes, weight.scales, levels, dtype)
+    values = kernels.unpack(weight.codes, levels)
+    assert torch.equal(y, product(x.codes, x.scales, values, weight.scales, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(0, 8, 64), (1, 8, 64), (17, 24, 192), (77, 16, 256)]
+)
+def test_int4_linear(rows, columns, width, dtype):
+    x = random_quantized(rows, width, 16, packed=True)
+    weight = random_weight(columns, width, 16)
+    y = ops.int4_linear(*x[:3], *weight[:3], dtype)
+    integers = kernels.unpack(x.codes, 16), kernels.unpack(weight.codes, 16)
+    assert torch.equal(y, product(integers[0], x.scales, integers[1], weight.scales, dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(0, 16, 128), (1, 16, 128), (17, 48, 384), (77, 16, 256)]
+)
+def test_int4_sparse_linear(rows, columns, width, dtype):
+    x = random_quantized(rows, width, 16, packed=True)
+    weight = random_sparse_weight(columns, width)
+    y = ops.int4_sparse_linear(*x[:2], weight.codes, weight.metadata, weight.scales, dtype)
+    integers = kernels.unpack(x.codes, 16)
+    assert torch.equal(y, product(integers, x.scales, weight.integers, weight.scales, dtype))
+
+
+def test_indices_give_the_product_of_integers():
+    """What the INT4 kernel computes: 4·Σ q_x·q_w - 15·(Σ v_x + Σ v_w) - 225·K."""
+    x, weight = random_quantized(5, 256, 16), random_quantized(8, 256, 16, seed=1)
+    q_x, q_w = ((operand.codes.long() + 15) // 2 for operand in (x, weight))
+    sums = x.sums.long()[:, None] + weight.sums.long()
+    indices = 4 * (q_x @ q_w.t()) - 15 * sums - 225 * 256
+    assert torch.equal(indices, x.codes.long() @ weight.codes.long().t())
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.endswith("_linear") and "quant" not in op])
+def test_a_row_without_a_number_stays_alone(op):
+    x, scales, *rest = arguments(op, rows=5)
+    expected = getattr(ops, op)(x, scales, *rest)
+    spoiled = scales.clone()
+    spoiled[2] = torch.nan
+    y = getattr(ops, op)(x, spoiled, *rest)
+    assert y[2].isnan().all()
+    assert torch.equal(y[[0, 1, 3, 4]], expected[[0, 1, 3, 4]])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("levels", [2, 3, 4, 16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_linears_equal_the_compositions(levels, rows, dtype):
+    weight = random_weight(COLUMNS, WIDTH, levels)
+    rest = (LEVELS, ALPHA, weight.codes, weight.scales, levels)
+    x, residual = (random_rows(rows, WIDTH, dtype, seed=seed) for seed in (0, 1))
+    norm, gate_up = torch.linspace(0.5, 1.5, WIDTH), torch.cat([x, residual], 1)
+
+    def linear(quantized):
+        return kernels.quantized_linear(quantized, weight, dtype)
+
+    quantized = kernels.hadamard_quantize(x, LEVELS, ALPHA)
+    assert torch.equal(ops.hadamard_quantize_linear(x, *rest), linear(quantized))
+    quantized = kernels.rmsnorm_quantize(x, norm, EPSILON, LEVELS, ALPHA)
+    assert torch.equal(ops.rmsnorm_quantize_linear(x, norm, EPSILON, *rest), linear(quantized))
+    quantized = kernels.swiglu_quantize(gate_up, LEVELS, ALPHA)
+    assert torch.equal(ops.swiglu_quantize_linear(gate_up, *rest), linear(quantized))
+    hidden, quantized = kernels.add_rmsnorm_quantize(x, residual, norm, EPSILON, LEVELS, ALPHA)
+    fused = ops.add_rmsnorm_quantize_linear(x, residual, norm, EPSILON, *rest)
+    assert torch.equal(fused[0], hidden)
+    assert torch.equal(fused[1], linear(quantized))
+    assert len(FUSED_LINEARS) == 4
+
+
+@pytest.mark.parametrize("rows", [0, 1, 64, 65, 300])
+@pytest.mark.parametrize(("columns", "width"), [(32, 256), (24, 256), (32, 96)])
+def test_quantized_linear_takes_every_shape(rows, columns, width):
+    """Packed codes that `packed_linear` does not take are unpacked first."""
+    x = random_quantized(rows, width, LEVELS)
+    weight = random_weight(columns, width, LEVELS)
+    values = kernels.unpack(weight.codes, LEVELS)
+    expected = product(x.codes, x.scales, values, weight.scales, torch.bfloat16)
+    dense = kernels.Int8Matrix(values, weight.scales)
+    for matrix in (weight, dense):
+        assert torch.equal(kernels.quantized_linear(x, matrix, torch.bfloat16), expected)
+
+
+def test_nothing_is_quantized_on_the_way_on_the_cpu():
+    weight = random_weight(COLUMNS, WIDTH, LEVELS)
+    x = random_rows(1, WIDTH, torch.bfloat16)
+    assert not kernels.quantizes_on_the_way(x, WIDTH, 128, weight)
