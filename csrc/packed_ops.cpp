@@ -123,7 +123,7 @@ Tensor rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, double epsilon, int
   const char* op = "rmsnorm_quantize_linear";
   check_operand(x, op, "x");
   return quantize_linear(Operand::rmsnorm, x, x.size(1),
-                         norm_arguments(x, norm_weight, epsilon, op),
+                         norm_arguments(x, norm_weight, epsilon, op, "norm_weight"),
                          {levels, alpha, weight, weight_scales, weight_levels}, op);
 }
 
@@ -135,7 +135,7 @@ std::tuple<Tensor, Tensor> add_rmsnorm_quantize_linear(Tensor x, Tensor residual
   const char* op = "add_rmsnorm_quantize_linear";
   check_operand(x, op, "x");
   check_residual(residual, x, op);
-  QuantizeArguments arguments = norm_arguments(x, norm_weight, epsilon, op);
+  QuantizeArguments arguments = norm_arguments(x, norm_weight, epsilon, op, "norm_weight");
   Tensor hidden = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   arguments.residual = residual.data_ptr();
   arguments.hidden = hidden.data_ptr();

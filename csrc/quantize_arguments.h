@@ -38,12 +38,12 @@ inline void check_operand(const Tensor& x, const char* op, const char* name) {
 }
 
 inline QuantizeArguments norm_arguments(const Tensor& x, const Tensor& weight, double epsilon,
-                                 const char* op) {
-  check_vector(weight, x, x.size(1), op, "weight");
+                                        const char* op, const char* name) {
+  check_vector(weight, x, x.size(1), op, name);
   const bool is_float = weight.scalar_type() == ScalarType::Float;
   STD_TORCH_CHECK(is_float || weight.scalar_type() == x.scalar_type(), op,
-                  ": weight must be float32 or of x's dtype ", name_of(x.scalar_type()), ", not ",
-                  name_of(weight.scalar_type()));
+                  ": ", name, " must be float32 or of x's dtype ", name_of(x.scalar_type()),
+                  ", not ", name_of(weight.scalar_type()));
   QuantizeArguments arguments{};
   arguments.weight = weight.data_ptr();
   arguments.weight_is_float = is_float;

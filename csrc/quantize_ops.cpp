@@ -51,7 +51,7 @@ Quantized rmsnorm_quantize(Tensor x, Tensor weight, double epsilon, int64_t leve
                            int64_t block, bool packed, std::optional<double> trust) {
   const char* op = "rmsnorm_quantize";
   check_operand(x, op, "x");
-  return quantize(Operand::rmsnorm, x, x.size(1), norm_arguments(x, weight, epsilon, op),
+  return quantize(Operand::rmsnorm, x, x.size(1), norm_arguments(x, weight, epsilon, op, "weight"),
                   {levels, alpha, block, packed, trust}, op);
 }
 
@@ -61,7 +61,7 @@ HiddenAndQuantized add_rmsnorm_quantize(Tensor x, Tensor residual, Tensor weight
   const char* op = "add_rmsnorm_quantize";
   check_operand(x, op, "x");
   check_residual(residual, x, op);
-  QuantizeArguments arguments = norm_arguments(x, weight, epsilon, op);
+  QuantizeArguments arguments = norm_arguments(x, weight, epsilon, op, "weight");
   Tensor hidden = torch::stable::new_empty(x, {x.size(0), x.size(1)});
   arguments.residual = residual.data_ptr();
   arguments.hidden = hidden.data_ptr();
