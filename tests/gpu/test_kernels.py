@@ -64,7 +64,7 @@ def compare_linear(op, *operands):
 def operands_of(form, rows, width, dtype, weight_dtype=FP32):
     """The same as `arguments` draws, of any shape."""
     x = random_rows(rows, width, dtype, "cuda")
-    weight = 1 + 0.1 * torch.randn(width, device="cuda").to(weight_dtype)
+    weight = 1 + 0.1 * random_rows(1, width, weight_dtype, "cuda", 2).flatten()
     match form:
         case "hadamard":
             return (x,)
