@@ -7,6 +7,7 @@ import questtrain
 from questtrain.cli.main import main
 from questtrain.inference import generate_text, load_run
 from questtrain.inference.generate import generate_tokens, sample
+from questtrain.inference.packed_llama import PackedLlama
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import checkpoint_folders, latest_checkpoint
 from tests.training_data import TINY
@@ -75,6 +76,31 @@ def test_the_command_prints_prompt_and_continuation(run, capsys):
     prompt = "class It's(\\x): {'a': [1]}"
     assert main(["generate", f"run={run}", f"prompt={prompt}", "max_new_tokens=5"]) == 0
     assert capsys.readouterr().out.startswith(prompt)
+
+
+def test_the_packed_run_generates_the_same_tokens_at_the_same_loss(run):
+    """Greedy decoding in fp32 token for token; the loss within 1e-4 nats of the unpacked one."""
+    plain, packed = load_run(run, "cpu"), load_run(run, "cpu", packed=True)
+    assert isinstance(questtrain.load(run, "cpu", packed=True), PackedLlama)
+    prompt = [plain.tokenizer.bos_id, *plain.tokenizer.encode("def ")]
+    texts = [list(generate_tokens(each, prompt, 25, 0, 1, 0)) for each in (plain, packed)]
+    assert texts[0] == texts[1]
+    text = torch.tensor([plain.tokenizer.encode("import os\nclass A:\n    def f(self): pass")])
+    losses = [
+        torch.nn.functional.cross_entropy(each.model(text[:, :-1])[0], text[0, 1:])
+        for each in (plain, packed)
+    ]
+    assert abs(losses[0] - losses[1]) < 1e-4
+
+
+def test_packed_by_name(run, capsys):
+    words = ["generate", f"run={run}", "prompt=def", "max_new_tokens=4", "temperature=0"]
+    for choice in ("auto", "true", "false"):
+        assert main([*words, "device=cpu", f"packed={choice}"]) == 0
+    lines = capsys.readouterr().out
+    assert lines == lines[: len(lines) // 3] * 3
+    assert main([*words, "packed=ture"]) == 2
+    assert "Did you mean 'true'?" in capsys.readouterr().err
 
 
 def test_an_older_checkpoint(run, capsys):
