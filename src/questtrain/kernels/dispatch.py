@@ -1,7 +1,7 @@
 """Which product runs when (docs/kernels.md says why).
 
 - up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
-- up to 4 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
+- up to 2 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
 - more rows: `int8_linear`, for which packed codes are unpacked first.
 """
 
