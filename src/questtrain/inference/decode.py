@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from questtrain.inference.packed_llama import PackedLlama
 from questtrain.model import Llama
@@ -71,8 +71,11 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Llama | PackedLlama, batch_size: int, capacity: int, compile: bool = True
+        self, model: nn.Module, batch_size: int, capacity: int, compile: bool = True
     ) -> None:
+        """TypeError for a model that is neither a `Llama` nor a `PackedLlama`."""
+        if not isinstance(model, Llama | PackedLlama):
+            raise TypeError(f"a Decoder takes a Llama or a PackedLlama, not {type(model).__name__}")
         self.model, self.capacity, self.length = model, capacity, 0
         self.cache = StaticCache(model, batch_size, capacity)
         self.device = self.cache.position.device

@@ -21,16 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.kernels import (
-    add_rmsnorm_quantize,
-    hadamard_quantize,
-    rmsnorm_quantize,
-    swiglu_quantize,
+    RowFormat,
+    add_rmsnorm_linear,
+    hadamard_linear,
+    rmsnorm_linear,
+    swiglu_linear,
 )
 from questtrain.model import Cache, Llama
 from questtrain.model.llama import Block, positions, rotary_angles, rotate
 from questtrain.quant import PackedLinear
 from questtrain.quant.packed_weight import IntegerWeight
-from questtrain.quant.packing import RowFormat
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -72,27 +72,20 @@ class PackedBlock(nn.Module):
         rotary: tuple[Tensor, Tensor],
         cache: Cache | None,
     ) -> tuple[Tensor, Tensor]:
-        form = self.qkv_format
-        arguments = (form.levels, form.alpha, form.block)
+        rows = x_MD.shape[0]
+        qkv, o = self.qkv.matrix(rows), self.o.matrix(rows)
+        gate_up, down = self.gate_up.matrix(rows), self.down.matrix(rows)
+        norm = (self.attention_norm, self.attention_eps)
         if added_MD is None:
-            fed = rmsnorm_quantize(x_MD, self.attention_norm, self.attention_eps, *arguments)
+            y = rmsnorm_linear(x_MD, *norm, self.qkv_format, qkv)
         else:
-            x_MD, fed = add_rmsnorm_quantize(
-                added_MD, x_MD, self.attention_norm, self.attention_eps, *arguments
-            )
-        qkv = self.qkv.product(fed, x_MD.dtype)
-        y_MD = self._attend(qkv, batch, rotary, cache)
-        form = self.o_format
-        fed = hadamard_quantize(y_MD, form.levels, form.alpha, form.block)
-        added_MD = self.o.product(fed, x_MD.dtype)
+            x_MD, y = add_rmsnorm_linear(added_MD, x_MD, *norm, self.qkv_format, qkv)
+        y_MD = self._attend(y, batch, rotary, cache)
+        added_MD = hadamard_linear(y_MD, self.o_format, o)
 
-        form = self.gate_up_format
-        arguments = (form.levels, form.alpha, form.block)
-        x_MD, fed = add_rmsnorm_quantize(added_MD, x_MD, self.mlp_norm, self.mlp_eps, *arguments)
-        gate_up = self.gate_up.product(fed, x_MD.dtype)
-        form = self.down_format
-        fed = swiglu_quantize(gate_up, form.levels, form.alpha, form.block)
-        return x_MD, self.down.product(fed, x_MD.dtype)
+        norm = (self.mlp_norm, self.mlp_eps)
+        x_MD, y = add_rmsnorm_linear(added_MD, x_MD, *norm, self.gate_up_format, gate_up)
+        return x_MD, swiglu_linear(y, self.down_format, down)
 
     def _attend(
         self, qkv: Tensor, batch: int, rotary: tuple[Tensor, Tensor], cache: Cache | None
