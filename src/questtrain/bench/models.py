@@ -17,10 +17,12 @@ def dense_model(model: ModelConfig, device: torch.device) -> nn.Module:
     return _random(model, "bf16", device).to(torch.bfloat16)
 
 
-def packed_model(model: ModelConfig, bits: Bits, device: torch.device) -> nn.Module:
-    """The same shape with packed weights; what is not quantized is bf16."""
-    packed: nn.Module = pack(_random(model, str(bits), device).to(torch.bfloat16))
-    return packed
+def packed_model(
+    model: ModelConfig, bits: Bits, device: torch.device, prefill: str = "unpack"
+) -> nn.Module:
+    """The same shape with packed weights; what is not quantized is bf16. ``prefill`` as in
+    `questtrain.inference.pack`."""
+    return pack(_random(model, str(bits), device).to(torch.bfloat16), prefill=prefill)
 
 
 def _random(model: ModelConfig, bits: str, device: torch.device) -> Llama:

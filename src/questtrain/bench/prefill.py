@@ -20,6 +20,9 @@ from questtrain.config import Bits, ModelConfig
 
 log = logging.getLogger(__name__)
 
+PREFILL_NAMES = {"unpack": "", "int8": ", INT8 kept"}
+"""What weights are multiplied as, and how the case is called: packed codes, unpacked at each use,
+or INT8 values kept beside them."""
 INPUTS = 2
 """Different token ids that a case alternates between."""
 
@@ -31,6 +34,7 @@ def bench_prefill(
     bits: Bits,
     batch_sizes: Sequence[int],
     sequence_length: int,
+    prefill: Sequence[str],
     device: torch.device,
     rounds: int,
     milliseconds: float,
@@ -41,7 +45,12 @@ def bench_prefill(
         torch.compiler.reset()
         cases: dict[str, Callable[..., object]] = {
             "bf16": _compiled(dense_model(model, device), compile),
-            str(bits): _compiled(packed_model(model, bits, device), compile),
+            **{
+                f"{bits}{PREFILL_NAMES[kind]}": _compiled(
+                    packed_model(model, bits, device, kind), compile
+                )
+                for kind in prefill
+            },
         }
         for batch_size in batch_sizes:
             inputs = [

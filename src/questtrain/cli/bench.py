@@ -65,6 +65,8 @@ All logits of a batch of sequences: a packed Llama against a BF16 one, both comp
   batch_sizes      sequences   [[1, 2, 4, 8, 16, 32, 64]]
   sequence_length  [512]
   bits             [w4a4]
+  prefill          unpack (packed codes, unpacked at each use), int8 (INT8 values kept beside
+                   them), or both   [[unpack, int8]]
   layers           only so many blocks   [all]
   vocab_size       [32000]
   compile          [true]
@@ -96,6 +98,7 @@ Measures the INT8 kernel's tile configurations and writes the table that the lib
   milliseconds   a sample lasts   [0.8]
 {SHARED.format(output="bench-tune.json")}"""
 
+PREFILL = ("unpack", "int8")
 PARTS = ("block", "products", "quantizers")
 
 
@@ -117,6 +120,7 @@ class PrefillConfig:
     batch_sizes: list[int]
     sequence_length: int
     bits: str
+    prefill: list[str]
     vocab_size: int
     layers: int | None
     compile: bool
@@ -208,6 +212,9 @@ def _prefill(words: Sequence[str]) -> int:
     arguments, config = parsed
     models = _models(config.models, config.vocab_size, config.layers)
     bits = _packable(config.bits)
+    for kind in config.prefill:
+        if kind not in PREFILL:
+            raise unknown("prefill", kind, PREFILL)
     _at_least_one(config, "batch_sizes", "sequence_length", "rounds")
     _positive(config, "milliseconds")
 
@@ -220,6 +227,7 @@ def _prefill(words: Sequence[str]) -> int:
         bits,
         config.batch_sizes,
         config.sequence_length,
+        config.prefill,
         device,
         config.rounds,
         config.milliseconds,

@@ -1,0 +1,174 @@
+"""`questtrain bench` on tiny shapes on the CPU: files, tables, pictures, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from questtrain.cli.main import main
+
+ENVIRONMENT = {
+    "device",
+    "device_memory_bytes",
+    "driver_version",
+    "power_limit_watts",
+    "cuda_version",
+    "torch_version",
+    "python_version",
+    "questtrain_version",
+    "git_revision",
+    "command",
+    "date",
+}
+QUICK = ("rounds=2", "device=cpu")
+LAYER = ("layer", "models=nano", "milliseconds=0.1", *QUICK)
+SMALL = ("models=nano", "batch_sizes=[1,2]", "vocab_size=64", "layers=1", "compile=false", *QUICK)
+
+
+def run(tmp_path, *words):
+    """The record that a benchmark wrote, its general parts checked, and its picture's bytes."""
+    output = tmp_path / "out" / "result.json"
+    assert main(["bench", *words, f"output={output}"]) == 0
+    record = json.loads(output.read_text())
+    assert set(record) == {
+        "benchmark",
+        "environment",
+        "settings",
+        "ceilings",
+        "rows",
+        "complete",
+    }
+    assert set(record["environment"]) == ENVIRONMENT
+    assert record["environment"]["command"].startswith(f"questtrain bench {words[0]} models=nano")
+    assert record["complete"]
+    assert record["settings"]["device"] == "cpu"
+    assert all(0 < row["low"] <= row["median"] <= row["high"] for row in record["rows"])
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    return record
+
+
+def cases(rows, **what):
+    return {row["case"]: row for row in rows if all(row.get(key) == v for key, v in what.items())}
+
+
+def test_layer_measures_all_parts(tmp_path, capsys):
+    record = run(tmp_path, *LAYER, "tokens=[17,100]")
+    rows = record["rows"]
+    assert {"copy_gbps", "bf16_tops", "int8_tops", "timings"} <= set(record["ceilings"])
+    few = cases(rows, part="products", linear="gate_up", tokens=17)
+    assert set(few) == {
+        "bf16", "int8", "packed-4", "packed-2", "packed-1", "quest", "no-hadamard"
+    }  # fmt: skip
+    assert (few["int8"]["n"], few["int8"]["k"]) == (1024, 128)
+    ratio = few["bf16"]["median"] / few["quest"]["median"]
+    assert few["quest"]["speedup"] == pytest.approx(ratio)
+    operations = 2 * 17 * 1024 * 128
+    assert few["int8"]["tops"] == pytest.approx(operations / few["int8"]["median"] / 1e6)
+    many = cases(rows, part="products", linear="down", tokens=100)
+    assert set(many) == {"bf16", "int8", "quest", "no-hadamard"}
+    block = cases(rows, part="block", tokens=17)
+    assert set(block) == {"bf16 products", "bf16 block", "quest", "no-hadamard", "int8"}
+    assert set(cases(rows, part="block", tokens=100)) == set(block) - {"int8"} | {"packed"}
+    assert {row["case"] for row in rows if row["part"] == "quantizers" and row["k"] == 512} == {
+        "hadamard", "no-hadamard", "hadamard packed", "swiglu"
+    }  # fmt: skip
+    assert "the four linears of a block" in capsys.readouterr().out
+
+
+def test_bytes_of_the_quantizers(tmp_path):
+    """bf16 read, one byte a code or half of one written, a scale and a sum a row."""
+    rows = run(tmp_path, *LAYER, "tokens=32", "parts=quantizers")["rows"]
+    narrow, wide = cases(rows, k=128), cases(rows, k=512)
+    extra = 32 * 8
+    assert narrow["hadamard"]["bytes"] == 32 * 128 * 3 + extra
+    assert narrow["hadamard packed"]["bytes"] == 32 * 128 * 5 // 2 + extra
+    assert narrow["add_rmsnorm"]["bytes"] == 32 * 128 * 7 + extra
+    assert wide["swiglu"]["bytes"] == 32 * 512 * 5 + extra
+
+
+def test_six_bit_weights_cannot_be_packed_but_measured(tmp_path):
+    rows = run(tmp_path, *LAYER, "tokens=2", "parts=[block,products]", "bits=w6a6")["rows"]
+    assert "quest" in cases(rows, part="block")
+
+
+def test_prefill(tmp_path, capsys):
+    record = run(tmp_path, "prefill", *SMALL, "sequence_length=16", "milliseconds=0.1")
+    rows = cases(record["rows"], batch_size=2)
+    assert set(rows) == {"bf16", "w4a4", "w4a4, INT8 kept"}
+    row = rows["w4a4"]
+    assert row["tokens_per_second"] == pytest.approx(32e6 / row["median"])
+    assert row["layers"] == 1
+    assert "prefill of 16 tokens" in capsys.readouterr().out
+
+
+def test_decode(tmp_path, capsys):
+    record = run(tmp_path, "decode", *SMALL, "context=8", "steps=2", "bits=[w4a4,w2a4]")
+    rows = cases(record["rows"], batch_size=1)
+    assert set(rows) == {"bf16", "w4a4", "w2a4"}
+    assert rows["bf16"]["speedup"] == 1
+    assert rows["w2a4"]["tokens_per_second"] == pytest.approx(1e6 / rows["w2a4"]["median"])
+    assert "decoding" in capsys.readouterr().out
+
+
+def test_json_is_the_file(tmp_path, capsys):
+    record = run(tmp_path, *LAYER, "tokens=4", "parts=block", "--json")
+    assert json.loads(capsys.readouterr().out) == record
+
+
+def test_what_was_measured_survives(tmp_path, monkeypatch):
+    """The file holds every finished shape when a later one ends the run."""
+    from questtrain.bench.block import BlockBenchmark
+
+    measure = BlockBenchmark.measure
+
+    def interrupted(self, tokens, *arguments):
+        if tokens == 3:
+            raise KeyboardInterrupt
+        return measure(self, tokens, *arguments)
+
+    monkeypatch.setattr(BlockBenchmark, "measure", interrupted)
+    output = tmp_path / "result.json"
+    words = (*LAYER, "tokens=[2,3]", "parts=block", f"output={output}")
+    assert main(["bench", *words]) == 130
+    record = json.loads(output.read_text())
+    assert {row["tokens"] for row in record["rows"]} == {2}
+    assert not record["complete"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layr"], "unknown benchmark 'layr'"),
+        (["layer", "models=80M"], "Did you mean '800M'?"),
+        (["layer", "models=[]"], "models=[]: choose from"),
+        (["layer", "model=800M"], "Did you mean 'models'?"),
+        (["layer", "parts=blok"], "Did you mean 'block'?"),
+        (["layer", "bits=w8a8"], "dense integers of 1 to 7 bits"),
+        (["layer", "bits=w4a44"], "Did you mean 'w4a16'?"),
+        (["layer", "tokens=[]"], "one number or more"),
+        (["layer", "tokens=[1,0]"], "each at least 1"),
+        (["layer", "rounds=0"], "rounds=0 must be at least 1"),
+        (["layer", "milliseconds=0"], "must be positive"),
+        (["layer", "device=gpu"], "choose auto, cpu, cuda"),
+        (["prefill", "bits=bf16"], "always measured"),
+        (["prefill", "prefill=int4"], "unknown prefill 'int4'"),
+        (["decode", "layers=40"], "800M has 1 to 16"),
+        (["decode", "vocab_size=0"], "must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_message(capsys, words, message):
+    assert main(["bench", *words]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "tune"])
+def test_help_names_every_setting(capsys, action):
+    assert main(["bench", action, "--cfg", "job"]) == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != "-"]
+    assert main(["bench", action, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"\n  {name} " in page for name in names)
+    assert max(map(len, page.splitlines())) <= 100
