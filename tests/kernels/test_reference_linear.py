@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import questtrain.kernels as kernels
+from questtrain.kernels.dispatch import quantizes_on_the_way
 from questtrain.kernels.schema import OPS
 from tests.kernels.arguments import (
     ALPHA,
@@ -147,4 +148,4 @@ def test_quantized_linear_takes_every_shape(rows, columns, width):
 def test_nothing_is_quantized_on_the_way_on_the_cpu():
     weight = random_weight(COLUMNS, WIDTH, LEVELS)
     x = random_rows(1, WIDTH, torch.bfloat16)
-    assert not kernels.quantizes_on_the_way(x, WIDTH, 128, weight)
+    assert not quantizes_on_the_way(x, WIDTH, 128, weight)

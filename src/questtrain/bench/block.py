@@ -13,7 +13,7 @@ compiled (``bf16 block``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questtrain.bench.linears import PACKED_TOKENS, Linear, int8, packed
+from questtrain.bench.linears import PACKED_TOKENS
 from questtrain.bench.operands import (
     Format,
+    matrix_of,
     normal,
-    quantize_arguments,
     quantized,
     rotating,
+    row_format,
 )
 from questtrain.bench.products import Cases
 from questtrain.bench.quantizers import EPS
@@ -35,6 +36,7 @@ from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import measure
 from questtrain.config import ModelConfig
+from questtrain.kernels import add_rmsnorm_linear, hadamard_linear, rmsnorm_linear, swiglu_linear
 
 
 class BlockBenchmark:
@@ -85,18 +87,16 @@ class BlockBenchmark:
             if kind == "packed" and not self.formats.packable:
                 kind = "int8"
             operands = rotating(self._quantized_weights(weights, kind == "packed", rotate), device)
-            levels = self.formats.weight_levels
-            linear = packed(levels, tokens) if kind == "packed" else int8
-            call = partial(self._quantized_block, linear, rotate, x, attention, norm_weight)
+            call = partial(self._quantized_block, rotate, x, attention, norm_weight)
             cases[name] = [partial(call, w) for w in operands]
         return cases
 
     def _quantized_weights(
         self, weights: list[Tensor], packed: bool, rotate: bool
     ) -> tuple[Tensor, ...]:
-        """Codes and scales of the four weights, one after the other."""
+        """Codes, scales and sums of the four weights, one after the other."""
         levels = self.formats.weight_levels
-        return tuple(t for w in weights for t in quantized(w, levels, packed, rotate)[:2])
+        return tuple(t for w in weights for t in quantized(w, levels, packed, rotate))
 
     def _bf16_block(
         self, x: Tensor, attention: Tensor, norm_weight: Tensor, weights: tuple[Tensor, ...]
@@ -108,26 +108,22 @@ class BlockBenchmark:
 
     def _quantized_block(
         self,
-        linear: Linear,
         rotate: bool,
         x: Tensor,
         attention: Tensor,
         norm_weight: Tensor,
         weights: tuple[Tensor, ...],
     ) -> Tensor:
-        ops, levels = torch.ops.questtrain, self.formats.activation_levels
-        narrow = quantize_arguments(x.shape[1], levels, rotate=rotate)
-        wide = quantize_arguments(self.products[3].in_features, levels, rotate=rotate)
-        qkv, o, gate_up, down = zip(weights[::2], weights[1::2], strict=True)
-
-        def product(quantized_x: Sequence[Tensor], weight: tuple[Tensor, Tensor]) -> Tensor:
-            codes, scales, sums = quantized_x[:3]
-            return linear(codes, scales, sums, *weight)
-
-        product(ops.rmsnorm_quantize(x, norm_weight, EPS, *narrow), qkv)
-        y = product(ops.hadamard_quantize(attention, *narrow), o)
-        _, *fed = ops.add_rmsnorm_quantize(y, x, norm_weight, EPS, *narrow)
-        return product(ops.swiglu_quantize(product(fed, gate_up), *wide), down)
+        narrow = row_format(x.shape[1], self.formats, rotate)
+        wide = row_format(self.products[3].in_features, self.formats, rotate)
+        qkv, o, gate_up, down = (
+            matrix_of(*parts, self.formats)
+            for parts in zip(weights[::3], weights[1::3], weights[2::3], strict=True)
+        )
+        rmsnorm_linear(x, norm_weight, EPS, narrow, qkv)
+        y = hadamard_linear(attention, narrow, o)
+        _, y = add_rmsnorm_linear(y, x, norm_weight, EPS, narrow, gate_up)
+        return swiglu_linear(y, wide, down)
 
 
 def _bf16_products(

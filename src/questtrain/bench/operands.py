@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-import questtrain.kernels  # noqa: F401  defines torch.ops.questtrain
 from questtrain.bench.timing import copies_beyond_cache
 from questtrain.config import Bits, hadamard_block
 from questtrain.errors import UserError
+from questtrain.kernels import Int8Matrix, PackedMatrix, RowFormat
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 
 Tensors = tuple[Tensor, ...]
@@ -61,6 +61,20 @@ def quantize_arguments(
     """``levels, alpha, block, packed`` as the quantizing ops take them."""
     block = hadamard_block(width, 128) if rotate else 1
     return levels, GAUSSIAN_ALPHA[levels], block, packed
+
+
+def row_format(width: int, formats: Format, rotate: bool = True) -> RowFormat:
+    """The activations' format at a width."""
+    return RowFormat(*quantize_arguments(width, formats.activation_levels, rotate=rotate)[:3])
+
+
+def matrix_of(
+    codes: Tensor, scales: Tensor, sums: Tensor, formats: Format
+) -> PackedMatrix | Int8Matrix:
+    """What `quantized` made of a weight, as the products take it."""
+    if codes.dtype == torch.uint8:
+        return PackedMatrix(codes, scales, sums, formats.weight_levels)
+    return Int8Matrix(codes, scales)
 
 
 def total_bytes(*tensors: Tensor) -> int:

@@ -14,19 +14,21 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from questtrain.bench.linears import PACKED_TOKENS, Linear, int8, packed
+from questtrain.bench.linears import PACKED_TOKENS, int8, packed
 from questtrain.bench.operands import (
     DTYPE,
     Format,
+    matrix_of,
     normal,
-    quantize_arguments,
     quantized,
     rotating,
+    row_format,
     total_bytes,
 )
 from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import Product
 from questtrain.bench.timing import measure
+from questtrain.kernels import RowFormat, hadamard_linear
 
 Cases = dict[str, list[Callable[[], object]]]
 Operations = dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]]
@@ -116,15 +118,9 @@ def _layers(x: Tensor, weight: Tensor, formats: Format) -> Operations:
     """Ours from bf16 to bf16: ``quest``, and the same without the Hadamard transform."""
     tokens, width = x.shape
     is_packed = tokens <= PACKED_TOKENS and formats.packable
-    linear = packed(formats.weight_levels, tokens) if is_packed else int8
-    codes, scales, _ = quantized(weight, formats.weight_levels, packed=is_packed)
+    matrix = quantized(weight, formats.weight_levels, packed=is_packed)
     return {
-        case: (
-            partial(
-                _layer, linear, quantize_arguments(width, formats.activation_levels, rotate=rotate)
-            ),
-            (x, codes, scales),
-        )
+        case: (partial(_layer, row_format(width, formats, rotate), formats), (x, *matrix))
         for case, rotate in (("quest", True), ("no-hadamard", False))
     }
 
@@ -143,11 +139,6 @@ def _fp8(x: Tensor, weight: Tensor, one: Tensor) -> Tensor:
 
 
 def _layer(
-    linear: Linear,
-    arguments: tuple[int, float, int, bool],
-    x: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
+    form: RowFormat, formats: Format, x: Tensor, codes: Tensor, scales: Tensor, sums: Tensor
 ) -> Tensor:
-    codes, scales, sums, _ = torch.ops.questtrain.hadamard_quantize(x, *arguments)
-    return linear(codes, scales, sums, weight, weight_scales)
+    return hadamard_linear(x, form, matrix_of(codes, scales, sums, formats))

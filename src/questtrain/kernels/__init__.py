@@ -1,6 +1,6 @@
 """Public ops of the ground floor; the plain-torch ones are specification and fallback."""
 
-from questtrain.kernels.dispatch import quantized_linear, quantizes_on_the_way
+from questtrain.kernels.dispatch import quantized_linear
 from questtrain.kernels.formats import (
     Int8Matrix,
     PackedMatrix,
@@ -8,6 +8,13 @@ from questtrain.kernels.formats import (
     container_bits,
     pack_bits,
     unpack_bits,
+)
+from questtrain.kernels.fused import (
+    RowFormat,
+    add_rmsnorm_linear,
+    hadamard_linear,
+    rmsnorm_linear,
+    swiglu_linear,
 )
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.kernels.ops import (
@@ -22,15 +29,19 @@ __all__ = [
     "Int8Matrix",
     "PackedMatrix",
     "Quantized",
+    "RowFormat",
+    "add_rmsnorm_linear",
     "add_rmsnorm_quantize",
     "container_bits",
+    "hadamard_linear",
     "hadamard_quantize",
     "hadamard_signs",
     "hadamard_transform",
     "pack_bits",
     "quantized_linear",
-    "quantizes_on_the_way",
+    "rmsnorm_linear",
     "rmsnorm_quantize",
+    "swiglu_linear",
     "swiglu_quantize",
     "unpack",
     "unpack_bits",

@@ -53,7 +53,7 @@ def _load(path: Path) -> Extension:
     facts = path.with_suffix(".json")
     try:
         known = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
-        torch.ops.load_library(path)
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         return Extension(path, error=f"{path} does not load: {error}")
     return Extension(path, tuple(known.get("architectures", ())), known.get("cuda"))

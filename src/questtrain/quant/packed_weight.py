@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from questtrain.kernels import (
     Int8Matrix,
     PackedMatrix,
-    Quantized,
     container_bits,
     pack_bits,
-    quantized_linear,
     unpack,
     unpack_bits,
 )
@@ -110,10 +108,6 @@ class IntegerWeight(_Stored):
         if self.int8 is not None and rows > MAX_PACKED_ROWS:
             return Int8Matrix(self.int8, self.scales)
         return PackedMatrix(self.codes, self.scales, self.sums, self.levels)
-
-    def product(self, x: Quantized, dtype: torch.dtype) -> Tensor:
-        """``x [M, K]`` times this weight's transpose, ``[M, N]`` in ``dtype``."""
-        return quantized_linear(x, self.matrix(x.codes.shape[0]), dtype)
 
     def extra_repr(self) -> str:
         return f"codes={tuple(self.codes.shape)} {self.codes.dtype}, levels={self.levels}"

@@ -9,14 +9,13 @@ its weight packed and multiplies the values (`PackedWeightLinear`): the same out
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.errors import UserError
-from questtrain.kernels import hadamard_quantize
+from questtrain.kernels import RowFormat, hadamard_linear
 from questtrain.kernels.formats import BLOCKS, LEVELS
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
@@ -26,27 +25,17 @@ from questtrain.quant.rotation import HadamardRotation, NoRotation
 from questtrain.quant.scale import GaussianScale
 
 
-@dataclass(frozen=True)
-class RowFormat:
-    """How an activation is quantized, a row at a time: ``levels`` on ``[-α·rms, α·rms]`` after a
-    Hadamard transform of ``block`` columns. What the quantizing kernels take."""
-
-    levels: int
-    alpha: float
-    block: int
-
-    @classmethod
-    def of(cls, quantizer: nn.Module) -> RowFormat | None:
-        """The format of a quantizer that the kernels have, None for another one."""
-        if not isinstance(quantizer, Quantizer) or not _is_plain(quantizer):
-            return None
-        grid, scale = quantizer.grid, quantizer.scale
-        if not isinstance(grid, UniformGrid) or grid.levels not in LEVELS:
-            return None
-        block = _block(quantizer.rotation)
-        if not isinstance(scale, GaussianScale) or block not in BLOCKS:
-            return None
-        return cls(grid.levels, scale.alpha, block)
+def row_format(quantizer: nn.Module) -> RowFormat | None:
+    """The format of an activation's quantizer that the kernels have, None for another one."""
+    if not isinstance(quantizer, Quantizer) or not _is_plain(quantizer):
+        return None
+    grid, scale = quantizer.grid, quantizer.scale
+    if not isinstance(grid, UniformGrid) or grid.levels not in LEVELS:
+        return None
+    block = _block(quantizer.rotation)
+    if not isinstance(scale, GaussianScale) or block not in BLOCKS:
+        return None
+    return RowFormat(grid.levels, scale.alpha, block)
 
 
 class PackedLinear(nn.Module):
@@ -64,9 +53,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        form = self.activation
-        quantized = hadamard_quantize(rows, form.levels, form.alpha, form.block)
-        y = self.weight.product(quantized, x.dtype)
+        y = hadamard_linear(rows, self.activation, self.weight.matrix(rows.shape[0]))
         if self.bias is not None:
             y = y + self.bias.to(x.dtype)
         return y.reshape(*x.shape[:-1], self.weight.out_features)
@@ -114,7 +101,7 @@ def pack_linear(layer: QuantLinear, name: str = "layer") -> PackedLinear | Packe
         raise UserError(_nothing_to_pack(layer, name))
     stored = quantizer.quantize(layer.weight)
     bias = None if layer.bias is None else layer.bias.detach().clone()
-    activation = RowFormat.of(layer.activation_quantizer)
+    activation = row_format(layer.activation_quantizer)
     if activation is not None and _has_integer_product(layer, quantizer):
         assert isinstance(quantizer.grid, UniformGrid)
         return PackedLinear(IntegerWeight.of(stored, quantizer.grid), activation, bias)
