@@ -39,10 +39,10 @@ def bench_decode(
     """Fill ``results``, a batch size at a time: microseconds a step, ``tokens_per_second`` of all
     sequences together and ``speedup`` over BF16."""
     for model in models:
-        torch.compiler.reset()
         built = {"bf16": dense_model(model, device)}
         built |= {str(b): packed_model(model, b, device) for b in bits}
         for batch_size in batch_sizes:
+            torch.compiler.reset()  # each decoder compiles its step anew, and there is a limit
             capacity = context + 2 * steps
             decoders = {
                 case: Decoder(m, batch_size, capacity, compile=compile) for case, m in built.items()

@@ -1,0 +1,138 @@
+"""The settings of ``questtrain bench``'s commands, and the pages that ``--help`` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+HELP = """usage: questtrain bench layer|prefill|decode|tune [key=value …] [--json]
+
+Speed against BF16 on this machine, with the device's own limits measured in the same run.
+
+  layer     linear layers, quantization included, and the quantizers alone (figure 6)
+  prefill   a whole model over many tokens (figure 7)
+  decode    a whole model, a token a step
+  tune      the INT8 kernel's tile configurations, for the table that the library picks from
+
+Each writes a JSON file as it goes, and a picture beside it; --json prints the JSON.
+`questtrain bench layer --help` lists the settings of layer.
+"""
+
+SHARED = """  rounds         samples a case; all cases take turns   [8]
+  device         auto, cpu, cuda, cuda:N   [auto]; on a CPU the plain torch reference runs
+  output         the JSON file; null writes none   [{output}]
+"""
+
+LAYER_HELP = f"""usage: questtrain bench layer [key=value …] [--json]
+
+Each linear layer of a model's block, the four together, and the quantizers, against BF16.
+
+  models         any of the model sizes, and 7B   [[800M, 1600M, 7B]]
+  tokens         rows of the activation   [[1, 16, 64, 128, 512, 2048, 8192, 16384, 32768]]
+  bits           integers of 1 to 7 bits, weights and activations   [w4a4]
+  parts          of block, products, quantizers   [all]
+  milliseconds   a sample lasts   [2.0]
+{SHARED.format(output="bench-layer.json")}
+  questtrain bench layer models=[800M,7B] output=benchmarks/results/layer.json
+  questtrain bench layer models=nano tokens=[1,16] device=cpu
+"""
+
+PREFILL_HELP = f"""usage: questtrain bench prefill [key=value …] [--json]
+
+All logits of a batch of sequences: a packed Llama against a BF16 one, both compiled.
+
+  models           any of the model sizes, and 7B   [800M]
+  batch_sizes      sequences   [[1, 2, 4, 8, 16, 32, 64]]
+  sequence_length  [512]
+  bits             [w4a4]
+  prefill          unpack (packed codes, unpacked at each use), int8 (INT8 values kept beside
+                   them), or both   [[unpack, int8]]
+  layers           only so many blocks   [all]
+  vocab_size       [32000]
+  compile          [true]
+  milliseconds     a sample lasts at least   [20.0]
+{SHARED.format(output="bench-prefill.json")}"""
+
+DECODE_HELP = f"""usage: questtrain bench decode [key=value …] [--json]
+
+One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one.
+
+  models         any of the model sizes, and 7B   [[800M, 7B]]
+  batch_sizes    sequences   [[1, 4, 16]]
+  context        tokens before the first step   [512]
+  steps          a sample lasts   [32]
+  bits           one or several   [[w4a4]]
+  layers         only so many blocks   [all]
+  vocab_size     [32000]
+  compile        [true]
+{SHARED.format(output="bench-decode.json")}"""
+
+TUNE_HELP = f"""usage: questtrain bench tune [key=value …] [--json]
+
+Measures the INT8 kernel's tile configurations and writes the table that the library picks from;
+`make kernels` then builds it in.
+
+  models         the shapes of these models   [[800M, 1600M, 7B]]
+  tokens         rows of the activation   [[16, 64, 128, …, 32768]]
+  table          the table's file   [csrc/gemm/tiles_sm90.inc]
+  milliseconds   a sample lasts   [0.8]
+{SHARED.format(output="bench-tune.json")}"""
+
+PREFILL = ("unpack", "int8")
+PARTS = ("block", "products", "quantizers")
+
+
+@dataclass
+class LayerConfig:
+    models: list[str]
+    tokens: list[int]
+    bits: str
+    parts: list[str]
+    rounds: int
+    milliseconds: float
+    device: str
+    output: str | None
+
+
+@dataclass
+class PrefillConfig:
+    models: list[str]
+    batch_sizes: list[int]
+    sequence_length: int
+    bits: str
+    prefill: list[str]
+    vocab_size: int
+    layers: int | None
+    compile: bool
+    rounds: int
+    milliseconds: float
+    device: str
+    output: str | None
+
+
+@dataclass
+class DecodeConfig:
+    models: list[str]
+    batch_sizes: list[int]
+    context: int
+    steps: int
+    bits: list[str]
+    vocab_size: int
+    layers: int | None
+    compile: bool
+    rounds: int
+    device: str
+    output: str | None
+
+
+@dataclass
+class TuneConfig:
+    models: list[str]
+    tokens: list[int]
+    rounds: int
+    milliseconds: float
+    device: str
+    table: str
+    output: str | None
+
+
+AnyConfig = LayerConfig | PrefillConfig | DecodeConfig | TuneConfig
