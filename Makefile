@@ -11,7 +11,7 @@ RUN := runs/first
 help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
 	@echo "make test      the test suite     make test-all   with the slow tests"
-	@echo "make test-gpu  the GPU tests      make lint       ruff and mypy; edits nothing"
+	@echo "make test-gpu  kernels, GPU tests make lint       ruff and mypy; edits nothing"
 	@echo "make kernels   the CUDA kernels; needs nvcc, no GPU   [ARCHS=\"80;89;90a\" JOBS=2]"
 	@echo "make test-browser  the report page's tests, in headless Chromium"
 	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
@@ -32,12 +32,10 @@ train: $(READY)
 
 # Its headers alone: what the package itself needs is for another use of it.
 $(CUTLASS): $(READY)
-	@if [ -z "$$CUTLASS_PATH" ]; then \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cutlass==4.2.0.0; \
-	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cutlass==4.2.0.0
 	@touch $(CUTLASS)
 
-kernels: $(CUTLASS)
+kernels: $(if $(CUTLASS_PATH),$(READY),$(CUTLASS))
 	@$(BIN)/python csrc/build.py $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
@@ -46,7 +44,7 @@ test: $(READY)
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "not gpu and not browser and not slurm"
 
-test-gpu: $(READY)
+test-gpu: kernels
 	$(BIN)/python -m pytest -m gpu
 
 test-browser: $(READY)
@@ -62,3 +60,4 @@ lint: $(READY)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -f src/questtrain/kernels/questtrain_kernels.*

@@ -1,6 +1,7 @@
 """Packages `conf/` and `sweeps/` from the top level as questtrain.conf and questtrain.sweeps.
 
-With QUESTTRAIN_KERNELS=1 the CUDA kernels are built first and become part of the package.
+With QUESTTRAIN_KERNELS=1 the CUDA kernels are built first and become part of the package, whose
+wheel then is for this platform; ARCHS chooses the architectures. Otherwise it is plain Python.
 """
 
 import os
@@ -8,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
@@ -36,9 +38,26 @@ def build_kernels() -> None:
         raise SystemExit(f"error: {error}") from None
 
 
-if os.environ.get("QUESTTRAIN_KERNELS") == "1":
+class WithLibrary(Distribution):
+    """Holds machine code, and is therefore built and installed apart from plain Python."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+class PlatformWheel(bdist_wheel):
+    """For every Python 3 of this platform: the library knows torch, not Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+WITH_KERNELS = os.environ.get("QUESTTRAIN_KERNELS") == "1"
+if WITH_KERNELS:
     build_kernels()
 
+LIBRARY = ["questtrain_kernels.so", "questtrain_kernels.json"] if WITH_KERNELS else []
+PLATFORM = {"distclass": WithLibrary, "cmdclass": {"bdist_wheel": PlatformWheel}}
 YAML = yaml_packages("conf") | yaml_packages("sweeps")
 
 setup(
@@ -49,6 +68,7 @@ setup(
     | {
         "questtrain": ["py.typed"],
         "questtrain.scaling.report": ["assets/*"],
-        "questtrain.kernels": ["questtrain_kernels.so", "questtrain_kernels.json"],
+        "questtrain.kernels": LIBRARY,
     },
+    **(PLATFORM if WITH_KERNELS else {}),
 )

@@ -1,9 +1,9 @@
-"""Builds src/questtrain/kernels/questtrain_kernels.so: ``make kernels`` or ``python csrc/build.py``.
+"""Builds src/questtrain/kernels/questtrain_kernels.so (``make kernels``).
 
-Needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what it is compiled
-for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90 and as PTX of 80, which later
-GPUs can run, any other one for every architecture and as PTX of the lowest. What has not changed
-(command, source, headers) is not compiled again.
+Needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what it is
+compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other one for
+every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run. What has
+not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not compiled again.
 
 The library uses the LibTorch Stable ABI: built with one torch, it runs with every torch from 2.11
 on, and loads where torch or the machine has no CUDA.
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +34,10 @@ SOURCES = ROOT / "csrc"
 OBJECTS = ROOT / "build" / "kernels"
 LIBRARY = ROOT / "src" / "questtrain" / "kernels" / "questtrain_kernels.so"
 
+SYSTEM_CUDA = Path("/usr/local/cuda")
+
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
+BELOW_90 = ("80", "86", "89")
 DEFAULT_ARCHITECTURES = ("80", "89", "90a")
 OLDEST_CUDA = (12, 4)
 CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
@@ -66,12 +71,11 @@ class Job:
 
 
 def find_toolkit(architectures: Sequence[str]) -> Toolkit:
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    on_path = shutil.which("nvcc")
-    nvcc = next((str(path) for path in candidates[:2] if path.exists()), None) or on_path
-    if nvcc is None and candidates[-1].exists():
-        nvcc = str(candidates[-1])
+    """CUDA_HOME's, CUDA_PATH's, the PATH's or the usual one; new enough for all of them."""
+    named = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"))
+    candidates = [Path(home) / "bin" / "nvcc" for home in named if home]
+    candidates += [Path(shutil.which("nvcc") or ""), SYSTEM_CUDA / "bin" / "nvcc"]
+    nvcc = next((str(path) for path in candidates if path.is_file()), None)
     if nvcc is None:
         raise BuildError(
             "no nvcc: the kernels need the CUDA toolkit. Put nvcc on the PATH or set CUDA_HOME to"
@@ -131,7 +135,10 @@ def cutlass_headers() -> tuple[Path, Path]:
 def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise BuildError("no torch: the kernels are built against its headers; pip install torch.")
+        raise BuildError(
+            "no torch: the kernels are built against its headers. pip install torch setuptools,"
+            " then pip install --no-build-isolation: an isolated build does not see them."
+        )
     return Path(spec.origin).parent
 
 
@@ -139,6 +146,8 @@ def choose_architectures(asked: str | None) -> tuple[str, ...]:
     """What was asked for, else this machine's GPUs, else the default."""
     if asked:
         chosen = tuple(part for part in re.split(r"[;,\s]+", asked) if part)
+        if not chosen:
+            raise BuildError(f"ARCHS={asked!r} names none of {', '.join(ARCHITECTURES)}")
         for part in chosen:
             if part not in ARCHITECTURES:
                 near = difflib.get_close_matches(part, ARCHITECTURES, 1, 0.0)
@@ -150,6 +159,7 @@ def choose_architectures(asked: str | None) -> tuple[str, ...]:
 
 
 def _present_architectures() -> tuple[str, ...]:
+    torch_folder()
     import torch
 
     if not torch.cuda.is_available():
@@ -161,16 +171,10 @@ def _present_architectures() -> tuple[str, ...]:
 
 def code_flags(name: str, architectures: Sequence[str]) -> list[str]:
     """nvcc's -gencode flags for a source; empty where it is not part of this build."""
-    older = [arch for arch in architectures if not arch.startswith("90") and int(arch) < 90]
     if "sm90" in name:
         return [_gencode("90a")] if "90a" in architectures else []
-    if "sm80" in name:
-        return [*map(_gencode, older), "-gencode=arch=compute_80,code=compute_80"]
-    lowest = architectures[0]
-    return [
-        *map(_gencode, architectures),
-        f"-gencode=arch=compute_{lowest},code=compute_{lowest}",
-    ]
+    native = [arch for arch in architectures if "sm80" not in name or arch in BELOW_90]
+    return [*map(_gencode, native), "-gencode=arch=compute_80,code=compute_80"]
 
 
 def _gencode(arch: str) -> str:
@@ -182,8 +186,14 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
     defines = ["-DNDEBUG", *(["-DQUESTTRAIN_SM90"] if "90a" in architectures else [])]
     system = [f"-isystem={folder}" for folder in cutlass_headers()]
     cuda = [toolkit.nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC"]
-    host = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-fPIC", "-Wall"]
-    host += ["-DUSE_CUDA", STABLE_ABI, "-isystem", str(torch_folder() / "include")]
+    host = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-O2", "-fPIC", "-Wall"]
+    host += [
+        f"-ffile-prefix-map={ROOT}/=",
+        "-DUSE_CUDA",
+        STABLE_ABI,
+        "-isystem",
+        str(torch_folder() / "include"),
+    ]
     host += ["-isystem", str(toolkit.include)]
     result = []
     for source in sorted(SOURCES.rglob("*")):
@@ -198,25 +208,37 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
             command = [*host, *defines]
         else:
             continue
-        dependencies = ["-MMD", "-MF", str(target.with_suffix(".d"))]
+        dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
         command += [*dependencies, "-c", str(source), "-o", str(target)]
         result.append(Job(source, target, tuple(command)))
     return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
 
 
-def fingerprint(job: Job) -> str | None:
-    """Of the command, the source and the headers that it used; None before the first compile."""
+def dependencies(job: Job) -> list[Path]:
+    """The source and every header that its last compile read; empty before the first."""
     listing = job.target.with_suffix(".d")
     if not (job.target.exists() and listing.exists()):
+        return []
+    names = listing.read_text().replace("\\\n", " ").split(":", 1)[1]
+    return sorted({Path(name.replace("\\ ", " ")) for name in re.findall(r"(?:\\ |\S)+", names)})
+
+
+def fingerprint(job: Job) -> str | None:
+    """Of the command and all that it read; None where something of that is missing."""
+    files = dependencies(job)
+    if not files or not all(file.exists() for file in files):
         return None
     digest = hashlib.sha256("\0".join(job.command).encode())
-    names = listing.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-    for name in sorted(names):
-        file = Path(name)
-        if not file.exists():
-            return None
-        digest.update(name.encode() + b"\0" + file.read_bytes())
+    for file in files:
+        state = file.stat()
+        digest.update(_file_digest(file, state.st_mtime_ns, state.st_size))
     return digest.hexdigest()
+
+
+@functools.cache
+def _file_digest(file: Path, modified: int, size: int) -> bytes:
+    """Most headers are every source's; ``modified`` and ``size`` tell when to read one again."""
+    return hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).digest()
 
 
 def is_current(job: Job) -> bool:
@@ -227,13 +249,20 @@ def is_current(job: Job) -> bool:
 def compile_job(job: Job) -> float:
     """Seconds that it took. Raises BuildError with the compiler's words."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    stamp = job.target.with_suffix(".stamp")
+    stamp.unlink(missing_ok=True)
+    began, start = time.time(), time.monotonic()
+    try:
+        done = subprocess.run(job.command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(f"{job.name}: {job.command[0]} cannot be run: {error}") from error
     if done.returncode:
         job.target.unlink(missing_ok=True)
         words = (done.stderr + done.stdout).strip()
-        raise BuildError(f"{job.name} does not compile:\n{' '.join(job.command)}\n{words}")
-    job.target.with_suffix(".stamp").write_text(fingerprint(job) or "")
+        raise BuildError(f"{job.name} does not compile:\n{shlex.join(job.command)}\n{words}")
+    # A file saved while the compiler ran may or may not be in the object: compile again next time.
+    if all(file.stat().st_mtime < began for file in dependencies(job)):
+        stamp.write_text(fingerprint(job) or "")
     return time.monotonic() - start
 
 
@@ -256,7 +285,7 @@ def link(toolkit: Toolkit, objects: Sequence[Path]) -> None:
     command += [f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch_cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"linking failed:\n{' '.join(command)}\n{done.stderr.strip()}")
+        raise BuildError(f"linking failed:\n{shlex.join(command)}\n{done.stderr.strip()}")
     unfinished.replace(LIBRARY)
 
 
@@ -281,6 +310,12 @@ def build(asked: str | None = None, parallel: int | None = None) -> Path:
     return LIBRARY
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of compilers; give 1 or more")
+    return int(text)
+
+
 def _output(command: Sequence[str]) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -299,7 +334,7 @@ def _say(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the CUDA kernels.")
     parser.add_argument("--archs", help=f"of {';'.join(ARCHITECTURES)} (default: this GPU's)")
-    parser.add_argument("--jobs", type=int, help="compilers at a time (default: all cores)")
+    parser.add_argument("--jobs", type=_positive, help="compilers at a time (default: all cores)")
     options = parser.parse_args(arguments)
     try:
         build(options.archs or os.environ.get("ARCHS"), options.jobs)

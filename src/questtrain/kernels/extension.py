@@ -41,8 +41,9 @@ def load() -> Extension:
     """Load the library once, after the schemas are defined; never raises."""
     global _found
     if _found is None:
-        _found = _load(Path(os.environ.get(PATH_VARIABLE) or Path(__file__).parent / NAME))
-        if _found.path.exists() and _found.error:
+        chosen = os.environ.get(PATH_VARIABLE)
+        _found = _load(Path(chosen or Path(__file__).parent / NAME))
+        if _found.error and (chosen or _found.path.exists()):
             log.warning("CUDA kernels: %s", _found.error)
     return _found
 

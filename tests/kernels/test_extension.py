@@ -1,0 +1,133 @@
+"""Finding and loading the library; what it needs, where `make kernels` has built it."""
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import questtrain.kernels
+from questtrain.cli import doctor
+from questtrain.kernels import extension
+from questtrain.kernels.schema import OPS
+
+LIBRARY = Path(questtrain.kernels.__file__).parent / extension.NAME
+
+built = pytest.mark.skipif(not LIBRARY.exists(), reason="needs `make kernels`")
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """``anew(path)``: load as a process would that starts with this QUESTTRAIN_KERNELS_LIBRARY."""
+
+    def load(path):
+        monkeypatch.setattr(extension, "_found", None)
+        monkeypatch.setenv(extension.PATH_VARIABLE, str(path))
+        return extension.load()
+
+    return load
+
+
+def test_a_library_that_is_not_built(anew, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = anew(tmp_path / "missing.so")
+    assert not found.loaded
+    assert "make kernels" in found.error
+    assert "missing.so" in caplog.text  # it was asked for by name
+    assert not extension.serves("cuda")
+
+
+def test_no_library_at_all_is_not_worth_a_warning(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(extension, "_found", None)
+    monkeypatch.delenv(extension.PATH_VARIABLE, raising=False)
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    with caplog.at_level(logging.WARNING):
+        assert not extension.load().loaded
+    assert not caplog.records
+
+
+def test_a_file_that_is_no_library_says_why(anew, tmp_path, caplog):
+    broken = tmp_path / "broken.so"
+    broken.write_text("nothing")
+    with caplog.at_level(logging.WARNING):
+        found = anew(broken)
+    assert "does not load" in found.error
+    assert str(broken) in caplog.text
+
+
+def test_it_is_looked_for_once(anew, tmp_path):
+    first = anew(tmp_path / "missing.so")
+    (tmp_path / "missing.so").write_text("nothing")
+    assert extension.load() is first
+
+
+def test_it_serves_gpus_from_sm_80_on(monkeypatch):
+    monkeypatch.setattr(extension, "_found", extension.Extension(Path("library.so")))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for capability, served in (((7, 5), False), ((8, 0), True), ((8, 6), True), ((12, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, c=capability: c)
+        assert extension.serves("cuda") == served
+    assert not extension.serves("cpu")
+
+
+@built
+def test_the_built_library_loads_and_brings_every_op(anew, tmp_path):
+    found = extension.load()
+    assert found.error is None
+    assert found.architectures
+    assert re.fullmatch(r"\d+\.\d+", found.cuda)
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert [op for op in OPS if not has_kernel(f"questtrain::{op}", "CUDA")] == []
+
+
+@built
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_library_needs_no_cuda_and_knows_no_folder():
+    """It loads on CPU-only torch, and was not tied to where it was built."""
+    listed = subprocess.run(
+        ["readelf", "-d", str(LIBRARY)], capture_output=True, text=True, check=True
+    ).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", listed))
+    assert "libtorch_cpu.so" in needed
+    assert not [name for name in needed if "cuda" in name or "python" in name]
+    assert "RPATH" not in listed
+    assert "RUNPATH" not in listed
+
+
+@built
+def test_the_facts_beside_the_library_are_those_of_the_build():
+    facts = json.loads(LIBRARY.with_suffix(".json").read_text())
+    assert facts == {
+        "architectures": list(extension.load().architectures),
+        "cuda": extension.load().cuda,
+    }
+
+
+def finding(monkeypatch, found, capability=None):
+    """Doctor's line for a library, with a GPU of this capability or none."""
+    monkeypatch.setattr(extension, "_found", found)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: capability is not None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    line = doctor._kernels()
+    return line.state, line.text
+
+
+def test_doctor_on_kernels(monkeypatch, tmp_path):
+    present = tmp_path / "library.so"
+    present.write_text("")
+    loaded = extension.Extension(present, ("80", "90a"), "13.0")
+    built_for = "built for 80;90a with CUDA 13.0"
+    assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"{built_for}; in use on this GPU")
+    assert finding(monkeypatch, loaded, (7, 5))[0] == "note"
+    assert "no GPU to run them" in finding(monkeypatch, loaded)[1]
+    missing = extension.Extension(tmp_path / "none.so", error="not built (make kernels builds it)")
+    state, text = finding(monkeypatch, missing, (9, 0))
+    assert state == "note"
+    assert "make kernels" in text
+    assert "reference serves" in text
+    broken = extension.Extension(present, error="library.so does not load: why")
+    assert finding(monkeypatch, broken)[0] == "problem"
