@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -24,8 +25,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -289,22 +291,36 @@ def link(toolkit: Toolkit, objects: Sequence[Path]) -> None:
     unfinished.replace(LIBRARY)
 
 
+@contextmanager
+def only_one_build() -> Iterator[None]:
+    """Two that write the same objects would work twice, and spoil what the other links."""
+    OBJECTS.mkdir(parents=True, exist_ok=True)
+    with (OBJECTS / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("another build of the kernels is running here: waiting until it ends")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build(asked: str | None = None, parallel: int | None = None) -> Path:
     """The library, built for the architectures ``asked`` for; raises BuildError."""
-    start = time.monotonic()
     architectures = choose_architectures(asked)
     toolkit = find_toolkit(architectures)
     everything = jobs(toolkit, architectures)
-    todo = [job for job in everything if not is_current(job)]
     parallel = parallel or len(os.sched_getaffinity(0))
-    _say(
-        f"kernels for {';'.join(architectures)}, CUDA {_dotted(toolkit.version)}:"
-        f" {len(todo)} of {len(everything)} sources to compile, {parallel} at a time"
-    )
-    compile_all(todo, parallel)
-    link(toolkit, [job.target for job in everything])
-    facts = {"architectures": list(architectures), "cuda": _dotted(toolkit.version)}
-    LIBRARY.with_suffix(".json").write_text(json.dumps(facts) + "\n")
+    with only_one_build():
+        start = time.monotonic()
+        todo = [job for job in everything if not is_current(job)]
+        _say(
+            f"kernels for {';'.join(architectures)}, CUDA {_dotted(toolkit.version)}:"
+            f" {len(todo)} of {len(everything)} sources to compile, {parallel} at a time"
+        )
+        compile_all(todo, parallel)
+        link(toolkit, [job.target for job in everything])
+        facts = {"architectures": list(architectures), "cuda": _dotted(toolkit.version)}
+        LIBRARY.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     size = LIBRARY.stat().st_size / 2**20
     _say(f"{LIBRARY.relative_to(ROOT)}: {size:.1f} MiB, {time.monotonic() - start:.0f} s")
     return LIBRARY

@@ -4,12 +4,14 @@ The real compiler is what CI runs; here are the choices around it: for which arc
 compiled again, and what a user reads when something is missing.
 """
 
+import fcntl
 import importlib.util
 import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,16 @@ def test_a_header_saved_during_the_compile_counts_as_changed(checkout):
     checkout.write("csrc/gemm/rows.h", "")
     assert checkout.run() == (0, EVERYTHING)
     assert checkout.run() == (0, ["rows.cu"])
+
+
+def test_a_second_build_waits_for_the_first(checkout, capsys):
+    lock = checkout.write("build/kernels/lock", "").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    first = threading.Timer(0.5, lock.close)
+    first.start()
+    assert checkout.run() == (0, EVERYTHING)
+    first.join()
+    assert capsys.readouterr().out.startswith("another build of the kernels is running here")
 
 
 def test_a_failure_shows_the_command_and_keeps_the_other_objects(checkout, capsys):
