@@ -124,6 +124,8 @@ def test_doctor_on_kernels(monkeypatch, tmp_path):
     assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"{built_for}; in use on this GPU")
     assert finding(monkeypatch, loaded, (7, 5))[0] == "note"
     assert "no GPU to run them" in finding(monkeypatch, loaded)[1]
+    unrecorded = extension.Extension(present)
+    assert "says not what it was built for; in use" in finding(monkeypatch, unrecorded, (9, 0))[1]
     missing = extension.Extension(tmp_path / "none.so", error="not built (make kernels builds it)")
     state, text = finding(monkeypatch, missing, (9, 0))
     assert state == "note"

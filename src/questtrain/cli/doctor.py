@@ -125,7 +125,9 @@ def _kernels() -> Finding:
     state = "problem" if found.path.exists() else "note"
     if found.error is not None:
         return Finding("kernels", state, f"{found.error}; the plain-torch reference serves")
-    built = f"built for {';'.join(found.architectures)} with CUDA {found.cuda}"
+    built = f"{found.path.name} says not what it was built for"
+    if found.architectures:
+        built = f"built for {';'.join(found.architectures)} with CUDA {found.cuda}"
     if not torch.cuda.is_available():
         return Finding("kernels", "ok", f"{built}; they load, but there is no GPU to run them")
     if not extension.serves("cuda"):
