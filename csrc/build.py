@@ -41,7 +41,7 @@ SYSTEM_CUDA = Path("/usr/local/cuda")
 ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 BELOW_90 = ("80", "86", "89")
 DEFAULT_ARCHITECTURES = ("80", "89", "90a")
-OLDEST_CUDA = (12, 4)
+OLDEST_CUDA = (12, 5)  # the first with mma.sp::ordered_metadata
 CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
 

@@ -241,7 +241,7 @@ def test_no_nvcc(checkout, capsys, monkeypatch):
 
 def test_cuda_too_old_for_an_architecture(checkout, capsys):
     checkout.nvcc("12.2")
-    assert "is CUDA 12.2; architecture 80 needs 12.4 or newer" in message(checkout, capsys)
+    assert "is CUDA 12.2; architecture 80 needs 12.5 or newer" in message(checkout, capsys)
     checkout.nvcc("12.6")
     assert "architecture 120 needs 12.8 or newer" in message(checkout, capsys, "--archs", "80 120")
 
