@@ -1,6 +1,6 @@
 """Finds and loads the library of CUDA kernels, if it is built (``make kernels``).
 
-Without it, and on devices that it has no code for, the references serve.
+Without it, and on the CPU, the references serve.
 """
 
 from __future__ import annotations

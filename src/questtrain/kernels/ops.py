@@ -1,6 +1,6 @@
 """The ops as Python functions; importing this module registers references, fakes and kernels.
 
-A reference serves every device that no kernel of the library is for.
+Where the library is loaded, its kernels serve every CUDA device; the references serve the rest.
 """
 
 from __future__ import annotations
