@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questtrain.bench.linears import PACKED_TOKENS
 from questtrain.bench.operands import (
     Format,
     matrix_of,
@@ -37,6 +36,7 @@ from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import measure
 from questtrain.config import ModelConfig
 from questtrain.kernels import add_rmsnorm_linear, hadamard_linear, rmsnorm_linear, swiglu_linear
+from questtrain.kernels.dispatch import MAX_PACKED_ROWS
 
 
 class BlockBenchmark:
@@ -81,7 +81,7 @@ class BlockBenchmark:
             "bf16 products": [partial(_bf16_products, x, attention, inner, w) for w in dense],
             "bf16 block": [partial(self._bf16_block, x, attention, norm_weight, w) for w in dense],
         }
-        usual, other = ("packed", "int8") if tokens <= PACKED_TOKENS else ("int8", "packed")
+        usual, other = ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
         kinds = {"quest": (usual, True), "no-hadamard": (usual, False), other: (other, True)}
         for name, (kind, rotate) in kinds.items():
             if kind == "packed" and not self.formats.packable:

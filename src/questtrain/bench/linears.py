@@ -13,14 +13,10 @@ from questtrain.bench.operands import DTYPE
 Linear = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(codes, scales, sums, weight, weight_scales) → [M, N]`` in bf16."""
 
-PACKED_TOKENS = 64
-"""The packed kernels read weights of 1, 2 or 4 bits once for up to so many rows."""
 
-
-def packed(levels: int, tokens: int) -> Linear:
-    """What packed weights are multiplied by: their own kernel for few rows, and for many the
-    INT8 product of the unpacked values."""
-    return partial(_packed if tokens <= PACKED_TOKENS else _unpacked, levels)
+def packed(levels: int) -> Linear:
+    """Packed weights of ``levels``, by the kernel for few rows."""
+    return partial(_packed, levels)
 
 
 def int8(x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
@@ -36,9 +32,3 @@ def _packed(
         x, x_scales, x_sums, weight, scales, levels, DTYPE
     )
     return y
-
-
-def _unpacked(
-    levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
-) -> Tensor:
-    return int8(x, x_scales, x_sums, torch.ops.questtrain.unpack(weight, levels), scales)

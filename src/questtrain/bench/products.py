@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from questtrain.bench.linears import PACKED_TOKENS, int8, packed
+from questtrain.bench.linears import int8, packed
 from questtrain.bench.operands import (
     DTYPE,
     Format,
@@ -29,6 +29,7 @@ from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import Product
 from questtrain.bench.timing import measure
 from questtrain.kernels import RowFormat, hadamard_linear
+from questtrain.kernels.dispatch import MAX_PACKED_ROWS
 
 Cases = dict[str, list[Callable[[], object]]]
 Operations = dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]]
@@ -107,17 +108,17 @@ def _integer_operations(x: Tensor, weight: Tensor, formats: Format) -> Operation
     activation = quantized(x, formats.activation_levels)
     values, scales, _ = quantized(weight, formats.weight_levels)
     operations: Operations = {"int8": (int8, (*activation, values, scales))}
-    if tokens <= PACKED_TOKENS:
+    if tokens <= MAX_PACKED_ROWS:
         for case, levels in PACKED_LEVELS.items():
             codes, scales, _ = quantized(weight, levels, packed=True)
-            operations[case] = (packed(levels, tokens), (*activation, codes, scales))
+            operations[case] = (packed(levels), (*activation, codes, scales))
     return operations
 
 
 def _layers(x: Tensor, weight: Tensor, formats: Format) -> Operations:
     """Ours from bf16 to bf16: ``quest``, and the same without the Hadamard transform."""
     tokens, width = x.shape
-    is_packed = tokens <= PACKED_TOKENS and formats.packable
+    is_packed = tokens <= MAX_PACKED_ROWS and formats.packable
     matrix = quantized(weight, formats.weight_levels, packed=is_packed)
     return {
         case: (partial(_layer, row_format(width, formats, rotate), formats), (x, *matrix))

@@ -1,0 +1,176 @@
+// What the quantizing kernels rotate: 4 chunks of 8 consecutive elements a thread, and the two
+// Hadamard transforms of a row that lies so.
+// - TensorCore, for 16-bit operands and blocks of 128. H_128 = H_16 ⊗ H_8: the tensor cores
+//   multiply by H_16 (±1 is exact in bf16, sums are fp32), three stages of additions within the
+//   thread do the rest. No shuffles, no conversion to fp32: half the instructions of a butterfly.
+// - Butterfly, for fp32 operands and the other blocks: 3 stages within the chunk, then shuffles.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace questtrain {
+
+constexpr int kChunks = 4;           // a thread's
+constexpr int kWarpElements = 1024;  // 32 lanes · 4 chunks · 8
+
+// 8 elements, as they lie in memory.
+template <class T>
+struct alignas(16) Chunk {
+  T element[8];
+};
+
+// By 16 bytes; each row is read once and passes the caches by.
+template <class T>
+__device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source) {
+  Chunk<T> result;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] = __ldcs(reinterpret_cast<const uint4*>(source) + i);
+  return result;
+}
+
+// Of a vector that every row reads.
+template <class T>
+__device__ __forceinline__ Chunk<T> load_again(const Chunk<T>* source) {
+  Chunk<T> result;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] = __ldg(reinterpret_cast<const uint4*>(source) + i);
+  return result;
+}
+
+template <class T>
+__device__ __forceinline__ void store_chunk(Chunk<T>* target, const Chunk<T>& value) {
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(&value)[i];
+}
+
+template <class T>
+__device__ __forceinline__ T narrow(float value);
+
+template <>
+__device__ __forceinline__ float narrow(float value) {
+  return value;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <>
+__device__ __forceinline__ __half narrow(float value) {
+  return __float2half_rn(value);
+}
+
+// ---- rotations: which chunk of its row a thread's i-th is, and the unnormalized transform
+
+struct Butterfly {
+  static __device__ __forceinline__ int position(int warp, int lane, int i) {
+    return warp * 128 + i * 32 + lane;
+  }
+
+  template <class T>
+  static __device__ __forceinline__ void apply(const Chunk<T> (&x)[kChunks],
+                                               float (&v)[kChunks][8], int block, int lane) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) v[i][j] = static_cast<float>(x[i].element[j]);
+      if (block == 1) continue;
+#pragma unroll
+      for (int stride = 1; stride < 8; stride <<= 1)
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          if (!(j & stride)) {
+            const float a = v[i][j], b = v[i][j | stride];
+            v[i][j] = a + b;
+            v[i][j | stride] = a - b;
+          }
+#pragma unroll
+      for (int stride = 1; stride < 32; stride <<= 1) {
+        if (stride * 8 >= block) continue;
+        const float sign = (lane & stride) ? -1.f : 1.f;
+#pragma unroll
+        for (int j = 0; j < 8; ++j)
+          v[i][j] = fmaf(sign, v[i][j], __shfl_xor_sync(0xffffffffu, v[i][j], stride));
+      }
+    }
+  }
+};
+
+// mma.m16n8k16 with the warp's 8 blocks of 128 as rows. Of an element's index in its block, bits
+// 0, 1 (place in the chunk) and 3, 4 (lane within the quad) are summed over by the tensor core;
+// bit 2 tells rows g from g + 8; bits 5, 6 number the thread's chunks.
+struct TensorCore {
+  static __device__ __forceinline__ int position(int warp, int lane, int i) {
+    return (warp * 8 + (lane >> 2)) * 16 + i * 4 + (lane & 3);
+  }
+
+  // Column n = 8·tile + g of H_16 stands for quad lane g/2 and place g%2 + 2·tile; row k for quad
+  // lane t and places 0, 1 (register 0) or 2, 3 (register 1). Two entries of ±1 a register.
+  template <class T>
+  static __device__ __forceinline__ uint32_t signs(int lane, int tile, int half) {
+    const int t = lane & 3, g = lane >> 2, place = (g & 1) + 2 * tile;
+    const uint32_t one = std::is_same<T, __half>::value ? 0x3c00u : 0x3f80u;
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int parity = (__popc(t & (g >> 1)) + __popc((i + 2 * half) & place)) & 1;
+      bits |= (one | (parity << 15)) << (16 * i);
+    }
+    return bits;
+  }
+
+  template <class T>
+  static __device__ __forceinline__ void multiply(float* c, const uint4& a, uint32_t b0,
+                                                  uint32_t b1) {
+    if constexpr (std::is_same<T, __half>::value)
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+          "{%10,%10,%10,%10};"
+          : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+          : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b0), "r"(b1), "f"(0.f));
+    else
+      asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+          "{%8,%9}, {%10,%10,%10,%10};"
+          : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+          : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "r"(b0), "r"(b1), "f"(0.f));
+  }
+
+  template <class T>
+  static __device__ __forceinline__ void apply(const Chunk<T> (&x)[kChunks],
+                                               float (&v)[kChunks][8], int, int lane) {
+    const uint32_t b00 = signs<T>(lane, 0, 0), b01 = signs<T>(lane, 0, 1);
+    const uint32_t b10 = signs<T>(lane, 1, 0), b11 = signs<T>(lane, 1, 1);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const uint4 a = *reinterpret_cast<const uint4*>(&x[i]);
+      float low[4], high[4];  // places 0, 1 and 2, 3, first of bit 2 clear, then of bit 2 set
+      multiply<T>(low, a, b00, b01);
+      multiply<T>(high, a, b10, b11);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        v[i][j] = low[j] + low[j + 2];
+        v[i][j + 4] = low[j] - low[j + 2];
+        v[i][j + 2] = high[j] + high[j + 2];
+        v[i][j + 6] = high[j] - high[j + 2];
+      }
+    }
+#pragma unroll
+    for (int stride = 1; stride < kChunks; stride <<= 1)
+#pragma unroll
+      for (int i = 0; i < kChunks; ++i)
+        if (!(i & stride))
+#pragma unroll
+          for (int j = 0; j < 8; ++j) {
+            const float a = v[i][j], b = v[i | stride][j];
+            v[i][j] = a + b;
+            v[i | stride][j] = a - b;
+          }
+  }
+};
+
+}  // namespace questtrain
