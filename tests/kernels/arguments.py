@@ -101,9 +101,37 @@ def arguments(
     if op in FUSED_LINEARS:
         operands = _operands(op.removesuffix("_quantize_linear"), device, rows, dtype, seed)
         return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
+    if op == "decode_attention":
+        return random_step(rows, dtype, device, seed=seed)
     if op == "unpack":
         return (random_weight(rows, WIDTH, LEVELS, device, seed).codes, LEVELS)
     return _linear_arguments(op, device, rows, dtype, seed, weight)
+
+
+def random_step(
+    batch: int,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    heads: int = 4,
+    width: int = 64,
+    capacity: int = 40,
+    position: int = 17,
+    seed: int = 0,
+) -> tuple[Tensor, ...]:
+    """Arguments of `decode_attention`: slices of one product, a cache that is NaN from
+    ``position`` on, any angles."""
+    size = heads * width
+    qkv = random_rows(batch, 3 * size, dtype, device, seed)
+    shape = (batch, heads, capacity, width)
+    generator = device_generator(device, seed + 1)
+    keys, values = (
+        torch.randn(shape, device=device, generator=generator).to(dtype) for _ in range(2)
+    )
+    for cache in (keys, values):
+        cache[:, :, position:] = torch.nan
+    angles = torch.randn(width // 2, device=device, generator=generator).repeat(2)
+    place = torch.tensor(position, device=device)
+    return (*qkv.split(size, 1), keys, values, place, angles.cos(), angles.sin())
 
 
 def _operands(form: str, device: str, rows: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:

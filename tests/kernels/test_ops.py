@@ -135,6 +135,8 @@ def test_a_tensor_of_another_shape_dtype_or_layout_is_refused(name):
             (value.to(torch.complex64), rf"{about}be .*, not torch.complex64"),
             (scattered, f"{about}be contiguous"),
         ):
+            if wrong is scattered and not value.dim():
+                continue
             changed = {**good, argument: wrong}
             for refuses in (lambda a: op_of(name)(**a), lambda a: fake_call(name, a)):
                 with pytest.raises(ValueError, match=message):

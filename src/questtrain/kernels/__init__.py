@@ -19,6 +19,7 @@ from questtrain.kernels.fused import (
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.kernels.ops import (
     add_rmsnorm_quantize,
+    decode_attention,
     hadamard_quantize,
     rmsnorm_quantize,
     swiglu_quantize,
@@ -33,6 +34,7 @@ __all__ = [
     "add_rmsnorm_linear",
     "add_rmsnorm_quantize",
     "container_bits",
+    "decode_attention",
     "hadamard_linear",
     "hadamard_quantize",
     "hadamard_signs",

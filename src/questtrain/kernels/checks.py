@@ -105,15 +105,58 @@ def check_multiple(op: str, what: str, size: int, divisor: int) -> None:
         raise ValueError(f"{op}: {what} {size} must be a multiple of {divisor}")
 
 
+def check_cached_operand(op: str, name: str, x: Tensor, q: Tensor) -> None:
+    """The new token's queries, keys or values, like the queries ``q [B, H·K]``; the last dimension
+    is contiguous."""
+    if x.dim() != 2:
+        raise ValueError(f"{op}: {name} must have 2 dimensions, not shape {list(x.shape)}")
+    if x.shape != q.shape:
+        raise ValueError(f"{op}: {name} must be {list(q.shape)}, not {list(x.shape)}")
+    _check_kind(op, name, x, FLOATING if x is q else (q.dtype,), q)
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        raise ValueError(f"{op}: {name} must be contiguous in its last dimension")
+
+
+def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor) -> None:
+    """Keys or values ``[B, H, capacity, K]`` for queries ``q [B, H·K]``."""
+    batch, size = q.shape
+    if cache.dim() != 4:
+        raise ValueError(f"{op}: {name} must have 4 dimensions, not shape {list(cache.shape)}")
+    if cache.shape != keys.shape:
+        raise ValueError(f"{op}: {name} must be {list(keys.shape)}, not {list(cache.shape)}")
+    if cache.shape[0] != batch or cache.shape[1] * cache.shape[3] != size:
+        raise ValueError(
+            f"{op}: {name} must be [{batch}, heads, capacity, width] with heads·width {size},"
+            f" not {list(cache.shape)}"
+        )
+    if not cache.shape[2] or not cache.shape[3] or cache.shape[3] % 2:
+        raise ValueError(
+            f"{op}: {name} must have places and an even width, not shape {list(cache.shape)}"
+        )
+    _check_layout(op, name, cache, (q.dtype,), q)
+
+
+def check_scalar(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    if tensor.dim():
+        raise ValueError(f"{op}: {name} must be a scalar, not of shape {list(tensor.shape)}")
+    _check_layout(op, name, tensor, (dtype,), like)
+
+
 def _check_layout(
+    op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor
+) -> None:
+    _check_kind(op, name, tensor, dtypes, like)
+    if not tensor.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous")
+
+
+def _check_kind(
     op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor
 ) -> None:
     if tensor.dtype not in dtypes:
         raise ValueError(f"{op}: {name} must be {_one_of(dtypes)}, not {tensor.dtype}")
     if tensor.device != like.device:
         raise ValueError(f"{op}: {name} must be on {like.device}, not {tensor.device}")
-    if not tensor.is_contiguous():
-        raise ValueError(f"{op}: {name} must be contiguous")
 
 
 def _one_of(dtypes: tuple[torch.dtype, ...]) -> str:

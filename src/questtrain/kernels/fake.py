@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels import reference_linear
+from questtrain.kernels import reference_attention, reference_linear
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
 from questtrain.kernels.formats import container_bits
 from questtrain.kernels.reference_quantize import Five, Four
@@ -180,6 +180,21 @@ def swiglu_quantize_linear(
 def unpack(packed: Tensor, levels: int) -> Tensor:
     width = reference_linear.check_unpack(packed, levels)
     return packed.new_empty((packed.shape[0], width), dtype=torch.int8)
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    arguments = (q, k, v, keys, values, position, cos, sin)
+    reference_attention.check_decode("decode_attention", *arguments)
+    return q.new_empty(tuple(q.shape))
 
 
 def _quantized(

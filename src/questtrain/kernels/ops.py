@@ -8,15 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels import extension, fake, reference_linear, reference_quantize
+from questtrain.kernels import (
+    extension,
+    fake,
+    reference_attention,
+    reference_linear,
+    reference_quantize,
+)
+from questtrain.kernels.dispatch import attends_in_one_kernel
 from questtrain.kernels.formats import Quantized
 from questtrain.kernels.schema import LIBRARY, OPS
 
 
 def _register() -> None:
     for op in OPS:
-        home = reference_quantize if hasattr(reference_quantize, op) else reference_linear
-        reference = getattr(home, op)
+        homes = (reference_quantize, reference_linear, reference_attention)
+        reference = next(getattr(home, op) for home in homes if op in vars(home))
         LIBRARY.impl(op, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"questtrain::{op}", getattr(fake, op), lib=LIBRARY)
     extension.load()
@@ -91,3 +98,27 @@ def unpack(packed: Tensor, levels: int) -> Tensor:
     """The int8 integers ``[N, K]`` of packed codes."""
     values: Tensor = _ops.unpack(packed, levels)
     return values
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """Attention of one new token a sequence: rotary embedding, cache update, softmax: ``[B, H·K]``.
+
+    ``q``, ``k``, ``v [B, H·K]`` of bf16, fp16 or fp32 may be column slices of one product; ``keys``
+    and ``values [B, H, capacity, K]`` are updated at ``position``, an int64 scalar: how many tokens
+    are cached; ``cos``, ``sin`` fp32 ``[K]`` are its rotary angles. A position that is no place of
+    the cache makes the result NaN. Raises ValueError (RuntimeError on CUDA) for other arguments.
+    """
+    arguments = (q, k, v, keys, values, position, cos, sin)
+    if keys.is_cuda and not attends_in_one_kernel(keys):
+        return reference_attention.decode_attention(*arguments)
+    y: Tensor = _ops.decode_attention(*arguments)
+    return y

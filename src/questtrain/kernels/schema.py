@@ -31,6 +31,8 @@ SCHEMAS = (
     f" {_FUSED}) -> (Tensor hidden, Tensor y)",
     f"swiglu_quantize_linear(Tensor gate_up, {_FUSED}) -> Tensor",
     "unpack(Tensor packed, int levels) -> Tensor",
+    "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor position, Tensor cos, Tensor sin) -> Tensor",
 )
 
 for _schema in SCHEMAS:

@@ -1,0 +1,75 @@
+"""Attention of one decoding step in plain torch: specification, and fallback without the kernel.
+
+Shape suffixes: B batch, H heads, S places of the cache, K head width, D = H·K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels.checks import check_cache, check_cached_operand, check_scalar, check_vector
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """Rotate ``q`` and ``k``, write k and v to the cache's place ``position``, attend to it and all
+    before: ``[B, D]`` in q's dtype.
+
+    ``q``, ``k``, ``v [B, D]`` bf16, fp16 or fp32, may be column slices; ``keys``, ``values
+    [B, H, S, K]`` are updated; ``position`` int64 scalar; ``cos``, ``sin`` fp32 ``[K]`` with halves
+    repeated. What is rotated is rounded to its dtype, the rest is fp32. Without a place
+    ``position`` the result is NaN and the cache stays as it is.
+    """
+    check_decode("decode_attention", q, k, v, keys, values, position, cos, sin)
+    heads_BH1K = (q.shape[0], keys.shape[1], 1, keys.shape[3])
+    q_BH1K = _rotate(q.reshape(heads_BH1K), cos, sin).float()
+    capacity = keys.shape[2]
+    fits = (position >= 0) & (position < capacity)
+    place = position.clamp(0, capacity - 1).reshape(1)
+    for cache, new in ((keys, _rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
+        old = cache.index_select(2, place)
+        cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
+    if position.device.type == "cpu":  # the host knows it: what lies beyond is not even read
+        keys, values = (cache[:, :, : int(place) + 1] for cache in (keys, values))
+    beyond_S = torch.arange(keys.shape[2], device=keys.device) > position
+    scores_BH1S = q_BH1K @ keys.float().transpose(2, 3) / math.sqrt(keys.shape[3])
+    weights_BH1S = scores_BH1S.masked_fill(beyond_S, -math.inf).softmax(-1)
+    y_BH1K = weights_BH1S @ values.float().masked_fill(beyond_S.unsqueeze(-1), 0.0)
+    return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
+
+
+def check_decode(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> None:
+    for name, operand in (("q", q), ("k", k), ("v", v)):
+        check_cached_operand(op, name, operand, q)
+    for name, cache in (("keys", keys), ("values", values)):
+        check_cache(op, name, cache, keys, q)
+    check_scalar(op, "position", position, torch.int64, q)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)
+
+
+def _rotate(x_BH1K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x = x_BH1K.float()
+    first, second = x.chunk(2, dim=-1)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BH1K.dtype)
