@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from questtrain.kernels.checks import check_cache, check_cached_operand, check_scalar, check_vector
@@ -40,12 +41,14 @@ def decode_attention(
     for cache, new in ((keys, _rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
         old = cache.index_select(2, place)
         cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
+    seen_S = None
     if position.device.type == "cpu":  # the host knows it: what lies beyond is not even read
         keys, values = (cache[:, :, : int(place) + 1] for cache in (keys, values))
-    beyond_S = torch.arange(keys.shape[2], device=keys.device) > position
-    scores_BH1S = q_BH1K @ keys.float().transpose(2, 3) / math.sqrt(keys.shape[3])
-    weights_BH1S = scores_BH1S.masked_fill(beyond_S, -math.inf).softmax(-1)
-    y_BH1K = weights_BH1S @ values.float().masked_fill(beyond_S.unsqueeze(-1), 0.0)
+    else:
+        seen_S = torch.arange(capacity, device=keys.device) <= position
+        keys, values = (torch.where(seen_S.unsqueeze(-1), cache, 0.0) for cache in (keys, values))
+        seen_S = seen_S.unsqueeze(0)
+    y_BH1K = F.scaled_dot_product_attention(q_BH1K, keys.float(), values.float(), attn_mask=seen_S)
     return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
 
 
