@@ -30,25 +30,24 @@ struct Activations {
 template <int bits, class T, Operand operand>
 struct FromElements {
   static __device__ __forceinline__ void fill(QuantizeArguments q, const Activations& x) {
-    __shared__ float squares_of_row[kMostResidentWarps], squares_of_operand[kMostResidentWarps];
+    using Rotation = RotationOf<T, TensorCore, operand>;
+    __shared__ float2 squares_of_row[kMostResidentWarps];
     const int warps = (q.width + kWarpElements - 1) / kWarpElements;
     const int rows_at_once = blockDim.x / 32 / warps, group = (threadIdx.x >> 5) / warps;
     if (blockIdx.x != 0) q.hidden = nullptr;  // one block writes the residual sum
     for (int first = 0; first < q.rows; first += rows_at_once) {
       const int row = first + group;
       const bool exists = group < rows_at_once && row < q.rows;
-      Part<TensorCore> part(warps, q.width / 8);
+      Part<Rotation> part(warps, q.width / 8);
       if (!exists)
 #pragma unroll
         for (int i = 0; i < kChunks; ++i) part.inside[i] = false;
-      Chunk<T> chunks[kChunks];
-      load_operand<T, TensorCore, operand>(q, row, part, chunks);
-      if constexpr (operand == Operand::rmsnorm || operand == Operand::add_rmsnorm)
-        normalize<T, TensorCore>(q, part, squares_of_operand, chunks);
+      Chunk<Rotated<T, operand>> chunks[kChunks];
+      const float squares = load_operand<T, Rotation, operand>(q, row, part, chunks);
       float v[kChunks][8];
-      TensorCore::apply(chunks, v, 128, part.lane);
-      const float half_width = half_width_of(q, row_sum(squares_of(v), squares_of_row, warps));
-      const float inverse = __fdividef(0.5f * q.orthonormal, half_width);
+      Rotation::apply(chunks, v, 128, part.lane);
+      const RowGrid grid = grid_of<operand>(q, v, squares, squares_of_row, warps);
+      const float inverse = __fdividef(0.5f * q.orthonormal, grid.half_width);
       int32_t sum = 0;
 #pragma unroll
       for (int i = 0; i < kChunks; ++i) {
@@ -61,7 +60,7 @@ struct FromElements {
       sum = warp_sum(sum);
       if (exists && part.lane == 0) atomicAdd(&x.sums[row], sum);
       if (exists && part.warp == 0 && part.lane == 0)
-        x.scales[row] = half_width * q.inverse_steps;
+        x.scales[row] = grid.half_width * grid.factor * q.inverse_steps;
     }
   }
 };

@@ -1,7 +1,7 @@
 // One kernel: [add +] [RMSNorm | SwiGLU] → Hadamard transform → row rms → codes, one pass over memory.
 //
-// A row is shared by warps of 1,024 elements each. The fused forms round what they normalize to x's
-// dtype once, so each equals the composition of its parts.
+// A row is shared by warps of 1,024 elements each. RMSNorm's factor is one number a row, so it changes
+// the row's scale and no code: x·weight is rotated, and both sums of squares are made together.
 #pragma once
 
 #include "launch.cuh"
@@ -15,17 +15,26 @@ constexpr float kMagic = 12582912.f;  // 1.5·2^23: what is added to it lands ro
 
 // ---- sums over a row's warps; each use has shared memory of its own, so one barrier is enough
 
-template <class V>
-__device__ __forceinline__ V warp_sum(V value) {
+__device__ __forceinline__ int32_t warp_sum(int32_t value) {
+  return __reduce_add_sync(0xffffffffu, value);
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int stride = 16; stride; stride >>= 1)
     value += __shfl_xor_sync(0xffffffffu, value, stride);
   return value;
 }
 
-template <>
-__device__ __forceinline__ int32_t warp_sum(int32_t value) {
-  return __reduce_add_sync(0xffffffffu, value);
+__device__ __forceinline__ float2 warp_sum(float2 value) {
+  return make_float2(warp_sum(value.x), warp_sum(value.y));
+}
+
+__device__ __forceinline__ void add_to(int32_t& sum, int32_t value) { sum += value; }
+__device__ __forceinline__ void add_to(float& sum, float value) { sum += value; }
+__device__ __forceinline__ void add_to(float2& sum, float2 value) {
+  sum.x += value.x;
+  sum.y += value.y;
 }
 
 template <class V>
@@ -35,8 +44,8 @@ __device__ __forceinline__ V row_sum(V value, V* shared, int warps) {
   const int warp = threadIdx.x >> 5, first = warp / warps * warps;
   if ((threadIdx.x & 31) == 0) shared[warp] = value;
   __syncthreads();
-  V total = 0;
-  for (int i = 0; i < warps; ++i) total += shared[first + i];
+  V total{};
+  for (int i = 0; i < warps; ++i) add_to(total, shared[first + i]);
   return total;
 }
 
@@ -58,11 +67,61 @@ struct Part {
   }
 };
 
-// The operand of RMSNorm or of the rotation: x alone, x + residual (stored as `hidden`), or
-// silu(gate)·up. All loads are issued before the first is used.
+constexpr bool normalizes(Operand operand) {
+  return operand == Operand::rmsnorm || operand == Operand::add_rmsnorm;
+}
+
+// What is rotated: rounded to x's dtype, but x·weight of fp16, which may be too large for it.
+template <class T, Operand operand>
+using Rotated = std::conditional_t<normalizes(operand) && std::is_same_v<T, __half>, float, T>;
+
+// By the fast units; e^-x beyond fp32 is inf, and silu then -0.
+__device__ __forceinline__ float silu(float x) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.f + power));
+  return x * inverse;
+}
+
+// silu(gate)·up, computed in fp32 and rounded once.
+template <class T>
+__device__ __forceinline__ Chunk<T> gated(const Chunk<T>& gate, const Chunk<T>& up) {
+  Chunk<T> result;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    result.element[j] =
+        narrow<T>(silu(static_cast<float>(gate.element[j])) * static_cast<float>(up.element[j]));
+  }
+  return result;
+}
+
+template <class T>
+__device__ __forceinline__ float add_squares(const Chunk<T>& x, float sum) {
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float value = static_cast<float>(x.element[j]);
+    sum = fmaf(value, value, sum);
+  }
+  return sum;
+}
+
+template <class T, class W, class R, class Rotation>
+__device__ __forceinline__ void multiply_by(const Chunk<W>* weight, const Part<Rotation>& part,
+                                            const Chunk<T> (&x)[kChunks],
+                                            Chunk<R> (&product)[kChunks]) {
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i)
+    product[i] = product_of<R>(
+        x[i], part.inside[i] ? load_again(weight + part.position[i]) : Chunk<W>{});
+}
+
+// Loads the thread's part of a row, and makes of it what is rotated: x, silu(gate)·up, or x·weight of
+// x or of x + residual, which is stored as `hidden`. Returns RMSNorm's sum of squares. All loads of
+// the row are issued before the first is used.
 template <class T, class Rotation, Operand operand>
-__device__ __forceinline__ void load_operand(const QuantizeArguments& a, int64_t row,
-                                             const Part<Rotation>& part, Chunk<T> (&x)[kChunks]) {
+__device__ __forceinline__ float load_operand(const QuantizeArguments& a, int64_t row,
+                                              const Part<Rotation>& part,
+                                              Chunk<Rotated<T, operand>> (&rotated)[kChunks]) {
   constexpr bool two = operand == Operand::add_rmsnorm || operand == Operand::swiglu;
   const int chunks = a.width / 8;
   const Chunk<T>* first =
@@ -70,57 +129,34 @@ __device__ __forceinline__ void load_operand(const QuantizeArguments& a, int64_t
   const Chunk<T>* second = operand == Operand::swiglu
                                ? first + chunks
                                : static_cast<const Chunk<T>*>(a.residual) + row * chunks;
-  Chunk<T> other[two ? kChunks : 1];
+  Chunk<T> x[kChunks], other[two ? kChunks : 1];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     x[i] = part.inside[i] ? load_chunk(first + part.position[i]) : Chunk<T>{};
     if constexpr (two) other[i] = part.inside[i] ? load_chunk(second + part.position[i]) : Chunk<T>{};
   }
-  if constexpr (two)
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float p = static_cast<float>(x[i].element[j]);
-        const float q = static_cast<float>(other[i].element[j]);
-        x[i].element[j] =
-            narrow<T>(operand == Operand::swiglu ? __fdividef(p, 1.f + __expf(-p)) * q : p + q);
-      }
-      if (operand == Operand::add_rmsnorm && a.hidden && part.inside[i])
-        store_chunk(static_cast<Chunk<T>*>(a.hidden) + row * chunks + part.position[i], x[i]);
-    }
-}
-
-template <class T, class W>
-__device__ __forceinline__ void scale_by_weight(Chunk<T>& x, float factor, const Chunk<W>* weight) {
-  const Chunk<W> w = load_again(weight);
-#pragma unroll
-  for (int j = 0; j < 8; ++j)
-    x.element[j] = narrow<T>(static_cast<float>(x.element[j]) * factor *
-                             static_cast<float>(w.element[j]));
-}
-
-template <class T, class Rotation>
-__device__ __forceinline__ void normalize(const QuantizeArguments& a, const Part<Rotation>& part,
-                                          float* shared, Chunk<T> (&x)[kChunks]) {
   float squares = 0.f;
 #pragma unroll
-  for (int i = 0; i < kChunks; ++i)
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float value = static_cast<float>(x[i].element[j]);
-      squares = fmaf(value, value, squares);
-    }
-  const float factor =
-      rsqrtf(fmaf(row_sum(squares, shared, part.warps), a.inverse_width, a.epsilon));
-#pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    if (!part.inside[i]) continue;
-    if (a.weight_is_float)
-      scale_by_weight(x[i], factor, static_cast<const Chunk<float>*>(a.weight) + part.position[i]);
+    if constexpr (operand == Operand::add_rmsnorm) {
+      x[i] = sum_of(x[i], other[i]);
+      if (a.hidden && part.inside[i])
+        store_chunk(static_cast<Chunk<T>*>(a.hidden) + row * chunks + part.position[i], x[i]);
+    }
+    if constexpr (normalizes(operand))
+      squares = add_squares(x[i], squares);
+    else if constexpr (operand == Operand::swiglu)
+      rotated[i] = gated(x[i], other[i]);
     else
-      scale_by_weight(x[i], factor, static_cast<const Chunk<T>*>(a.weight) + part.position[i]);
+      rotated[i] = x[i];
   }
+  if constexpr (normalizes(operand)) {
+    if (a.weight_is_float)
+      multiply_by(static_cast<const Chunk<float>*>(a.weight), part, x, rotated);
+    else
+      multiply_by(static_cast<const Chunk<T>*>(a.weight), part, x, rotated);
+  }
+  return squares;
 }
 
 // ---- codes
@@ -184,14 +220,27 @@ __device__ __forceinline__ void store_packed(const QuantizeArguments& a, int64_t
   }
 }
 
+// The grid of a row before RMSNorm's `factor`, 1 without it.
+struct RowGrid {
+  float half_width, factor;
+};
+
+template <Operand operand>
+__device__ __forceinline__ RowGrid grid_of(const QuantizeArguments& a, const float (&v)[kChunks][8],
+                                           float operand_squares, float2* shared, int warps) {
+  const float squares = squares_of(v);
+  if constexpr (!normalizes(operand))
+    return {half_width_of(a, row_sum(squares, reinterpret_cast<float*>(shared), warps)), 1.f};
+  const float2 sums = row_sum(make_float2(squares, operand_squares), shared, warps);
+  return {half_width_of(a, sums.x), rsqrtf(fmaf(sums.y, a.inverse_width, a.epsilon))};
+}
+
 // The thread's part of a rotated row → codes, scale, sum and mask in memory.
 template <class Rotation, bool packed>
 __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t row, bool exists,
-                                             const Part<Rotation>& part,
-                                             const float (&v)[kChunks][8], float* squares_of_row,
-                                             int32_t* codes_of_row) {
-  const float half_width =
-      half_width_of(a, row_sum(squares_of(v), squares_of_row, part.warps));
+                                             const Part<Rotation>& part, const RowGrid& grid,
+                                             const float (&v)[kChunks][8], int32_t* codes_of_row) {
+  const float half_width = grid.half_width;
   const float inverse = __fdividef(0.5f * a.orthonormal, half_width);
   int32_t sum = 0;
   const int64_t first = row * (a.width / 8);
@@ -219,19 +268,17 @@ __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t
   }
   sum = row_sum(sum, codes_of_row, part.warps);
   if (part.warp == 0 && part.lane == 0 && exists) {
-    a.scales[row] = half_width * a.inverse_steps;
+    a.scales[row] = half_width * grid.factor * a.inverse_steps;
     a.sums[row] = sum;
   }
 }
 
 // Registers that keep most threads resident without spills that cost more.
-constexpr int registers_for(Operand operand) {
-  return operand == Operand::rmsnorm || operand == Operand::add_rmsnorm ? 64 : 56;
-}
+constexpr int registers_for(Operand operand) { return operand == Operand::plain ? 56 : 64; }
 
 template <class T, class Rotation, Operand operand, bool packed>
 __global__ void __maxnreg__(registers_for(operand)) quantize_rows(QuantizeArguments a, int warps) {
-  __shared__ float squares_of_row[32], squares_of_operand[32];
+  __shared__ float2 squares_of_row[32];
   __shared__ int32_t codes_of_row[32];
   Part<Rotation> part(warps, a.width / 8);
   const int rows_per_block = blockDim.x / 32 / warps;
@@ -243,13 +290,12 @@ __global__ void __maxnreg__(registers_for(operand)) quantize_rows(QuantizeArgume
   allow_next();
   wait_for_previous();
 
-  Chunk<T> x[kChunks];
-  load_operand<T, Rotation, operand>(a, row, part, x);
-  if constexpr (operand == Operand::rmsnorm || operand == Operand::add_rmsnorm)
-    normalize<T, Rotation>(a, part, squares_of_operand, x);
+  Chunk<Rotated<T, operand>> x[kChunks];
+  const float squares = load_operand<T, Rotation, operand>(a, row, part, x);
   float v[kChunks][8];
   Rotation::apply(x, v, a.block, part.lane);
-  quantize_row<Rotation, packed>(a, row, exists, part, v, squares_of_row, codes_of_row);
+  const RowGrid grid = grid_of<operand>(a, v, squares, squares_of_row, warps);
+  quantize_row<Rotation, packed>(a, row, exists, part, grid, v, codes_of_row);
 }
 
 // ---- launching
@@ -267,20 +313,24 @@ cudaError_t launch_rows(const QuantizeArguments& a, cudaStream_t stream) {
                                 a, warps);
 }
 
+// The tensor cores take what is rotated in 16 bits.
+template <class T, class Rotation, Operand operand>
+using RotationOf =
+    std::conditional_t<sizeof(Rotated<T, operand>) == 2, Rotation, Butterfly>;
+
 template <class T, class Rotation>
 cudaError_t launch_operand(Operand operand, const QuantizeArguments& a, cudaStream_t stream) {
   switch (operand) {
-    case Operand::plain: return launch_rows<T, Rotation, Operand::plain>(a, stream);
-    case Operand::rmsnorm: return launch_rows<T, Rotation, Operand::rmsnorm>(a, stream);
-    case Operand::add_rmsnorm: return launch_rows<T, Rotation, Operand::add_rmsnorm>(a, stream);
-    default: return launch_rows<T, Rotation, Operand::swiglu>(a, stream);
+    case Operand::plain: return launch_rows<T, RotationOf<T, Rotation, Operand::plain>, Operand::plain>(a, stream);
+    case Operand::rmsnorm: return launch_rows<T, RotationOf<T, Rotation, Operand::rmsnorm>, Operand::rmsnorm>(a, stream);
+    case Operand::add_rmsnorm: return launch_rows<T, RotationOf<T, Rotation, Operand::add_rmsnorm>, Operand::add_rmsnorm>(a, stream);
+    default: return launch_rows<T, RotationOf<T, Rotation, Operand::swiglu>, Operand::swiglu>(a, stream);
   }
 }
 
 template <class T>
 cudaError_t launch_quantize(Operand operand, const QuantizeArguments& a, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2)
-    if (a.block == 128) return launch_operand<T, TensorCore>(operand, a, stream);
+  if (a.block == 128) return launch_operand<T, TensorCore>(operand, a, stream);
   return launch_operand<T, Butterfly>(operand, a, stream);
 }
 

@@ -50,6 +50,13 @@ __device__ __forceinline__ void store_chunk(Chunk<T>* target, const Chunk<T>& va
     reinterpret_cast<uint4*>(target)[i] = reinterpret_cast<const uint4*>(&value)[i];
 }
 
+__device__ __forceinline__ __nv_bfloat162* pairs(Chunk<__nv_bfloat16>& x) {
+  return reinterpret_cast<__nv_bfloat162*>(&x);
+}
+__device__ __forceinline__ const __nv_bfloat162* pairs(const Chunk<__nv_bfloat16>& x) {
+  return reinterpret_cast<const __nv_bfloat162*>(&x);
+}
+
 template <class T>
 __device__ __forceinline__ T narrow(float value);
 
@@ -64,6 +71,37 @@ __device__ __forceinline__ __nv_bfloat16 narrow(float value) {
 template <>
 __device__ __forceinline__ __half narrow(float value) {
   return __float2half_rn(value);
+}
+
+// Elementwise, rounded once to the result's dtype; pairs of bf16 in one instruction.
+template <class T>
+__device__ __forceinline__ Chunk<T> sum_of(const Chunk<T>& x, const Chunk<T>& y) {
+  Chunk<T> sum;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs(sum)[j] = __hadd2(pairs(x)[j], pairs(y)[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      sum.element[j] =
+          narrow<T>(static_cast<float>(x.element[j]) + static_cast<float>(y.element[j]));
+  }
+  return sum;
+}
+
+template <class R, class T, class W>
+__device__ __forceinline__ Chunk<R> product_of(const Chunk<T>& x, const Chunk<W>& y) {
+  Chunk<R> product;
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && std::is_same_v<T, W>) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) pairs(product)[j] = __hmul2(pairs(x)[j], pairs(y)[j]);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      product.element[j] =
+          narrow<R>(static_cast<float>(x.element[j]) * static_cast<float>(y.element[j]));
+  }
+  return product;
 }
 
 // ---- rotations: which chunk of its row a thread's i-th is, and the unnormalized transform

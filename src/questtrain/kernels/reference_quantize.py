@@ -4,8 +4,9 @@ The arithmetic is that of `questtrain.quant`: rotation and scale in fp32, ``s = 
 ``q = round((x_h/s)·(n-1)/2 + (n-1)/2)``, half to even, clamped to 0 … n-1. A NaN makes its row's
 scale NaN, so that it stays visible; its codes mean nothing.
 
-What the fused forms normalize or multiply is computed in fp32 and rounded once to x's dtype; each
-equals the composition of its parts.
+SiLU·mul is computed in fp32 and rounded once to the dtype. RMSNorm's factor is one number a row: it
+changes the row's scale and no code. So ``x·weight`` is rotated, rounded once to bf16 or fp32 (fp16
+has too little range for what is not normalized yet), and the factor goes into the scale.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def rmsnorm_quantize(
     op = "rmsnorm_quantize"
     check_norm(op, x, weight)
     check_format(op, x.shape[1], levels, alpha, block, packed)
-    return _quantize(_rmsnorm(x, weight, eps), levels, alpha, block, packed, trust)
+    return _quantize_normalized(x, weight, eps, levels, alpha, block, packed, trust)
 
 
 def add_rmsnorm_quantize(
@@ -67,8 +68,8 @@ def add_rmsnorm_quantize(
     check_norm(op, x, weight, residual)
     check_format(op, x.shape[1], levels, alpha, block, packed)
     hidden = (x.float() + residual.float()).to(x.dtype)
-    normalized = _rmsnorm(hidden, weight, eps)
-    return hidden, *_quantize(normalized, levels, alpha, block, packed, trust)
+    rest = (levels, alpha, block, packed, trust)
+    return hidden, *_quantize_normalized(hidden, weight, eps, *rest)
 
 
 def swiglu_quantize(
@@ -82,10 +83,22 @@ def swiglu_quantize(
     return _quantize(product, levels, alpha, block, packed, trust)
 
 
-def _rmsnorm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def _quantize_normalized(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    levels: int,
+    alpha: float,
+    block: int,
+    packed: bool,
+    trust: float | None,
+) -> Four:
     wide = x.float()
-    factor = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * factor * weight.float()).to(x.dtype)
+    product = wide * weight.float()
+    if x.dtype == torch.bfloat16:
+        product = product.to(x.dtype)
+    codes, scales, sums, mask = _quantize(product, levels, alpha, block, packed, trust)
+    return codes, scales * torch.rsqrt(wide.square().mean(-1) + eps), sums, mask
 
 
 def _quantize(
