@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import container_bits, unpack_bits
+from questtrain.kernels.extension import serves
 from questtrain.kernels.reference_linear import unpack as reference_unpack
-from questtrain.kernels.schema import OPS
 
 FLIPPED = 1e-4
 """Codes and mask bits that may differ: values so near the middle between two codes, or the trust,
@@ -32,7 +32,7 @@ def has_kernel(op: str) -> bool:
 
 
 needs_kernels = pytest.mark.skipif(
-    not torch.cuda.is_available() or not any(map(has_kernel, OPS)),
+    not serves("cuda"),
     reason="needs a CUDA device and `make kernels`",
 )
 

@@ -25,6 +25,8 @@ def anew(monkeypatch):
     """``anew(path)``: load as a process would that starts with this QUESTTRAIN_KERNELS_LIBRARY."""
 
     def load(path):
+        extension._say.cache_clear()
+        monkeypatch.delenv(extension.BACKEND_VARIABLE, raising=False)
         monkeypatch.setattr(extension, "_found", None)
         monkeypatch.setenv(extension.PATH_VARIABLE, str(path))
         return extension.load()
@@ -101,10 +103,10 @@ def test_the_library_needs_no_cuda_and_knows_no_folder():
 @built
 def test_the_facts_beside_the_library_are_those_of_the_build():
     facts = json.loads(LIBRARY.with_suffix(".json").read_text())
-    assert facts == {
-        "architectures": list(extension.load().architectures),
-        "cuda": extension.load().cuda,
-    }
+    found = extension.load()
+    assert tuple(facts["architectures"]) == found.architectures
+    assert facts["cuda"] == found.cuda
+    assert facts.get("source_hash") == found.source_hash
 
 
 def finding(monkeypatch, found, capability=None):
@@ -121,7 +123,7 @@ def test_doctor_on_kernels(monkeypatch, tmp_path):
     present.write_text("")
     loaded = extension.Extension(present, ("80", "90a"), "13.0")
     built_for = "built for 80;90a with CUDA 13.0"
-    assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"{built_for}; in use on this GPU")
+    assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"auto: {built_for}; in use on this GPU")
     assert finding(monkeypatch, loaded, (7, 5))[0] == "note"
     assert "no GPU to run them" in finding(monkeypatch, loaded)[1]
     unrecorded = extension.Extension(present)
@@ -130,6 +132,25 @@ def test_doctor_on_kernels(monkeypatch, tmp_path):
     state, text = finding(monkeypatch, missing, (9, 0))
     assert state == "note"
     assert "make kernels" in text
-    assert "reference serves" in text
+    assert "references serve" in text
     broken = extension.Extension(present, error="library.so does not load: why")
     assert finding(monkeypatch, broken)[0] == "problem"
+    too_old = extension.Extension(present, error="they need a newer GPU", left_out=True)
+    assert finding(monkeypatch, too_old, (7, 5))[0] == "note"
+
+
+def test_doctor_says_which_backend_is_chosen(monkeypatch, tmp_path):
+    loaded = extension.Extension(tmp_path / "library.so", ("90a",), "13.0")
+    missing = extension.Extension(tmp_path / "none.so", error="not built")
+    monkeypatch.setenv(extension.BACKEND_VARIABLE, "cuda")
+    text = f"cuda ({extension.BACKEND_VARIABLE}): built for 90a with CUDA 13.0; in use on this GPU"
+    assert finding(monkeypatch, loaded, (9, 0)) == ("ok", text)
+    text = f"{extension.BACKEND_VARIABLE}=cuda: not built."
+    assert finding(monkeypatch, missing, (9, 0)) == ("problem", text)
+    monkeypatch.setenv(extension.BACKEND_VARIABLE, "reference")
+    text = f"reference ({extension.BACKEND_VARIABLE}): plain torch serves every device"
+    assert finding(monkeypatch, None) == ("note", text)
+    monkeypatch.setenv(extension.BACKEND_VARIABLE, "auot")
+    state, text = finding(monkeypatch, loaded, (9, 0))
+    assert state == "problem"
+    assert "Did you mean 'auto'?" in text

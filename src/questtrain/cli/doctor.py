@@ -17,6 +17,7 @@ from questtrain.cli.arguments import parse_arguments
 from questtrain.config import DataConfig
 from questtrain.data.pool import available_cores
 from questtrain.data.records import MANIFEST
+from questtrain.errors import UserError
 
 HELP = """usage: questtrain doctor [--json]
 
@@ -121,17 +122,27 @@ def _kernels() -> Finding:
 
     from questtrain.kernels import extension
 
-    found = extension.load()
-    state = "problem" if found.path.exists() else "note"
+    try:
+        chosen, found = extension.backend(), extension.load()
+    except UserError as error:
+        return Finding("kernels", "problem", str(error))
+    if chosen != "auto":
+        chosen += f" ({extension.BACKEND_VARIABLE})"
+    if extension.backend() == "reference":
+        return Finding("kernels", "note", f"{chosen}: plain torch serves every device")
     if found.error is not None:
-        return Finding("kernels", state, f"{found.error}; the plain-torch reference serves")
-    built = f"{found.path.name} says not what it was built for"
+        broken = found.path.exists() and not found.left_out
+        text = f"{chosen}: {found.error}; the plain-torch references serve"
+        return Finding("kernels", "problem" if broken else "note", text)
+    built = f"{chosen}: {found.path.name} says not what it was built for"
     if found.architectures:
-        built = f"built for {';'.join(found.architectures)} with CUDA {found.cuda}"
+        built = f"{chosen}: built for {';'.join(found.architectures)} with CUDA {found.cuda}"
+        if found.source_hash:
+            built += f" from sources {found.source_hash[:12]}"
     if not torch.cuda.is_available():
         return Finding("kernels", "ok", f"{built}; they load, but there is no GPU to run them")
     if not extension.serves("cuda"):
-        return Finding("kernels", "note", f"{built}; this GPU is older than sm_80")
+        return Finding("kernels", "note", f"{built}; the first GPU is older than sm_80")
     return Finding("kernels", "ok", f"{built}; in use on this GPU")
 
 

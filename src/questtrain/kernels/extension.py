@@ -1,6 +1,9 @@
-"""Finds and loads the library of CUDA kernels, if it is built (``make kernels``).
+"""Finds and loads the library of CUDA kernels (``make kernels``), and says when references serve.
 
-Without it, and on the CPU, the references serve.
+``QUESTTRAIN_KERNELS_BACKEND`` chooses: ``auto``, the kernels where they run and the plain-torch
+references elsewhere; ``cuda``, the same, but without a library nothing runs; ``reference``, plain
+torch everywhere. The library is loaded when CUDA starts, for only then is it known which GPUs are
+there: importing this starts nothing, and a process that uses no GPU loads nothing.
 """
 
 from __future__ import annotations
@@ -8,26 +11,42 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from questtrain.errors import UserError, unknown
+
 log = logging.getLogger(__name__)
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 PATH_VARIABLE = "QUESTTRAIN_KERNELS_LIBRARY"
+BACKEND_VARIABLE = "QUESTTRAIN_KERNELS_BACKEND"
 NAME = "questtrain_kernels.so"
+
+BACKENDS = ("auto", "cuda", "reference")
+OLDEST = (8, 0)
+"""The compute capability that the kernels need."""
 
 
 @dataclass(frozen=True)
 class Extension:
-    """The library as found: ``error`` says why it is not loaded; ``architectures`` as in
-    ``ARCHS``, and the CUDA it was built with, where its facts lie beside it."""
+    """The library as found: ``error`` says why it is not loaded, ``left_out`` that this is no fault
+    of its own; ``architectures`` as in ``ARCHS``, the CUDA it was built with and the hash of its
+    sources, where its facts lie beside it."""
 
     path: Path
     architectures: tuple[str, ...] = ()
     cuda: str | None = None
+    source_hash: str | None = None
     error: str | None = None
+    left_out: bool = False
 
     @property
     def loaded(self) -> bool:
@@ -37,32 +56,112 @@ class Extension:
 _found: Extension | None = None
 
 
+def backend() -> str:
+    """One of `BACKENDS`, as the environment says; UserError for anything else."""
+    chosen = os.environ.get(BACKEND_VARIABLE) or BACKENDS[0]
+    if chosen not in BACKENDS:
+        raise unknown(BACKEND_VARIABLE, chosen, BACKENDS)
+    return chosen
+
+
 def load() -> Extension:
-    """Load the library once, after the schemas are defined; never raises."""
+    """Load the library once, after the schemas are defined; starts CUDA where there is a GPU.
+
+    Raises UserError for an unknown backend, and for the backend ``cuda`` without a library.
+    """
     global _found
+    chosen = backend()
+    if _found is None and chosen != "reference" and torch.cuda.is_available():
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # may come back here and find it
     if _found is None:
-        chosen = os.environ.get(PATH_VARIABLE)
-        _found = _load(Path(chosen or Path(__file__).parent / NAME))
-        if _found.error and (chosen or _found.path.exists()):
-            log.warning("CUDA kernels: %s", _found.error)
+        _found = _find(chosen)
+    if chosen == "cuda" and not _found.loaded:
+        raise UserError(f"{BACKEND_VARIABLE}=cuda: {_found.error}.")
     return _found
+
+
+def load_with_cuda() -> None:
+    """Have the library loaded before the first tensor is on a GPU; never raises, uses do."""
+
+    def attempt() -> None:
+        with suppress(UserError):
+            load()
+
+    torch.cuda._lazy_call(attempt)  # type: ignore[no-untyped-call]
+
+
+def admit_reference(op: str, device: torch.device) -> None:
+    """What an op asks before its reference runs on ``device``.
+
+    UserError where the backend does not allow it; on a GPU the log says once why no kernel runs.
+    """
+    if device.type != "cuda":
+        if backend() == "cuda":
+            load()
+        return
+    found = load()
+    error = found.error or f"{found.path} has no {op} (make kernels builds it anew)"
+    if backend() == "cuda":
+        raise UserError(f"{BACKEND_VARIABLE}=cuda: {error}.")
+    _say(logging.INFO if backend() == "reference" else logging.WARNING, error)
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result`, which would import the compiler: a second."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
+def serves(device: torch.device | str) -> bool:
+    """Whether the kernels run on ``device``: they are loaded, and it is a GPU from sm_80 on.
+
+    UserError as in `load`.
+    """
+    device = torch.device(device)
+    if backend() == "cuda":
+        load()
+    if device.type != "cuda" or not torch.cuda.is_available() or not load().loaded:
+        return False
+    return torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def _find(chosen: str) -> Extension:
+    named = os.environ.get(PATH_VARIABLE)
+    path = Path(named or Path(__file__).parent / NAME)
+    if chosen == "reference":
+        return Extension(path, error=f"{BACKEND_VARIABLE}=reference", left_out=True)
+    found = _load(path)
+    if chosen == "auto" and found.error and not found.left_out and (named or path.exists()):
+        _say(logging.WARNING, found.error)
+    return found
 
 
 def _load(path: Path) -> Extension:
     if not path.exists():
-        return Extension(path, error=f"not built ({path.name} is missing; make kernels builds it)")
+        missing = os.environ.get(PATH_VARIABLE) or path.name
+        return Extension(path, error=f"not built ({missing} is missing; make kernels builds it)")
+    if (newest := _newest_gpu()) and newest < OLDEST:
+        needed, given = (".".join(map(str, capability)) for capability in (OLDEST, newest))
+        error = f"they need a GPU of compute capability {needed} or newer, here is {given}"
+        return Extension(path, error=error, left_out=True)
     facts = path.with_suffix(".json")
     try:
         known = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         return Extension(path, error=f"{path} does not load: {error}")
-    return Extension(path, tuple(known.get("architectures", ())), known.get("cuda"))
+    architectures = tuple(known.get("architectures", ()))
+    return Extension(path, architectures, known.get("cuda"), known.get("source_hash"))
 
 
-def serves(device: torch.device | str) -> bool:
-    """Whether the kernels run on ``device``: they are loaded, and it is a GPU from sm_80 on."""
-    device = torch.device(device)
-    if device.type != "cuda" or not load().loaded or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+def _newest_gpu() -> tuple[int, int] | None:
+    """The highest compute capability among the visible GPUs, None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+
+
+@cache
+def _say(level: int, error: str) -> None:
+    log.log(level, "CUDA kernels: %s; the plain-torch references serve", error)

@@ -5,6 +5,10 @@ Where the library is loaded, its kernels serve every CUDA device; the references
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,9 +28,22 @@ def _register() -> None:
     for op in OPS:
         homes = (reference_quantize, reference_linear, reference_attention)
         reference = next(getattr(home, op) for home in homes if op in vars(home))
-        LIBRARY.impl(op, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        admitted = _admitted(op, reference)
+        LIBRARY.impl(op, admitted, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"questtrain::{op}", getattr(fake, op), lib=LIBRARY)
-    extension.load()
+    extension.load_with_cuda()
+
+
+def _admitted(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference, which runs where the chosen backend allows it. Each op's first argument is a
+    tensor."""
+
+    @wraps(reference)
+    def run(*arguments: Any) -> Any:
+        extension.admit_reference(op, arguments[0].device)
+        return reference(*arguments)
+
+    return run
 
 
 _register()
