@@ -2,7 +2,8 @@
 
 - up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
 - up to 2 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
-- more rows: `int8_linear`, for which packed codes are unpacked first.
+- more rows: `int8_linear`, for which packed codes are unpacked first; of 16 levels on both sides,
+  where the tensor cores multiply 4-bit integers, `int4_linear`.
 
 And whether one kernel does the attention of a decoding step.
 """
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import extension
-from questtrain.kernels.formats import Int8Matrix, PackedMatrix, Quantized, container_bits
+from questtrain.kernels.extension import constant_when_compiled
+from questtrain.kernels.formats import (
+    MAX_PACKED_LEVELS,
+    Int8Matrix,
+    PackedMatrix,
+    Quantized,
+    container_bits,
+)
 
 MAX_PACKED_ROWS = 64
 """The packed kernels read a weight once for up to so many rows of activations."""
@@ -23,17 +31,30 @@ MAX_FUSED_ROWS = 2
 
 MAX_FUSED_WIDTH = 16384
 
+INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
+"""GPUs whose tensor cores multiply 4-bit integers; later ones emulate it, slower than INT8."""
+
 HEAD_WIDTHS = (32, 64, 96, 128, 256)
 """What `decode_attention` has been compiled for."""
 
 
 def quantized_linear(x: Quantized, weight: PackedMatrix | Int8Matrix, dtype: torch.dtype) -> Tensor:
-    """``x [M, K]`` of int8 codes times ``weight [N, K]``ᵀ → ``[M, N]`` in ``dtype``."""
+    """``x [M, K]`` times ``weight [N, K]``ᵀ → ``[M, N]`` in ``dtype``.
+
+    x is of int8 codes, or of packed ones of 16 levels for a packed weight of 16 levels, as where
+    `multiplies_int4`. Raises ValueError for packed codes with another weight.
+    """
     ops = torch.ops.questtrain
+    y: Tensor
+    if x.codes.dtype == torch.uint8:
+        if not isinstance(weight, PackedMatrix) or weight.levels != MAX_PACKED_LEVELS:
+            raise ValueError("quantized_linear: packed x takes a packed weight of 16 levels only")
+        y = ops.int4_linear(*x[:3], weight.codes, weight.scales, weight.sums, dtype)
+        return y
     if isinstance(weight, PackedMatrix):
         rows, width = x.codes.shape
         if rows <= MAX_PACKED_ROWS and width % 128 == 0 and weight.codes.shape[0] % 16 == 0:
-            y: Tensor = ops.packed_linear(
+            y = ops.packed_linear(
                 x.codes, x.scales, x.sums, weight.codes, weight.scales, weight.levels, dtype
             )
             return y
@@ -55,11 +76,28 @@ def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix
     )
 
 
+def multiplies_int4(
+    device: torch.device, rows: int, width: int, levels: int, weight: PackedMatrix
+) -> bool:
+    """Whether ``rows`` rows of ``levels`` levels, ``width`` wide, are to be quantized to packed
+    codes and multiplied as they are."""
+    return (
+        rows > MAX_PACKED_ROWS
+        and levels == weight.levels == MAX_PACKED_LEVELS
+        and width % 64 == 0
+        and weight.codes.shape[0] % 8 == 0
+        and has_int4(device)
+    )
+
+
+@constant_when_compiled
+def has_int4(device: torch.device) -> bool:
+    """Whether the tensor cores multiply 4-bit integers natively."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) in INT4_CAPABILITIES
+
+
 def attends_in_one_kernel(keys: Tensor) -> bool:
     """Whether the kernel takes a cache of such ``keys [B, H, capacity, K]``."""
-    return keys.is_cuda and keys.shape[-1] in HEAD_WIDTHS and _serves(keys.device)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _serves(device: torch.device) -> bool:
-    return extension.serves(device)
+    return keys.is_cuda and keys.shape[-1] in HEAD_WIDTHS and extension.serves(keys.device)

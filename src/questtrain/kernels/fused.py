@@ -7,7 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from questtrain.kernels.dispatch import quantized_linear, quantizes_on_the_way
+from questtrain.kernels.dispatch import (
+    multiplies_int4,
+    quantized_linear,
+    quantizes_on_the_way,
+)
 from questtrain.kernels.formats import Int8Matrix, PackedMatrix
 from questtrain.kernels.ops import (
     add_rmsnorm_quantize,
@@ -34,7 +38,8 @@ def hadamard_linear(x: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
     if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
         y: Tensor = _ops.hadamard_quantize_linear(x, *form[:2], *_weight(weight))
         return y
-    return quantized_linear(hadamard_quantize(x, *form), weight, x.dtype)
+    packed = _packs(x, x.shape[1], form, weight)
+    return quantized_linear(hadamard_quantize(x, *form, packed), weight, x.dtype)
 
 
 def rmsnorm_linear(
@@ -44,7 +49,8 @@ def rmsnorm_linear(
     if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
         y: Tensor = _ops.rmsnorm_quantize_linear(x, norm_weight, eps, *form[:2], *_weight(weight))
         return y
-    return quantized_linear(rmsnorm_quantize(x, norm_weight, eps, *form), weight, x.dtype)
+    fed = rmsnorm_quantize(x, norm_weight, eps, *form, _packs(x, x.shape[1], form, weight))
+    return quantized_linear(fed, weight, x.dtype)
 
 
 def add_rmsnorm_linear(
@@ -56,7 +62,8 @@ def add_rmsnorm_linear(
             x, residual, norm_weight, eps, *form[:2], *_weight(weight)
         )
         return hidden, y
-    hidden, fed = add_rmsnorm_quantize(x, residual, norm_weight, eps, *form)
+    packed = _packs(x, x.shape[1], form, weight)
+    hidden, fed = add_rmsnorm_quantize(x, residual, norm_weight, eps, *form, packed)
     return hidden, quantized_linear(fed, weight, x.dtype)
 
 
@@ -66,11 +73,19 @@ def swiglu_linear(gate_up: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
     if isinstance(weight, PackedMatrix) and _fuses(gate_up, width, form, weight):
         y: Tensor = _ops.swiglu_quantize_linear(gate_up, *form[:2], *_weight(weight))
         return y
-    return quantized_linear(swiglu_quantize(gate_up, *form), weight, gate_up.dtype)
+    packed = _packs(gate_up, width, form, weight)
+    return quantized_linear(swiglu_quantize(gate_up, *form, packed), weight, gate_up.dtype)
 
 
 def _fuses(x: Tensor, width: int, form: RowFormat, weight: PackedMatrix) -> bool:
     return quantizes_on_the_way(x, width, form.block, weight)
+
+
+def _packs(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:
+    """Whether x is to be quantized to packed codes."""
+    return isinstance(weight, PackedMatrix) and multiplies_int4(
+        x.device, x.shape[0], width, form.levels, weight
+    )
 
 
 def _weight(weight: PackedMatrix) -> tuple[Tensor, Tensor, int]:
