@@ -34,7 +34,7 @@ MAX_FUSED_WIDTH = 16384
 INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 """GPUs whose tensor cores multiply 4-bit integers; later ones emulate it, slower than INT8."""
 
-HEAD_WIDTHS = (32, 64, 96, 128, 256)
+HEAD_WIDTHS = (32, 64, 128, 256)
 """What `decode_attention` has been compiled for."""
 
 
