@@ -1,1 +1,1 @@
-"""What lies on disk: files written atomically, checkpoints with checksums."""
+"""What lies on disk: files written atomically, checkpoints with checksums, the commit that runs."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from questtrain.device import device_name, peak_memory_bytes
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.estimator import ErrorTrust, Estimator, OuterTrust
 from questtrain.quant.quantizer import Quantizer
+from questtrain.store.revision import git_revision
 
 
 def build_record(
@@ -79,7 +78,7 @@ def build_record(
         "peak_memory_bytes": peak_memory_bytes(device),
         "device": device_name(device),
         "questtrain_version": questtrain.__version__,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "torch_version": torch.__version__,
         "grid": quant.grid if bits.quantized else None,
         "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
@@ -122,13 +121,3 @@ def _trust_scale(estimator: Estimator | None) -> float | str | None:
 def _median(rows: list[dict[str, Any]], key: str) -> float | None:
     values = [row[key] for row in rows if row.get(key) is not None]
     return statistics.median(values) if values else None
-
-
-def _git_revision() -> str | None:
-    """The commit of the source tree this package runs from, if it runs from one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
