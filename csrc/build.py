@@ -42,6 +42,7 @@ ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 BELOW_90 = ("80", "86", "89")
 DEFAULT_ARCHITECTURES = ("80", "89", "90a")
 OLDEST_CUDA = (12, 5)  # the first with mma.sp::ordered_metadata
+SUFFIXES = (".cu", ".cuh", ".cpp", ".h", ".inc")
 CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
 
@@ -248,6 +249,18 @@ def is_current(job: Job) -> bool:
     return stamp.exists() and stamp.read_text() == fingerprint(job)
 
 
+def source_hash() -> str:
+    """SHA-256 over names and contents of all sources and headers in csrc: the same wherever the
+    tree lies, whatever else lies in it."""
+    files = {f.relative_to(SOURCES).as_posix(): f for f in SOURCES.rglob("*")}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        if files[name].suffix in SUFFIXES:
+            content = hashlib.sha256(files[name].read_bytes()).hexdigest()
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
 def compile_job(job: Job) -> float:
     """Seconds that it took. Raises BuildError with the compiler's words."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -311,7 +324,7 @@ def build(asked: str | None = None, parallel: int | None = None) -> Path:
     everything = jobs(toolkit, architectures)
     parallel = parallel or len(os.sched_getaffinity(0))
     with only_one_build():
-        start = time.monotonic()
+        start, sources = time.monotonic(), source_hash()
         todo = [job for job in everything if not is_current(job)]
         _say(
             f"kernels for {';'.join(architectures)}, CUDA {_dotted(toolkit.version)}:"
@@ -319,7 +332,11 @@ def build(asked: str | None = None, parallel: int | None = None) -> Path:
         )
         compile_all(todo, parallel)
         link(toolkit, [job.target for job in everything])
-        facts = {"architectures": list(architectures), "cuda": _dotted(toolkit.version)}
+        facts = {
+            "architectures": list(architectures),
+            "cuda": _dotted(toolkit.version),
+            "source_hash": sources if sources == source_hash() else None,  # None: saved meanwhile
+        }
         LIBRARY.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     size = LIBRARY.stat().st_size / 2**20
     _say(f"{LIBRARY.relative_to(ROOT)}: {size:.1f} MiB, {time.monotonic() - start:.0f} s")
@@ -351,7 +368,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the CUDA kernels.")
     parser.add_argument("--archs", help=f"of {';'.join(ARCHITECTURES)} (default: this GPU's)")
     parser.add_argument("--jobs", type=_positive, help="compilers at a time (default: all cores)")
+    parser.add_argument(
+        "--source-hash", action="store_true", help="print the hash of the sources; build nothing"
+    )
     options = parser.parse_args(arguments)
+    if options.source_hash:
+        _say(source_hash())
+        return 0
     try:
         build(options.archs or os.environ.get("ARCHS"), options.jobs)
     except BuildError as error:

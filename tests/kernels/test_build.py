@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -105,11 +106,31 @@ def test_the_library_and_its_facts(checkout, capsys):
     assert checkout.run() == (0, EVERYTHING)
     assert checkout.library.read_text() == "linked"
     facts = json.loads(checkout.library.with_suffix(".json").read_text())
-    assert facts == {"architectures": ["80", "89", "90a"], "cuda": "13.0"}
+    assert facts == {
+        "architectures": ["80", "89", "90a"],
+        "cuda": "13.0",
+        "source_hash": checkout.build.source_hash(),
+    }
     out = capsys.readouterr().out
     assert "4 of 4 sources to compile" in out
     assert re.search(r"\[ 4/4\] gemm/\S+  \d+ s\n", out)
     assert re.search(r"src/questtrain_kernels\.so: \d\.\d MiB, \d+ s\n", out)
+
+
+def test_the_hash_of_the_sources(checkout, capsys, tmp_path, monkeypatch):
+    """Of names and contents, wherever the tree lies; --source-hash prints it."""
+    before = checkout.build.source_hash()
+    checkout.write("csrc/README.md", "words")
+    checkout.write("csrc/__pycache__/build.pyc", "")
+    assert checkout.run("--source-hash") == (0, [])
+    assert capsys.readouterr().out == f"{before}\n"
+    elsewhere = shutil.copytree(checkout.folder / "csrc", tmp_path / "copy")
+    monkeypatch.setattr(checkout.build, "SOURCES", elsewhere)
+    assert checkout.build.source_hash() == before
+    (elsewhere / "gemm/tile.h").write_text("// changed")
+    changed = checkout.build.source_hash()
+    (elsewhere / "gemm/tile.h").rename(elsewhere / "gemm/other.h")
+    assert len({before, changed, checkout.build.source_hash()}) == 3
 
 
 def test_what_has_not_changed_is_not_compiled_again(checkout):
@@ -134,6 +155,8 @@ def test_a_header_saved_during_the_compile_counts_as_changed(checkout):
     checkout.write("csrc/gemm/rows.cu", '#include "rows.h"\n// saved meanwhile\n')
     checkout.write("csrc/gemm/rows.h", "")
     assert checkout.run() == (0, EVERYTHING)
+    facts = json.loads(checkout.library.with_suffix(".json").read_text())
+    assert facts["source_hash"] is None
     assert checkout.run() == (0, ["rows.cu"])
 
 

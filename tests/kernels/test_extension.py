@@ -126,6 +126,8 @@ def test_doctor_on_kernels(monkeypatch, tmp_path):
     assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"auto: {built_for}; in use on this GPU")
     assert finding(monkeypatch, loaded, (7, 5))[0] == "note"
     assert "no GPU to run them" in finding(monkeypatch, loaded)[1]
+    hashed = extension.Extension(present, ("80",), "13.0", "0123456789abcdef" * 4)
+    assert "CUDA 13.0 from sources 0123456789ab; in use" in finding(monkeypatch, hashed, (9, 0))[1]
     unrecorded = extension.Extension(present)
     assert "says not what it was built for; in use" in finding(monkeypatch, unrecorded, (9, 0))[1]
     missing = extension.Extension(tmp_path / "none.so", error="not built (make kernels builds it)")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from questtrain import __version__
 from questtrain.device import device_name
+from questtrain.kernels import extension
+from questtrain.store.revision import git_revision
 
 
 def environment(device: torch.device, command: str) -> dict[str, Any]:
-    """Device, driver, versions, command and date (UTC); None for what is not known."""
+    """Device, driver, versions, command and date (UTC); None for what is not known.
+
+    ``kernels_source_hash`` is of the sources that the kernels serving ``device`` were built from
+    (``python csrc/build.py --source-hash``); None where the references serve.
+    """
     return {
         "device": device_name(device),
         "device_memory_bytes": _memory(device),
@@ -24,7 +29,8 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
         "torch_version": torch.__version__,
         "python_version": sys.version.split()[0],
         "questtrain_version": __version__,
-        "git_revision": _output("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        "git_revision": git_revision(),
+        "kernels_source_hash": extension.load().source_hash if extension.serves(device) else None,
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
