@@ -1,21 +1,26 @@
-"""The four linears of a block, one after the other, with all that lies between them but attention.
+"""The four linears of a block: by themselves (figure 6), and with all that lies between them but
+attention.
 
-What runs in inference:
+By themselves each linear takes bf16 rows, and ours quantizes them first:
 
-    x → RMSNorm → [quantize] → qkv; attention's output → [quantize] → o;
+    x → [quantize] → qkv;  attention → [quantize] → o;  x → [quantize] → gate and up;
+    inner → [quantize] → down
+
+Its rival is the same four products in BF16. The block is what inference runs, each quantizer
+fused with the operation before it:
+
+    x → RMSNorm → [quantize] → qkv; attention → [quantize] → o;
     + x → RMSNorm → [quantize] → gate and up → SiLU·mul → [quantize] → down
 
-Ours fuses each quantizer with the operation before it. It is compared with two things: the four
-BF16 products alone (``bf16 products``: the hardest rival, since ours includes the norms, the
-addition and SiLU·mul, and it none of them), and the same block in BF16, its elementwise parts
-compiled (``bf16 block``).
+Its rival is the same block in BF16, the elementwise parts compiled. It is compared with the four
+BF16 products alone too: the harder rival, without norms, addition and SiLU·mul.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,7 @@ from torch import Tensor
 
 from questtrain.bench.operands import (
     Format,
+    Tensors,
     matrix_of,
     normal,
     quantized,
@@ -35,8 +41,29 @@ from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import measure
 from questtrain.config import ModelConfig
-from questtrain.kernels import add_rmsnorm_linear, hadamard_linear, rmsnorm_linear, swiglu_linear
+from questtrain.kernels import (
+    Int8Matrix,
+    PackedMatrix,
+    add_rmsnorm_linear,
+    hadamard_linear,
+    rmsnorm_linear,
+    swiglu_linear,
+)
 from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+
+
+class Inputs(NamedTuple):
+    """bf16 rows: ``x`` and ``attention [M, hidden]``, ``inner [M, ffn]``; ``norm_weight [hidden]``.
+    The linears take ``x, attention, x, inner``."""
+
+    x: Tensor
+    attention: Tensor
+    inner: Tensor
+    norm_weight: Tensor
+
+    @property
+    def of_linears(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.x, self.attention, self.x, self.inner
 
 
 class BlockBenchmark:
@@ -51,86 +78,99 @@ class BlockBenchmark:
         self.swiglu = compiled(_swiglu, device)
 
     def measure(self, tokens: int, rounds: int, milliseconds: float) -> list[Row]:
-        """A row for each case: microseconds, ``tops`` of the products, ``speedup`` over the BF16
-        products alone and ``block_speedup`` over the BF16 block. ``quest`` is what inference
-        uses: packed weights up to 64 rows, INT8 beyond; its forms with the weights of the other
-        kind and without the Hadamard transform have names of their own."""
+        """A row for each case: microseconds, how its ``weights`` lie (bf16, packed or int8),
+        ``tops`` of the products, ``speedup`` over ``bf16 products``; the blocks also have
+        ``block_speedup``, over ``bf16 block``."""
         timings = measure(self.cases(tokens), rounds, milliseconds, self.device)
         operations = sum(product.operations(tokens) for product in self.products)
-        return [
-            timing_row(
-                {"part": "block", "tokens": tokens},
-                case,
-                timing,
-                tops=operations / timing.median / 1e6,
-                speedup=timings["bf16 products"].median / timing.median,
-                block_speedup=timings["bf16 block"].median / timing.median,
-            )
-            for case, timing in timings.items()
-        ]
+        usual, *others = self._weight_kinds(tokens)
+        weights = {"bf16 products": "bf16", "bf16 block": "bf16"}
+        weights |= {f"linears {kind}": kind for kind in others}
+        rows = []
+        for case, timing in timings.items():
+            numbers = {
+                "tops": operations / timing.median / 1e6,
+                "speedup": timings["bf16 products"].median / timing.median,
+            }
+            if case in ("bf16 block", "block"):
+                numbers["block_speedup"] = timings["bf16 block"].median / timing.median
+            what = {"part": "block", "tokens": tokens, "weights": weights.get(case, usual)}
+            rows.append(timing_row(what, case, timing, **numbers))
+        return rows
 
     def cases(self, tokens: int) -> Cases:
-        hidden, device = self.model.hidden_size, self.device
-        down_features = self.products[3].in_features
-        x, attention = normal(tokens, hidden, device), normal(tokens, hidden, device)
-        norm_weight = 1 + normal(1, hidden, device, std=0.1).flatten()
-        inner = normal(tokens, down_features, device)
-        weights = [normal(p.out_features, p.in_features, device, std=0.02) for p in self.products]
-        dense = rotating(tuple(weights), device)
+        """``linears`` and ``block`` with the weights that inference uses; ``linears packed`` or
+        ``linears int8`` with the other ones, where the format has both."""
+        inputs = self._inputs(tokens)
+        weights = [
+            normal(p.out_features, p.in_features, self.device, std=0.02) for p in self.products
+        ]
+        dense = rotating(tuple(weights), self.device)
         cases: Cases = {
-            "bf16 products": [partial(_bf16_products, x, attention, inner, w) for w in dense],
-            "bf16 block": [partial(self._bf16_block, x, attention, norm_weight, w) for w in dense],
+            "bf16 products": [partial(_bf16_products, inputs, w) for w in dense],
+            "bf16 block": [partial(self._bf16_block, inputs, w) for w in dense],
         }
-        usual, other = ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
-        kinds = {"quest": (usual, True), "no-hadamard": (usual, False), other: (other, True)}
-        for name, (kind, rotate) in kinds.items():
-            if kind == "packed" and not self.formats.packable:
-                kind = "int8"
-            operands = rotating(self._quantized_weights(weights, kind == "packed", rotate), device)
-            call = partial(self._quantized_block, rotate, x, attention, norm_weight)
-            cases[name] = [partial(call, w) for w in operands]
+        usual, *others = self._weight_kinds(tokens)
+        operands = rotating(self._quantized_weights(weights, usual), self.device)
+        cases["linears"] = [partial(self._linears, True, inputs, w) for w in operands]
+        cases["linears no-hadamard"] = [partial(self._linears, False, inputs, w) for w in operands]
+        cases["block"] = [partial(self._block, inputs, w) for w in operands]
+        for kind in others:
+            operands = rotating(self._quantized_weights(weights, kind), self.device)
+            cases[f"linears {kind}"] = [partial(self._linears, True, inputs, w) for w in operands]
         return cases
 
-    def _quantized_weights(
-        self, weights: list[Tensor], packed: bool, rotate: bool
-    ) -> tuple[Tensor, ...]:
-        """Codes, scales and sums of the four weights, one after the other."""
-        levels = self.formats.weight_levels
-        return tuple(t for w in weights for t in quantized(w, levels, packed, rotate))
+    def _inputs(self, tokens: int) -> Inputs:
+        hidden, device = self.model.hidden_size, self.device
+        return Inputs(
+            x=normal(tokens, hidden, device),
+            attention=normal(tokens, hidden, device),
+            inner=normal(tokens, self.products[3].in_features, device),
+            norm_weight=1 + normal(1, hidden, device, std=0.1).flatten(),
+        )
 
-    def _bf16_block(
-        self, x: Tensor, attention: Tensor, norm_weight: Tensor, weights: tuple[Tensor, ...]
-    ) -> Tensor:
+    def _weight_kinds(self, tokens: int) -> tuple[str, ...]:
+        """How quantized weights can lie, first what inference uses for so many rows."""
+        if not self.formats.packable:
+            return ("int8",)
+        return ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
+
+    def _quantized_weights(self, weights: list[Tensor], kind: str) -> Tensors:
+        """Codes, scales and sums of the four weights, one after the other."""
+        levels, packed = self.formats.weight_levels, kind == "packed"
+        return tuple(t for w in weights for t in quantized(w, levels, packed))
+
+    def _matrices(self, weights: Tensors) -> list[PackedMatrix | Int8Matrix]:
+        return [
+            matrix_of(*parts, self.formats)
+            for parts in zip(weights[::3], weights[1::3], weights[2::3], strict=True)
+        ]
+
+    def _bf16_block(self, inputs: Inputs, weights: Tensors) -> Tensor:
+        x, attention, _, norm_weight = inputs
         qkv, o, gate_up, down = (weight.t() for weight in weights)
         torch.mm(self.norm(x, norm_weight), qkv)
         _, normed = self.add_norm(torch.mm(attention, o), x, norm_weight)
         return torch.mm(self.swiglu(torch.mm(normed, gate_up)), down)
 
-    def _quantized_block(
-        self,
-        rotate: bool,
-        x: Tensor,
-        attention: Tensor,
-        norm_weight: Tensor,
-        weights: tuple[Tensor, ...],
-    ) -> Tensor:
-        narrow = row_format(x.shape[1], self.formats, rotate)
-        wide = row_format(self.products[3].in_features, self.formats, rotate)
-        qkv, o, gate_up, down = (
-            matrix_of(*parts, self.formats)
-            for parts in zip(weights[::3], weights[1::3], weights[2::3], strict=True)
-        )
+    def _linears(self, rotate: bool, inputs: Inputs, weights: Tensors) -> None:
+        for rows, matrix in zip(inputs.of_linears, self._matrices(weights), strict=True):
+            hadamard_linear(rows, row_format(rows.shape[1], self.formats, rotate), matrix)
+
+    def _block(self, inputs: Inputs, weights: Tensors) -> Tensor:
+        x, attention, inner, norm_weight = inputs
+        narrow = row_format(x.shape[1], self.formats)
+        wide = row_format(inner.shape[1], self.formats)
+        qkv, o, gate_up, down = self._matrices(weights)
         rmsnorm_linear(x, norm_weight, EPS, narrow, qkv)
         y = hadamard_linear(attention, narrow, o)
         _, y = add_rmsnorm_linear(y, x, norm_weight, EPS, narrow, gate_up)
         return swiglu_linear(y, wide, down)
 
 
-def _bf16_products(
-    x: Tensor, attention: Tensor, inner: Tensor, weights: tuple[Tensor, ...]
-) -> None:
-    for operand, weight in zip((x, attention, x, inner), weights, strict=True):
-        torch.mm(operand, weight.t())
+def _bf16_products(inputs: Inputs, weights: Tensors) -> None:
+    for rows, weight in zip(inputs.of_linears, weights, strict=True):
+        torch.mm(rows, weight.t())
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -25,17 +25,19 @@ BLOCK_COLOUR = "#000000"
 NAMES = {"qkv": "Q, K, V", "o": "output", "gate_up": "gate, up", "down": "down"}
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """The picture of a result as PNG; none where there are no rows to draw."""
-    if not record["rows"]:
-        return
+def draw(record: dict[str, Any], path: Path) -> bool:
+    """The picture of a result as PNG, and whether there is one: not where no row has a
+    ``speedup``."""
+    if not any("speedup" in row for row in record["rows"]):
+        return False
     figure = _draw_layer(record) if record["benchmark"] == "layer" else _draw_models(record)
     with output_for(path), atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
+    return True
 
 
 def _draw_layer(record: dict[str, Any]) -> Figure:
-    """A panel for each model: each layer and a whole block, with the quantizer and, dashed,
+    """A panel for each model: each linear and a block's four, quantizers included, and, dashed,
     without the Hadamard transform."""
     models = list(dict.fromkeys(row["model"] for row in record["rows"]))
     figure, panels = _panels(record, models)
@@ -46,8 +48,8 @@ def _draw_layer(record: dict[str, Any]) -> Figure:
             _line(axes, part, "tokens", "quest", NAMES[linear], colour, marker)
             _line(axes, part, "tokens", "no-hadamard", None, colour, "")
         block = [row for row in rows if row["part"] == "block"]
-        _line(axes, block, "tokens", "quest", "the block's four, fused", BLOCK_COLOUR, "X")
-        _line(axes, block, "tokens", "no-hadamard", None, BLOCK_COLOUR, "")
+        _line(axes, block, "tokens", "linears", "the block's four", BLOCK_COLOUR, "X")
+        _line(axes, block, "tokens", "linears no-hadamard", None, BLOCK_COLOUR, "")
         _dress(axes, model, "tokens", rows)
     _finish(figure, panels[0], "speed-up over BF16 products\n(dashed: without Hadamard)")
     return figure

@@ -19,6 +19,7 @@ from questtrain.bench.operands import (
 from questtrain.bench.results import Row, timing_row
 from questtrain.bench.timing import copies_beyond_cache, measure
 from questtrain.config import ModelConfig, intermediate_size
+from questtrain.kernels.formats import MAX_PACKED_LEVELS, container_bits
 
 EPS = 1e-5
 Operation = tuple[Callable[..., object], tuple[Tensor, ...], int]
@@ -76,7 +77,7 @@ def quantizer_operations(
 
     def written(packed: bool = False) -> int:
         codes = tokens * width
-        return (codes * packed_bits(levels) // 8 if packed else codes) + 8 * tokens
+        return (codes * container_bits(levels) // 8 if packed else codes) + 8 * tokens
 
     def hadamard(packed: bool = False, rotate: bool = True) -> Operation:
         arguments = quantize_arguments(width, levels, packed, rotate)
@@ -84,7 +85,7 @@ def quantizer_operations(
         return call, (x,), total_bytes(x) + written(packed)
 
     operations = {"hadamard": hadamard(), "no-hadamard": hadamard(rotate=False)}
-    if levels <= 16:
+    if levels <= MAX_PACKED_LEVELS:
         operations["hadamard packed"] = hadamard(packed=True)
     if "rmsnorm" in fused:
         call = partial(_call, ops.rmsnorm_quantize, (EPS, *rotated))
@@ -101,11 +102,6 @@ def quantizer_operations(
             (2 * total_bytes(x) + written()),
         )
     return operations
-
-
-def packed_bits(levels: int) -> int:
-    """Bits of the container of one code: 1, 2 or 4."""
-    return next(bits for bits in (1, 2, 4) if 2**bits >= levels)
 
 
 def copy_calls(size: int, device: torch.device) -> list[Callable[[], object]]:

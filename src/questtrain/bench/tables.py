@@ -21,49 +21,67 @@ def tables(record: dict[str, Any]) -> list[Table]:
     rows = record["rows"]
     match record["benchmark"]:
         case "layer":
-            return list(_layer_tables(rows))
+            return list(_layer_tables(rows, record["settings"]["bits"].upper()))
         case "prefill":
             return [_prefill_table(model, part) for model, part in _grouped(rows, "model")]
         case _:
             return [_decode_table(model, part) for model, part in _grouped(rows, "model")]
 
 
-def _layer_tables(rows: Sequence[Row]) -> Iterator[Table]:
-    makers: dict[str, Callable[[str, Sequence[Row]], Table]] = {
-        "block": _block_table,
-        "products": _product_table,
-        "quantizers": _quantizer_table,
+def _layer_tables(rows: Sequence[Row], bits: str) -> Iterator[Table]:
+    makers: dict[str, tuple[Callable[[str, Sequence[Row]], Table], ...]] = {
+        "block": (_linears_table, _block_table),
+        "products": (_product_table,),
+        "quantizers": (_quantizer_table,),
     }
     for model, of_model in _grouped(rows, "model"):
         for part, of_part in _grouped(of_model, "part"):
-            yield makers[part](model, of_part)
+            for maker in makers[part]:
+                yield maker(f"{model}, {bits}", of_part)
 
 
-def _block_table(model: str, rows: Sequence[Row]) -> Table:
+def _linears_table(title: str, rows: Sequence[Row]) -> Table:
     table = _table(
-        f"{model}: the four linears of a block, quantization included; µs, and over BF16",
-        ("tokens", "BF16 products", "BF16 block", "ours"),
-        ("× products", "× block", "no Hadamard", "INT8 weights", "packed weights", "TOPS"),
+        f"{title}: the four linears of a block, ours with quantizers",
+        ("tokens", "weights", "BF16 products µs", "ours µs"),
+        ("over BF16 products", "without Hadamard"),
     )
     for (tokens,), cells in _shapes(rows, "tokens"):
-        quest = cells["quest"]
+        ours = cells["linears"]
         table.add_row(
             str(tokens),
+            ours["weights"],
             _microseconds(cells["bf16 products"]),
-            _microseconds(cells["bf16 block"]),
-            _microseconds(quest),
-            _ratio(quest, "speedup"),
-            _ratio(quest, "block_speedup"),
-            *(_ratio(cells.get(case), "speedup") for case in ("no-hadamard", "int8", "packed")),
-            number(quest["tops"]),
+            _microseconds(ours),
+            _ratio(ours, "speedup"),
+            _ratio(cells["linears no-hadamard"], "speedup"),
         )
     return table
 
 
-def _product_table(model: str, rows: Sequence[Row]) -> Table:
+def _block_table(title: str, rows: Sequence[Row]) -> Table:
     table = _table(
-        f"{model}: one layer; BF16 in µs, the others over BF16; quest and no-hadamard quantize",
-        ("linear", "tokens", "BF16"),
+        f"{title}: the same with norms, addition and SiLU·mul between them",
+        ("tokens", "weights", "BF16 block µs", "ours µs"),
+        ("over BF16 block", "over BF16 products"),
+    )
+    for (tokens,), cells in _shapes(rows, "tokens"):
+        ours = cells["block"]
+        table.add_row(
+            str(tokens),
+            ours["weights"],
+            _microseconds(cells["bf16 block"]),
+            _microseconds(ours),
+            _ratio(ours, "block_speedup"),
+            _ratio(ours, "speedup"),
+        )
+    return table
+
+
+def _product_table(title: str, rows: Sequence[Row]) -> Table:
+    table = _table(
+        f"{title}: one linear, over BF16; quest and no-hadamard quantize their input",
+        ("linear", "tokens", "BF16 µs"),
         PRODUCT_CASES,
     )
     for (linear, tokens), cells in _shapes(rows, "linear", "tokens"):
@@ -72,9 +90,9 @@ def _product_table(model: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _quantizer_table(model: str, rows: Sequence[Row]) -> Table:
+def _quantizer_table(title: str, rows: Sequence[Row]) -> Table:
     table = _table(
-        f"{model}: quantizers; GB/s, and their part of the speed of a copy of the same bytes",
+        f"{title}: quantizers; GB/s, and their part of the speed of a copy of the same bytes",
         ("width", "tokens"),
         QUANTIZERS,
     )

@@ -25,7 +25,7 @@ GRAPH_MICROSECONDS = 400.0
 """A graph should last so long that the gap to the next replay, 1 to 2 µs, does not count."""
 MAX_GRAPH_CALLS = 512
 MAX_COPIES = 256
-CPU_CACHE_BYTES = 1 << 20
+CPU_CACHE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)

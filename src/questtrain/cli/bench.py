@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
+MAX_SIZE = 2**31 - 1
+"""The kernels count rows in 32 bits."""
+
 
 def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
@@ -65,6 +70,8 @@ def _layer(words: Sequence[str]) -> int:
     models, bits = _models(config.models), parse_bits(config.bits)
     _at_least_one(config, "tokens", "rounds")
     _positive(config, "milliseconds")
+    if not config.parts:
+        raise UserError(f"parts=[]: choose from {', '.join(PARTS)}.")
     for part in config.parts:
         if part not in PARTS:
             raise unknown("part", part, PARTS)
@@ -74,16 +81,17 @@ def _layer(words: Sequence[str]) -> int:
 
     formats = format_of(bits)
     results, device = _start("layer", words, config)
-    bench_layer(
-        results,
-        models,
-        config.tokens,
-        formats,
-        config.parts,
-        device,
-        config.rounds,
-        config.milliseconds,
-    )
+    with _kept(results):
+        bench_layer(
+            results,
+            models,
+            config.tokens,
+            formats,
+            config.parts,
+            device,
+            config.rounds,
+            config.milliseconds,
+        )
     return _finish(results, arguments)
 
 
@@ -103,18 +111,19 @@ def _prefill(words: Sequence[str]) -> int:
     from questtrain.bench.prefill import bench_prefill
 
     results, device = _start("prefill", words, config)
-    bench_prefill(
-        results,
-        models,
-        bits,
-        config.batch_sizes,
-        config.sequence_length,
-        config.prefill,
-        device,
-        config.rounds,
-        config.milliseconds,
-        config.compile,
-    )
+    with _kept(results):
+        bench_prefill(
+            results,
+            models,
+            bits,
+            config.batch_sizes,
+            config.sequence_length,
+            config.prefill,
+            device,
+            config.rounds,
+            config.milliseconds,
+            config.compile,
+        )
     return _finish(results, arguments)
 
 
@@ -130,17 +139,18 @@ def _decode(words: Sequence[str]) -> int:
     from questtrain.bench.decode import bench_decode
 
     results, device = _start("decode", words, config)
-    bench_decode(
-        results,
-        models,
-        bits,
-        config.batch_sizes,
-        config.context,
-        config.steps,
-        device,
-        config.rounds,
-        config.compile,
-    )
+    with _kept(results):
+        bench_decode(
+            results,
+            models,
+            bits,
+            config.batch_sizes,
+            config.context,
+            config.steps,
+            device,
+            config.rounds,
+            config.compile,
+        )
     return _finish(results, arguments)
 
 
@@ -159,15 +169,16 @@ def _tune(words: Sequence[str]) -> int:
     if choose_device(config.device).type != "cuda":
         raise UserError(f"device={config.device}: tiles are measured on a Hopper GPU, cuda.")
     results, device = _start("tune", words, config)
-    bench_tune(
-        results,
-        models,
-        config.tokens,
-        device,
-        config.rounds,
-        config.milliseconds,
-        Path(config.table).expanduser(),
-    )
+    with _kept(results):
+        bench_tune(
+            results,
+            models,
+            config.tokens,
+            device,
+            config.rounds,
+            config.milliseconds,
+            Path(config.table).expanduser(),
+        )
     if arguments.json:
         print(json.dumps(results.record, indent=2))
     log.info("table: %s; measurements: %s", config.table, results.path)
@@ -223,7 +234,7 @@ def _packable(text: str) -> Bits:
 
 
 def _at_least_one(config: AnyConfig, *names: str) -> None:
-    """UserError for an empty list or a number under one."""
+    """UserError for an empty list, or a number under 1 or over MAX_SIZE."""
     for name in names:
         value = getattr(config, name)
         if isinstance(value, list):
@@ -231,11 +242,15 @@ def _at_least_one(config: AnyConfig, *names: str) -> None:
                 raise UserError(f"{name}={value}: give one number or more, each at least 1.")
         elif value < 1:
             raise UserError(f"{name}={value} must be at least 1.")
+        largest = max(value) if isinstance(value, list) else value
+        if largest > MAX_SIZE:
+            raise UserError(f"{name}={largest} must be at most {MAX_SIZE:,}.")
 
 
 def _positive(config: AnyConfig, name: str) -> None:
-    if not getattr(config, name) > 0:
-        raise UserError(f"{name}={getattr(config, name)} must be positive.")
+    value = getattr(config, name)
+    if not (value > 0 and math.isfinite(value)):
+        raise UserError(f"{name}={value} must be positive and finite.")
 
 
 def _start(name: str, words: Sequence[str], config: AnyConfig) -> tuple[Results, torch.device]:
@@ -246,10 +261,23 @@ def _start(name: str, words: Sequence[str], config: AnyConfig) -> tuple[Results,
 
     device = choose_device(config.device)
     if device.type == "cpu":
-        log.warning("on a CPU the plain torch reference is measured, not the kernels")
+        log.warning(
+            "on a CPU the plain torch reference is measured, not the kernels; models=nano is quick"
+        )
     command = shlex.join(["questtrain", "bench", name, *words])
     output = None if config.output is None else Path(config.output).expanduser()
     return Results(name, environment(device, command), asdict(config), output), device
+
+
+@contextmanager
+def _kept(results: Results) -> Iterator[None]:
+    """Around a measurement: one that is interrupted says where its finished part is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if results.path is not None:
+            log.warning("interrupted: %d rows are kept in %s", len(results.rows), results.path)
+        raise
 
 
 def _finish(results: Results, arguments: Arguments) -> int:
@@ -259,8 +287,8 @@ def _finish(results: Results, arguments: Arguments) -> int:
 
     if results.path is not None:
         picture = results.path.with_suffix(".png")
-        draw(results.record, picture)
-        log.info("results: %s; picture: %s", results.path, picture)
+        drawn = draw(results.record, picture)
+        log.info("results: %s%s", results.path, f"; picture: {picture}" if drawn else "")
     if arguments.json:
         print(json.dumps(results.record, indent=2))
         return 0
