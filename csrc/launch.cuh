@@ -1,6 +1,6 @@
 // Launching with programmatic dependent launch (sm_90): the next kernel of a stream may start while
 // this one still runs, and waits itself before it touches what this one writes. A chain of small
-// kernels then costs little more than its memory traffic. Every kernel launched by `launch_dependent`
+// kernels then costs little more than its memory traffic. Every kernel that is launched from here
 // must call `wait_for_previous` before it reads results of earlier kernels or writes anything.
 #pragma once
 
@@ -27,20 +27,30 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Blocks of `cluster` neighbours along x share their memory; 1 for none, more needs sm_90.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                             size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, dim3 block,
+                            size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9 ? 1 : 0;
+  config.attrs = attributes;
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9)
+    config.numAttrs = cluster > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                             size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
+  return launch_clusters(kernel, 1, grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace questtrain

@@ -62,6 +62,7 @@ inline const char* name_of(ScalarType type) {
     case ScalarType::Char: return "int8";
     case ScalarType::Byte: return "uint8";
     case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
     default: return "another dtype";
   }
 }
@@ -93,11 +94,16 @@ inline void check_floating(ScalarType type, const char* op, const char* name) {
                   " must be bfloat16, float16 or float32, not ", name_of(type));
 }
 
-// On one CUDA device with `like`, contiguous, and of the shape [rows, columns] or [rows].
-inline void check_layout(const Tensor& tensor, const Tensor& like, const char* op,
+inline void check_device(const Tensor& tensor, const Tensor& like, const char* op,
                          const char* name) {
   STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op,
                   ": ", name, " must be on CUDA device ", like.get_device_index());
+}
+
+// On one CUDA device with `like`, contiguous, and of the shape [rows, columns] or [rows].
+inline void check_layout(const Tensor& tensor, const Tensor& like, const char* op,
+                         const char* name) {
+  check_device(tensor, like, op, name);
   STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
   STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, op, ": ", name,
                   " must start at a multiple of 16 bytes");

@@ -2,26 +2,14 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from questtrain.kernels import decode_attention
 from questtrain.kernels.dispatch import HEAD_WIDTHS, attends_in_one_kernel
-from questtrain.model.llama import rotate
 from tests.kernels.arguments import random_step
+from tests.kernels.exact_attention import exact_decode_attention
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 HEADS, WIDTH, CAPACITY = 4, 64, 40
-
-
-def composed(q, k, v, keys, values, position, cos, sin):
-    """Rotation, cache and attention one after the other, the last in float64; y, keys, values."""
-    shape = (q.shape[0], keys.shape[1], 1, keys.shape[3])
-    keys, values, place = keys.clone(), values.clone(), int(position)
-    keys[:, :, place] = rotate(k.reshape(shape), (cos, sin))[:, :, 0]
-    values[:, :, place] = v.reshape(shape)[:, :, 0]
-    seen = (keys[:, :, : place + 1].double(), values[:, :, : place + 1].double())
-    y = F.scaled_dot_product_attention(rotate(q.reshape(shape), (cos, sin)).double(), *seen)
-    return y.reshape(q.shape), keys, values
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -29,7 +17,7 @@ def composed(q, k, v, keys, values, position, cos, sin):
 @pytest.mark.parametrize("position", [0, 1, 17, CAPACITY - 1])
 def test_it_is_rotation_cache_and_attention(batch, position, dtype):
     arguments = random_step(batch, dtype, "cpu", HEADS, WIDTH, CAPACITY, position)
-    expected, keys, values = composed(*arguments)
+    expected, keys, values = exact_decode_attention(*arguments)
     y = decode_attention(*arguments)
     assert (y.dtype, y.shape) == (dtype, (batch, HEADS * WIDTH))
     tolerance = max(torch.finfo(dtype).eps, 1e-5)  # one rounding; fp32's scores are of order 10
