@@ -179,6 +179,22 @@ def test_decode(tmp_path, capsys):
     assert "decoding" in capsys.readouterr().out
 
 
+def test_decode_leaves_out_what_does_not_fit(tmp_path, monkeypatch, caplog):
+    from questtrain.bench import decode
+
+    measure = decode.measure_steps
+
+    def limited(models, prompt, *arguments):
+        if prompt.shape[0] > 1:
+            raise torch.OutOfMemoryError
+        return measure(models, prompt, *arguments)
+
+    monkeypatch.setattr(decode, "measure_steps", limited)
+    record = run(tmp_path, "decode", *SMALL, "context=8", "steps=2", "bits=w4a4")
+    assert {row["batch_size"] for row in record["rows"]} == {1}
+    assert "nano, batch 2: does not fit into memory" in caplog.text
+
+
 def test_json_is_the_file(tmp_path, capsys):
     record = run(tmp_path, *LAYER, "tokens=4", "parts=block", "--json")
     assert json.loads(capsys.readouterr().out) == record

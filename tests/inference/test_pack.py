@@ -8,9 +8,8 @@ import questtrain
 from questtrain.config import ModelConfig
 from questtrain.errors import UserError
 from questtrain.inference import block_weight_bytes, pack
-from questtrain.inference.decode import Decoder
 from questtrain.inference.packed_llama import PackedLlama
-from questtrain.model import KVCache, Llama
+from questtrain.model import Llama
 from questtrain.quant.method import method_config
 
 SMALL = ModelConfig("small", 1, 2, 128, 2, vocab_size=512)
@@ -77,32 +76,10 @@ def test_state_dict_round_trip():
     assert torch.equal(restored(tokens()), packed(tokens()))
 
 
-@pytest.mark.parametrize("bits", ["bf16", "w4a4"])
-def test_decoding_equals_the_full_forward_pass(bits):
-    """Prefill, steps, and a second prefill in the same cache; the usual cache too."""
-    model = llama(bits)
-    model = pack(model) if bits != "bf16" else model
-    expected, t = model(tokens()), tokens()
-    decoder = Decoder(model, 2, 17)
-    for _ in range(2):
-        logits = [decoder.prefill(t[:, :9]), *(decoder.step(t[:, i]) for i in range(9, 17))]
-        torch.testing.assert_close(torch.stack(logits, 1), expected[:, 8:], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="18 tokens do not fit"):
-        decoder.step(t[:, 0])
-    cache = KVCache(17)
-    parts = [model(t[:, :5], cache), model(t[:, 5:], cache)]
-    torch.testing.assert_close(torch.cat(parts, 1), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_forward_and_step_compile_whole():
+def test_forward_compiles_whole():
     packed = pack(llama())
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(tokens()), packed(tokens()), rtol=1e-4, atol=1e-5)
-    decoder = Decoder(packed, 2, 16)
-    t = tokens(2, 5)
-    decoder.prefill(t[:, :4])
-    step = torch.compile(decoder._next, fullgraph=True, dynamic=False, backend="aot_eager")
-    torch.testing.assert_close(step(t[:, 4]), packed(t)[:, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_loses_no_more_than_the_unpacked_model_does():

@@ -1,4 +1,4 @@
-"""The Llama: initialisation, what its quantized layers are, attention's order, and decoding."""
+"""The Llama: initialisation, what its quantized layers are, and attention's order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from questtrain.config import QuantConfig
-from questtrain.model import KVCache, Llama
-from questtrain.model.llama import rotate
+from questtrain.model import Llama
+from questtrain.model.attention import rotary_angles, rotate
 from questtrain.quant import QuantLinear
 
 if TYPE_CHECKING:
@@ -93,31 +93,6 @@ def test_a_few_steps_learn_a_sequence(compose: Compose, bits: str) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("bits", ["bf16", "w4a4", "w2a16"])
-@pytest.mark.parametrize("chunks", [[1] * 12, [5, 1, 4, 2], [12], [1, 11]])
-def test_incremental_decoding_equals_the_full_forward(
-    compose: Compose, bits: str, chunks: list[int]
-) -> None:
-    """Token by token or in chunks, the cache gives the logits of the whole sequence. In float64,
-    so that the order of a sum flips no code."""
-    model = build(compose, bits).double()
-    tokens = token_ids(2, sum(chunks))
-    cache = KVCache(capacity=16)
-    with torch.no_grad():
-        pieces = [model(piece, cache) for piece in tokens.split(chunks, dim=1)]
-        assert cache.length == sum(chunks)
-        torch.testing.assert_close(torch.cat(pieces, 1), model(tokens), rtol=1e-6, atol=1e-7)
-
-
-def test_a_full_cache_refuses_more(compose: Compose) -> None:
-    """More tokens than the capacity raise instead of overwriting."""
-    model, cache = build(compose), KVCache(capacity=4)
-    with torch.no_grad():
-        model(token_ids(1, 3), cache)
-        with pytest.raises(ValueError, match="5 tokens do not fit into a cache of 4"):
-            model(token_ids(1, 2), cache)
-
-
 @pytest.mark.parametrize("bits", ["bf16", "w4a4"])
 def test_causality(compose: Compose, bits: str) -> None:
     """Changing token t changes the logits from t on and none before."""
@@ -146,7 +121,8 @@ def test_rotary_is_a_rotation_of_complex_pairs(compose: Compose, past: int) -> N
     """Position p turns pair j (entries j and j + K/2) by the angle p·θ^(-2j/K)."""
     model = build(compose)
     x = torch.randn(2, 3, 5, 64, generator=torch.Generator().manual_seed(0))
-    rotated = rotate(x, model._rotary(torch.arange(past, past + 5))).double().numpy()
+    angles = rotary_angles(model.config, torch.arange(past, past + 5))
+    rotated = rotate(x, angles).double().numpy()
     pairs = x.double().numpy()
     pairs = pairs[..., :32] + 1j * pairs[..., 32:]
     frequency = 10_000.0 ** (-2 * np.arange(32) / 64)

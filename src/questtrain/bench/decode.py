@@ -1,8 +1,9 @@
 """A token a sequence a step, after a context: packed against BF16.
 
-`questtrain.inference.Decoder` runs both: a static key/value cache, and one captured CUDA graph a
-step. The cases take turns; each turn prefills its context anew, takes some steps that are not
-timed, then as many that are.
+`questtrain.inference.Decoder` runs both: the same static key/value cache and attention, four
+products a block, and one captured CUDA graph a step. Blocks of torch's operations are compiled, one
+for all layers; those of a `PackedLlama` are kernels of ours already. The cases take turns; each
+turn prefills its context anew, takes some steps that are not timed, then as many that are.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from questtrain.bench.models import dense_model, packed_model, random_tokens
+from questtrain.bench.models import packed_model, random_tokens, stacked_model
 from questtrain.bench.results import Results, timing_row
 from questtrain.bench.timing import Timing, timing
 from questtrain.config import Bits, ModelConfig
 from questtrain.inference import Decoder
+from questtrain.inference.packed_llama import PackedLlama
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +39,21 @@ def bench_decode(
     compile: bool,
 ) -> None:
     """Fill ``results``, a batch size at a time: microseconds a step, ``tokens_per_second`` of all
-    sequences together and ``speedup`` over BF16."""
+    sequences together and ``speedup`` over BF16. What does not fit into memory is left out."""
     for model in models:
-        built = {"bf16": dense_model(model, device)}
-        built |= {str(b): packed_model(model, b, device) for b in bits}
+        try:
+            cases = _cases(model, bits, device, compile)
+        except torch.OutOfMemoryError:
+            log.warning("%s, %d layers: does not fit into memory", model.name, model.num_layers)
+            continue
         for batch_size in batch_sizes:
-            torch.compiler.reset()  # each decoder compiles its step anew, and there is a limit
-            capacity = context + 2 * steps
-            decoders = {
-                case: Decoder(m, batch_size, capacity, compile=compile) for case, m in built.items()
-            }
+            torch.compiler.reset()  # blocks are compiled for one batch size, and there is a limit
             prompt = random_tokens(model, batch_size, context, device)
-            timings = measure_steps(decoders, prompt, steps, rounds)
+            try:
+                timings = measure_steps(cases, prompt, steps, rounds)
+            except torch.OutOfMemoryError:
+                log.warning("%s, batch %d: does not fit into memory", model.name, batch_size)
+                continue
             what = {
                 "model": model.name,
                 "layers": model.num_layers,
@@ -68,14 +73,38 @@ def bench_decode(
                 ]
             )
             log.info("%s, batch %d", model.name, batch_size)
+        del cases  # before the next model is built
     results.finish()
 
 
+def _cases(
+    model: ModelConfig, bits: Sequence[Bits], device: torch.device, compile: bool
+) -> dict[str, nn.Module]:
+    """The rival last, when what the others were made from is gone; it comes first in the table."""
+    packed = {str(each): packed_model(model, each, device) for each in bits}
+    cases = {"bf16": stacked_model(model, device), **packed}
+    for case in cases.values():
+        if compile and not isinstance(case, PackedLlama):
+            compile_blocks(case)
+    return cases
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile a Llama's blocks in place; layers differ in their tensors alone, and share what is
+    compiled."""
+    for block in model.get_submodule("layers").children():
+        block.compile(fullgraph=True, dynamic=False)
+
+
 def measure_steps(
-    decoders: dict[str, Decoder], prompt_BT: Tensor, steps: int, rounds: int
+    models: dict[str, nn.Module], prompt_BT: Tensor, steps: int, rounds: int
 ) -> dict[str, Timing]:
-    """Microseconds of one step of each decoder; the cases take turns in a new order each round,
-    the first round is not counted."""
+    """Microseconds of one step of each model; the cases take turns in a new order each round, the
+    first round is not counted."""
+    batch_size, context = prompt_BT.shape
+    decoders = {
+        case: Decoder(model, batch_size, context + 2 * steps) for case, model in models.items()
+    }
     samples: dict[str, list[float]] = {case: [] for case in decoders}
     order = random.Random(0)
     for turn in range(rounds + 1):
@@ -89,7 +118,8 @@ def measure_steps(
 def _sample(decoder: Decoder, prompt_BT: Tensor, steps: int) -> float:
     """Microseconds a step, after the prompt and as many steps that are not timed."""
     tokens_B = prompt_BT[:, -1].contiguous()
-    decoder.prefill(prompt_BT)
+    with torch.compiler.set_stance("force_eager"):  # it is not timed: compiling it is no use
+        decoder.prefill(prompt_BT)
     for _ in range(steps):
         decoder.step(tokens_B)
     if prompt_BT.device.type != "cuda":

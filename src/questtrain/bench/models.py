@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from questtrain.bench.dense import stacked
 from questtrain.config import Bits, ModelConfig, QuantConfig
 from questtrain.inference import pack
 from questtrain.model import Llama
@@ -15,6 +16,11 @@ from questtrain.model import Llama
 def dense_model(model: ModelConfig, device: torch.device) -> nn.Module:
     """A Llama in bf16 throughout: the rival."""
     return _random(model, "bf16", device).to(torch.bfloat16)
+
+
+def stacked_model(model: ModelConfig, device: torch.device) -> nn.Module:
+    """The same in four products a block, as the packed model has them: decoding's rival."""
+    return stacked(_random(model, "bf16", device).to(torch.bfloat16))
 
 
 def packed_model(

@@ -54,7 +54,8 @@ All logits of a batch of sequences: a packed Llama against a BF16 one, both comp
 
 DECODE_HELP = f"""usage: questtrain bench decode [key=value …] [--json]
 
-One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one.
+One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one of as
+many products. A model or batch that does not fit into memory is left out.
 
   models         any of the model sizes, and 7B   [[800M, 7B]]
   batch_sizes    sequences   [[1, 4, 16]]
@@ -63,7 +64,7 @@ One token a sequence a step after a context, as CUDA graphs: packed Llamas again
   bits           one or several   [[w4a4]]
   layers         only so many blocks   [all]
   vocab_size     [32000]
-  compile        [true]
+  compile        the BF16 blocks, and packed ones that no kernel multiplies   [true]
 {SHARED.format(output="bench-decode.json")}"""
 
 TUNE_HELP = f"""usage: questtrain bench tune [key=value …] [--json]

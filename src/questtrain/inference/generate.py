@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from questtrain.inference.decode import Decoder
 from questtrain.inference.load import TrainedModel
-from questtrain.model import KVCache
 
 
 @torch.inference_mode()
@@ -28,19 +28,20 @@ def generate_tokens(
     device = next(trained.model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     seen = prompt[-(window - 1) :]
-    cache = KVCache(window)
-    fresh = seen
+    decoder = Decoder(trained.model, 1, min(window, len(seen) + max_new_tokens - 1))
+    starts = True
     for _ in range(max_new_tokens):
         if len(seen) > window:
-            seen = seen[-(window // 2) :]
-            cache, fresh = KVCache(window), seen
-        logits_1TV = trained.model(torch.tensor([fresh], device=device), cache)
-        token = sample(logits_1TV[0, -1].float(), temperature, top_p, generator)
+            seen, starts = seen[-(window // 2) :], True
+        if starts:
+            logits_1V = decoder.prefill(torch.tensor([seen], device=device))
+        else:
+            logits_1V = decoder.step(torch.tensor(seen[-1:], device=device))
+        token = sample(logits_1V[0].float(), temperature, top_p, generator)
         if token == trained.tokenizer.bos_id:
             return
         yield token
-        fresh = [token]
-        seen = [*seen, token]
+        seen, starts = [*seen, token], False
 
 
 def sample(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -7,17 +7,15 @@ another; and the residual addition after a product waits for the next norm:
     + residual, norm, quantize → qkv → rotary, attention → quantize → o
     + residual, norm, quantize → gate and up → SiLU·up, quantize → down
 
-Shape suffixes: B batch, T tokens, S tokens seen so far, D hidden size, H heads, K head width,
-V vocabulary, M = B·T rows.
+Shape suffixes: B batch, T tokens, D hidden size, V vocabulary, M = B·T rows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.kernels import (
@@ -27,8 +25,9 @@ from questtrain.kernels import (
     rmsnorm_linear,
     swiglu_linear,
 )
-from questtrain.model import Cache, Llama
-from questtrain.model.llama import Block, positions, rotary_angles, rotate
+from questtrain.model import Cache, LayerCache, Llama, Rotary, causal_attention
+from questtrain.model.attention import next_angles
+from questtrain.model.llama import Block
 from questtrain.quant import PackedLinear
 from questtrain.quant.packed_weight import IntegerWeight
 
@@ -48,9 +47,8 @@ class PackedBlock(nn.Module):
     attention_norm: Tensor
     mlp_norm: Tensor
 
-    def __init__(self, block: Block, layer: int, linears: Mapping[str, PackedLinear]) -> None:
+    def __init__(self, block: Block, linears: Mapping[str, PackedLinear]) -> None:
         super().__init__()
-        self.layer = layer
         self.num_heads = block.attention.num_heads
         self.attention_eps, self.mlp_eps = _eps(block.attention_norm), _eps(block.mlp_norm)
         self.register_buffer("attention_norm", block.attention_norm.weight.detach().clone())
@@ -69,8 +67,8 @@ class PackedBlock(nn.Module):
         x_MD: Tensor,
         added_MD: Tensor | None,
         batch: int,
-        rotary: tuple[Tensor, Tensor],
-        cache: Cache | None,
+        rotary: Rotary,
+        cache: LayerCache | None,
     ) -> tuple[Tensor, Tensor]:
         rows = x_MD.shape[0]
         qkv, o = self.qkv.matrix(rows), self.o.matrix(rows)
@@ -80,62 +78,59 @@ class PackedBlock(nn.Module):
             y = rmsnorm_linear(x_MD, *norm, self.qkv_format, qkv)
         else:
             x_MD, y = add_rmsnorm_linear(added_MD, x_MD, *norm, self.qkv_format, qkv)
-        y_MD = self._attend(y, batch, rotary, cache)
-        added_MD = hadamard_linear(y_MD, self.o_format, o)
+        q_BTD, k_BTD, v_BTD = y.view(batch, rows // batch, 3, -1).unbind(2)
+        y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary, cache)
+        added_MD = hadamard_linear(y_BTD.flatten(0, 1), self.o_format, o)
 
         norm = (self.mlp_norm, self.mlp_eps)
         x_MD, y = add_rmsnorm_linear(added_MD, x_MD, *norm, self.gate_up_format, gate_up)
         return x_MD, swiglu_linear(y, self.down_format, down)
 
-    def _attend(
-        self, qkv: Tensor, batch: int, rotary: tuple[Tensor, Tensor], cache: Cache | None
-    ) -> Tensor:
-        """Causal attention of ``[M, 3·D]``, heads joined again: ``[M, D]``."""
-        split = qkv.view(batch, qkv.shape[0] // batch, 3, self.num_heads, -1)
-        q_BHTK, k_BHSK, v_BHSK = (part.transpose(1, 2) for part in split.unbind(2))
-        q_BHTK, k_BHSK = rotate(q_BHTK, rotary), rotate(k_BHSK, rotary)
-        mask = None
-        if cache is not None:
-            k_BHSK, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
-            mask = cache.causal_mask(q_BHTK.shape[2], k_BHSK.shape[2], qkv.device)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None
-        )
-        return y_BHTK.transpose(1, 2).reshape(qkv.shape[0], -1)
 
-
-class PackedLlama(nn.Module):
-    """Token ids ``[B, T]`` → logits ``[B, T, V]``, as `Llama`.
+class StackedLlama(nn.Module):
+    """Token ids ``[B, T]`` → logits ``[B, T, V]``, as `Llama`, by other blocks: they take and give
+    the residual stream as two summands, and the batch size beside them.
 
     Embedding, norms, head and the residual stream are in one dtype, the embedding's.
     """
 
-    def __init__(self, model: Llama, linears: Mapping[str, PackedLinear]) -> None:
-        """``linears`` holds every block's seven layers, by their names in ``model``."""
+    def __init__(self, model: Llama, blocks: Iterable[nn.Module]) -> None:
         super().__init__()
         self.config = model.config
         self.embed_tokens = copy.deepcopy(model.embed_tokens)
-        self.layers = nn.ModuleList(
-            PackedBlock(block, layer, _of_block(linears, layer))
-            for layer, block in enumerate(model.layers)
-            if isinstance(block, Block)
-        )
+        self.layers = nn.ModuleList(blocks)
         self.norm = copy.deepcopy(model.norm)
         self.lm_head = copy.deepcopy(model.lm_head)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
         batch, length = tokens_BT.shape
-        rotary = rotary_angles(self.config, positions(tokens_BT, cache))
+        rotary = next_angles(self.config, tokens_BT, cache)
         x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None
-        for block in self.layers:
-            x_MD, added_MD = block(x_MD, added_MD, batch, rotary, cache)
+        for layer, block in enumerate(self.layers):
+            of_layer = None if cache is None else cache.layer(layer)
+            x_MD, added_MD = block(x_MD, added_MD, batch, rotary, of_layer)
         if cache is not None:
             cache.advance(length)
         if added_MD is not None:
             x_MD = x_MD + added_MD
         logits_BTV: Tensor = self.lm_head(self.norm(x_MD)).view(batch, length, -1)
         return logits_BTV
+
+
+class PackedLlama(StackedLlama):
+    """A `Llama` on packed weights."""
+
+    def __init__(self, model: Llama, linears: Mapping[str, PackedLinear]) -> None:
+        """``linears`` holds every block's seven layers, by their names in ``model``."""
+        super().__init__(
+            model,
+            (
+                PackedBlock(block, _of_block(linears, layer))
+                for layer, block in enumerate(model.layers)
+                if isinstance(block, Block)
+            ),
+        )
 
 
 def can_fuse(model: Llama, linears: Mapping[str, nn.Module]) -> bool:

@@ -1,6 +1,7 @@
 """The Llama of the paper."""
 
-from questtrain.model.cache import Cache, KVCache
+from questtrain.model.attention import Rotary, causal_attention
+from questtrain.model.cache import Cache, LayerCache
 from questtrain.model.llama import Llama
 
-__all__ = ["Cache", "KVCache", "Llama"]
+__all__ = ["Cache", "LayerCache", "Llama", "Rotary", "causal_attention"]

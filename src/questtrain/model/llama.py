@@ -4,8 +4,7 @@ Pre-norm blocks with RMSNorm, rotary attention and SwiGLU, no biases, untied emb
 (quest.md, "Models and training"). The blocks' seven linear layers are `QuantLinear`; embedding,
 norms and LM head are never quantized.
 
-Shape suffixes: B batch, T tokens, S tokens seen so far (cache included), D hidden size, H heads,
-K head width, V vocabulary.
+Shape suffixes: B batch, T tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ from questtrain.config import (
     is_skipped,
     parse_bits,
 )
-from questtrain.model.cache import Cache
+from questtrain.model.attention import Rotary, causal_attention, next_angles
+from questtrain.model.cache import Cache, LayerCache
 from questtrain.quant import QuantLinear
 
 
@@ -33,30 +33,17 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, linear: LinearFactory) -> None:
         super().__init__()
         size, prefix = config.hidden_size, f"layers.{layer}.attention"
-        self.layer = layer
         self.num_heads = config.num_heads
         self.q_proj = linear(size, size, f"{prefix}.q_proj")
         self.k_proj = linear(size, size, f"{prefix}.k_proj")
         self.v_proj = linear(size, size, f"{prefix}.v_proj")
         self.o_proj = linear(size, size, f"{prefix}.o_proj")
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
-        q_BHTK = rotate(self._split_heads(self.q_proj(x_BTD)), rotary)
-        k_BHSK = rotate(self._split_heads(self.k_proj(x_BTD)), rotary)
-        v_BHSK = self._split_heads(self.v_proj(x_BTD))
-        mask = None
-        if cache is not None:
-            k_BHSK, v_BHSK = cache.append(self.layer, k_BHSK, v_BHSK)
-            mask = cache.causal_mask(q_BHTK.shape[2], k_BHSK.shape[2], x_BTD.device)
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BHSK, v_BHSK, attn_mask=mask, is_causal=mask is None
-        )
-        out: Tensor = self.o_proj(y_BHTK.transpose(1, 2).flatten(2))
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
+        q_BTD, k_BTD, v_BTD = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary, cache)
+        out: Tensor = self.o_proj(y_BTD)
         return out
-
-    def _split_heads(self, x_BTD: Tensor) -> Tensor:
-        batch, length, _ = x_BTD.shape
-        return x_BTD.view(batch, length, self.num_heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -84,7 +71,7 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config, layer, linear)
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
@@ -118,17 +105,14 @@ class Llama(nn.Module):
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
-        rotary = self._rotary(positions(tokens_BT, cache))
+        rotary = next_angles(self.config, tokens_BT, cache)
         x_BTD = self.embed_tokens(tokens_BT)
-        for block in self.layers:
-            x_BTD = block(x_BTD, rotary, cache)
+        for layer, block in enumerate(self.layers):
+            x_BTD = block(x_BTD, rotary, None if cache is None else cache.layer(layer))
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
-
-    def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_angles(self.config, positions_T)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
@@ -142,26 +126,3 @@ class Llama(nn.Module):
             elif name.endswith(".weight"):
                 is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, output_std if is_output else std, generator=generator)
-
-
-def positions(tokens_BT: Tensor, cache: Cache | None) -> Tensor:
-    """int64 ``[T]``: from 0, or from where the ``cache`` ends."""
-    length, device = tokens_BT.shape[1], tokens_BT.device
-    return torch.arange(length, device=device) if cache is None else cache.positions(length, device)
-
-
-def rotary_angles(config: ModelConfig, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of the rotary angles, fp32 ``[T, K]``, halves repeated."""
-    width = config.hidden_size // config.num_heads
-    even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-    angles = torch.outer(positions_T.float(), config.rope_theta ** (-even / width))
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTK: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding on (first half, second half) pairs, computed in fp32."""
-    cos, sin = rotary
-    x = x_BHTK.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTK.dtype)
