@@ -115,11 +115,19 @@ struct alignas(16) Parts {
 };
 
 // The blocks of a head. What they send lies in the first one's memory, whose barrier counts bytes:
-// no fence, and nobody waits but the first. Where there are no clusters, it is the only one.
+// no fence, and nobody waits but the first. A block that is alone sends to itself, without a cluster.
 template <int width>
 struct Blocks {
   Parts<width, kMostSplits> parts;
   uint64_t barrier;
+
+  __device__ __forceinline__ void keep(const Softmax<4>& part) {
+    if (threadIdx.x < width / 4)
+      *reinterpret_cast<float4*>(&parts.values[0][4 * threadIdx.x]) =
+          make_float4(part.values[0], part.values[1], part.values[2], part.values[3]);
+    if (threadIdx.x == 0) parts.totals[0] = make_float2(part.largest, part.sum);
+    __syncthreads();
+  }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   static __device__ __forceinline__ int count() {
@@ -136,6 +144,7 @@ struct Blocks {
 
   // By all threads of all blocks, before anything else.
   __device__ __forceinline__ void begin() {
+    if (count() == 1) return;
     if (threadIdx.x == 0 && rank() == 0) {
       const int bytes = count() * int(sizeof(float) * width + sizeof(float2));
       const uint32_t address = uint32_t(__cvta_generic_to_shared(&barrier));
@@ -151,6 +160,7 @@ struct Blocks {
 
   // By all threads; those below width / 4 send.
   __device__ __forceinline__ void send(const Softmax<4>& part) {
+    if (count() == 1) return keep(part);
     __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");  // the first has begun
     if (threadIdx.x >= width / 4) return;
@@ -169,6 +179,7 @@ struct Blocks {
 
   // By threads of the first block.
   __device__ __forceinline__ void wait() {
+    if (count() == 1) return;
     asm volatile(
         "{\n"
         ".reg .pred p;\n"
@@ -191,13 +202,7 @@ struct Blocks {
   static __device__ __forceinline__ int count() { return 1; }
   static __device__ __forceinline__ int rank() { return 0; }
   __device__ __forceinline__ void begin() {}
-  __device__ __forceinline__ void send(const Softmax<4>& part) {
-    if (threadIdx.x < width / 4)
-      *reinterpret_cast<float4*>(&parts.values[0][4 * threadIdx.x]) =
-          make_float4(part.values[0], part.values[1], part.values[2], part.values[3]);
-    if (threadIdx.x == 0) parts.totals[0] = make_float2(part.largest, part.sum);
-    __syncthreads();
-  }
+  __device__ __forceinline__ void send(const Softmax<4>& part) { keep(part); }
   __device__ __forceinline__ void wait() {}
 #endif
 };
