@@ -1,6 +1,6 @@
 // The tile configurations of INT8 products on sm_90, and which one serves a shape.
 //
-// A tile is named by one number for the autotuner: configuration + 8·log2(swizzle) + 32·order, where
+// A tile is named by one number for the autotuner: configuration + 12·log2(swizzle) + 48·order, where
 // order 1 walks along the columns of y.
 #pragma once
 
@@ -19,6 +19,10 @@ cudaError_t int8_64x128_pingpong(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x128_pingpong_swapped(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x64_swapped(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x16_swapped(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x192_cooperative(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x192_pingpong(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x192_pingpong_swapped(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x160_pingpong(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_half(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x64_swapped_half(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_float(const Int8Arguments&, cudaStream_t);
@@ -33,8 +37,12 @@ constexpr Int8Kernel kTiles[] = {
     int8_64x128_pingpong_swapped,
     int8_64x64_swapped,
     int8_64x16_swapped,
+    int8_128x192_cooperative,
+    int8_128x192_pingpong,
+    int8_128x192_pingpong_swapped,
+    int8_128x160_pingpong,
 };
-constexpr int kConfigurations = 8, kSwizzles = 4;
+constexpr int kConfigurations = 12, kSwizzles = 4;
 constexpr int64_t kTileNumbers = kConfigurations * kSwizzles * 2;
 
 struct TunedShape {

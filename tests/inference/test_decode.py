@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from questtrain.bench.dense import stacked
 from questtrain.config import ModelConfig
 from questtrain.inference import Decoder, pack
 from questtrain.inference.cache import StaticCache
@@ -67,6 +68,17 @@ def test_decoding_in_bf16_loses_no_more_than_the_full_forward_does(bits):
     expected = rounded(tokens())[:, 3:]
     logits = decoded(Decoder(rounded, 2, 17), tokens(), 4)
     assert (logits - exact).norm() < 1.2 * (expected - exact).norm()
+
+
+@pytest.mark.parametrize("form", ["llama", "packed", "stacked"])
+def test_logits_of_the_last_positions(form):
+    model, t = llama("bf16" if form == "stacked" else "w4a4"), tokens()
+    model = {"llama": lambda m: m, "packed": pack, "stacked": stacked}[form](model)
+    whole = model(t)
+    assert torch.equal(model(t, logits_to_keep=0), whole)
+    for count in (1, 5, 17):
+        kept = model(t, logits_to_keep=count)
+        torch.testing.assert_close(kept, whole[:, -count:], **CLOSE)
 
 
 def test_a_full_cache_refuses_more():

@@ -145,7 +145,7 @@ def test_fused_equals_the_composition(rows, dtype, packed):
 
 
 def assert_almost(ours, exact, packed, flips=1e-3):
-    """Computed in float64 instead of fp32, and rounded elsewhere: a fraction of the codes, ``flips``,
+    """Computed in float64 instead of fp32, and rounded elsewhere: a fraction ``flips`` of the codes
     falls the other way."""
     ours_integers, integers = (integers_of(quantized, 16) for quantized in (ours, exact))
     difference = (ours_integers.int() - integers.int()).abs()

@@ -13,13 +13,8 @@ from questtrain.inference import pack
 from questtrain.model import Llama
 
 
-def dense_model(model: ModelConfig, device: torch.device) -> nn.Module:
-    """A Llama in bf16 throughout: the rival."""
-    return _random(model, "bf16", device).to(torch.bfloat16)
-
-
 def stacked_model(model: ModelConfig, device: torch.device) -> nn.Module:
-    """The same in four products a block, as the packed model has them: decoding's rival."""
+    """The rival: a Llama in bf16 throughout, of four products a block as the packed model has."""
     return stacked(_random(model, "bf16", device).to(torch.bfloat16))
 
 

@@ -24,8 +24,8 @@ from questtrain.store.files import atomic_write, output_for
 
 log = logging.getLogger(__name__)
 
-CONFIGURATIONS, SWIZZLES, ORDERS = 8, 4, 2
-"""As csrc/gemm/tiles_sm90.h numbers them: configuration + 8·log2(swizzle) + 32·order."""
+CONFIGURATIONS, SWIZZLES, ORDERS = 12, 4, 2
+"""As csrc/gemm/tiles_sm90.h numbers them: configuration + 12·log2(swizzle) + 48·order."""
 FINALISTS = 3
 LEVELS = 16
 

@@ -36,7 +36,7 @@ class Decoder:
         self.length = 0
         self._reserve(tokens_BT.shape[1])
         self.cache.clear()
-        logits_BTV: Tensor = self.model(tokens_BT, self.cache)
+        logits_BTV: Tensor = self.model(tokens_BT, self.cache, logits_to_keep=1)
         return logits_BTV[:, -1]
 
     @torch.no_grad()

@@ -102,8 +102,10 @@ class StackedLlama(nn.Module):
         self.norm = copy.deepcopy(model.norm)
         self.lm_head = copy.deepcopy(model.lm_head)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
+    def forward(
+        self, tokens_BT: Tensor, cache: Cache | None = None, logits_to_keep: int = 0
+    ) -> Tensor:
+        """``cache`` and ``logits_to_keep`` as in `Llama`."""
         batch, length = tokens_BT.shape
         rotary = next_angles(self.config, tokens_BT, cache)
         x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None
@@ -114,7 +116,8 @@ class StackedLlama(nn.Module):
             cache.advance(length)
         if added_MD is not None:
             x_MD = x_MD + added_MD
-        logits_BTV: Tensor = self.lm_head(self.norm(x_MD)).view(batch, length, -1)
+        x_BTD = x_MD.view(batch, length, -1)[:, -logits_to_keep:]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
 
 

@@ -103,15 +103,20 @@ class Llama(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it."""
+    def forward(
+        self, tokens_BT: Tensor, cache: Cache | None = None, logits_to_keep: int = 0
+    ) -> Tensor:
+        """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it.
+
+        ``logits_to_keep``: of the last so many positions only, 0 for all.
+        """
         rotary = next_angles(self.config, tokens_BT, cache)
         x_BTD = self.embed_tokens(tokens_BT)
         for layer, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotary, None if cache is None else cache.layer(layer))
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -logits_to_keep:]))
         return logits_BTV
 
     @torch.no_grad()
