@@ -22,7 +22,7 @@ cudaError_t int8_64x16_swapped(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x192_cooperative(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x192_pingpong(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x192_pingpong_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x160_pingpong(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x192_pingpong_cluster_12(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_half(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x64_swapped_half(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_float(const Int8Arguments&, cudaStream_t);
@@ -40,7 +40,7 @@ constexpr Int8Kernel kTiles[] = {
     int8_128x192_cooperative,
     int8_128x192_pingpong,
     int8_128x192_pingpong_swapped,
-    int8_128x160_pingpong,
+    int8_128x192_pingpong_cluster_12,
 };
 constexpr int kConfigurations = 12, kSwizzles = 4;
 constexpr int64_t kTileNumbers = kConfigurations * kSwizzles * 2;

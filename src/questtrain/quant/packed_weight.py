@@ -20,10 +20,13 @@ from questtrain.kernels import (
     unpack,
     unpack_bits,
 )
-from questtrain.kernels.dispatch import MAX_PACKED_ROWS
 from questtrain.kernels.formats import MAX_PACKED_LEVELS
 from questtrain.quant.grid import Grid, UniformGrid
 from questtrain.quant.quantizer import QuantizedTensor
+
+
+KEPT_INT8_ROWS = 32
+"""More rows than these are multiplied faster by INT8 values, where they are kept."""
 
 
 class _Stored(nn.Module):
@@ -105,7 +108,7 @@ class IntegerWeight(_Stored):
         """The form in which to multiply ``rows`` rows of activations."""
         if not self.is_packed:
             return Int8Matrix(self.codes, self.scales)
-        if self.int8 is not None and rows > MAX_PACKED_ROWS:
+        if self.int8 is not None and rows > KEPT_INT8_ROWS:
             return Int8Matrix(self.int8, self.scales)
         return PackedMatrix(self.codes, self.scales, self.sums, self.levels)
 
