@@ -44,7 +44,6 @@ def test_sanitize_every_op(op):
     for rows in (0, 1, 5):
         for packed in (False, True) if op in QUANTIZERS else (False,):
             operands = arguments(op, "cuda", rows, packed=packed)
-            torch.cuda.synchronize()  # racecheck does not survive kernels that overlap
             actual = tensors(getattr(torch.ops.questtrain, op)(*operands))
             meta = getattr(torch.ops.questtrain, op)(*on("meta", operands))
             for ours, fake in zip(actual, tensors(meta), strict=True):
