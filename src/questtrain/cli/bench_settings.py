@@ -38,7 +38,8 @@ Each linear layer of a model's block, the four together, and the quantizers, aga
 
 PREFILL_HELP = f"""usage: questtrain bench prefill [key=value …] [--json]
 
-All logits of a batch of sequences: a packed Llama against a BF16 one, both compiled.
+Batches of prompts up to the logits of their last tokens: packed Llamas against a BF16 one of as
+many products, all compiled.
 
   models           any of the model sizes, and 7B   [800M]
   batch_sizes      sequences   [[1, 2, 4, 8, 16, 32, 64]]
