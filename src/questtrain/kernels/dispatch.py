@@ -26,6 +26,10 @@ from questtrain.kernels.formats import (
 MAX_PACKED_ROWS = 64
 """The packed kernels read a weight once for up to so many rows of activations."""
 
+KEPT_INT8_ROWS = 32
+"""More rows than these are multiplied faster by INT8 values, where those are kept beside packed
+codes (`questtrain.quant.packed_weight.IntegerWeight`)."""
+
 MAX_FUSED_ROWS = 2
 """More rows than these are quantized faster by a kernel of their own."""
 

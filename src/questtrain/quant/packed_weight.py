@@ -20,12 +20,10 @@ from questtrain.kernels import (
     unpack,
     unpack_bits,
 )
+from questtrain.kernels.dispatch import KEPT_INT8_ROWS
 from questtrain.kernels.formats import MAX_PACKED_LEVELS
 from questtrain.quant.grid import Grid, UniformGrid
 from questtrain.quant.quantizer import QuantizedTensor
-
-KEPT_INT8_ROWS = 32
-"""More rows than these are multiplied faster by INT8 values, where they are kept."""
 
 
 class _Stored(nn.Module):
