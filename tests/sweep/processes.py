@@ -15,7 +15,7 @@ import yaml
 
 from tests.training_data import TINY, rows
 
-STEPS = 30
+STEPS = 100
 SETTINGS = dict(word.split("=") for word in TINY) | {
     "max_steps": STEPS,
     "log_every": 1,
