@@ -59,14 +59,19 @@ def check_format(
         raise ValueError(f"{op}: levels must be one of {LEVELS}, not {levels}")
     if packed:
         check_packed_levels(op, "levels", levels)
+    check_block(op, width, block)
+    if not alpha > 0:
+        raise ValueError(f"{op}: alpha must be positive, not {alpha}")
+
+
+def check_block(op: str, width: int, block: int) -> None:
+    """Rows of ``width`` elements that are rotated."""
     if block not in BLOCKS:
         raise ValueError(f"{op}: block must be one of {BLOCKS}, not {block}")
     if width <= 0 or width % 32 or width % block:
         raise ValueError(
             f"{op}: the width {width} must be a multiple of 32 and of the block {block}"
         )
-    if not alpha > 0:
-        raise ValueError(f"{op}: alpha must be positive, not {alpha}")
 
 
 def check_packed_levels(op: str, name: str, levels: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels import reference_attention, reference_linear
+from questtrain.kernels import reference_attention, reference_linear, reference_training
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
 from questtrain.kernels.formats import container_bits
 from questtrain.kernels.reference_quantize import Five, Four
@@ -180,6 +180,35 @@ def swiglu_quantize_linear(
 def unpack(packed: Tensor, levels: int) -> Tensor:
     width = reference_linear.check_unpack(packed, levels)
     return packed.new_empty((packed.shape[0], width), dtype=torch.int8)
+
+
+def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    width = reference_training.check_dequantize(codes, scales, levels, dtype)
+    return codes.new_empty((codes.shape[0], width), dtype=dtype)
+
+
+def hadamard_backward(grad: Tensor, mask: Tensor, block: int) -> Tensor:
+    width = grad.shape[-1]
+    reference_training.check_backward("hadamard_backward", grad, mask, width, block)
+    return torch.empty_like(grad)
+
+
+def rmsnorm_backward(
+    grad: Tensor,
+    mask: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    block: int,
+    residual_grad: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    reference_training.check_rmsnorm_backward(grad, mask, x, weight, block, residual_grad)
+    return torch.empty_like(x), x.new_empty((x.shape[1],), dtype=torch.float32)
+
+
+def swiglu_backward(grad: Tensor, mask: Tensor, gate_up: Tensor, block: int) -> Tensor:
+    reference_training.check_swiglu_backward(grad, mask, gate_up, block)
+    return torch.empty_like(gate_up)
 
 
 def decode_attention(

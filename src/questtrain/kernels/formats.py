@@ -50,6 +50,11 @@ class Int8Matrix(NamedTuple):
     scales: Tensor
 
 
+def integers_of(codes: Tensor, levels: int) -> Tensor:
+    """The integers that int8 ``codes`` of ``levels`` levels stand for."""
+    return codes
+
+
 def container_bits(levels: int) -> int:
     """Bits of one packed code: 1, 2 or 4, the fewest that hold ``levels``."""
     if not 2 <= levels <= MAX_PACKED_LEVELS:

@@ -18,16 +18,19 @@ from questtrain.kernels import (
     reference_attention,
     reference_linear,
     reference_quantize,
+    reference_training,
 )
 from questtrain.kernels.dispatch import attends_in_one_kernel
 from questtrain.kernels.formats import Quantized
 from questtrain.kernels.schema import LIBRARY, OPS
 
 
+HOMES = (reference_quantize, reference_linear, reference_training, reference_attention)
+
+
 def _register() -> None:
     for op in OPS:
-        homes = (reference_quantize, reference_linear, reference_attention)
-        reference = next(getattr(home, op) for home in homes if op in vars(home))
+        reference = next(getattr(home, op) for home in HOMES if op in vars(home))
         admitted = _admitted(op, reference)
         LIBRARY.impl(op, admitted, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"questtrain::{op}", getattr(fake, op), lib=LIBRARY)

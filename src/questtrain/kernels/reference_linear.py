@@ -228,11 +228,11 @@ def check_fused(
     check_vector(op, "weight_scales", weight_scales, weight.shape[0], _FLOAT, x)
 
 
-def check_unpack(packed: Tensor, levels: int) -> int:
+def check_unpack(packed: Tensor, levels: int, op: str = "unpack") -> int:
     """The unpacked width."""
-    check_matrix("unpack", "packed", packed, None, None, _UINT8, packed)
-    width = packed.shape[1] * 8 // check_packed_levels("unpack", "levels", levels)
-    check_multiple("unpack", "the unpacked width", width, 32)
+    check_matrix(op, "packed", packed, None, None, _UINT8, packed)
+    width = packed.shape[1] * 8 // check_packed_levels(op, "levels", levels)
+    check_multiple(op, "the unpacked width", width, 32)
     return width
 
 

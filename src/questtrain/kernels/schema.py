@@ -31,6 +31,11 @@ SCHEMAS = (
     f" {_FUSED}) -> (Tensor hidden, Tensor y)",
     f"swiglu_quantize_linear(Tensor gate_up, {_FUSED}) -> Tensor",
     "unpack(Tensor packed, int levels) -> Tensor",
+    "dequantize(Tensor codes, Tensor scales, int levels, ScalarType dtype) -> Tensor",
+    "hadamard_backward(Tensor grad, Tensor mask, int block) -> Tensor",
+    "rmsnorm_backward(Tensor grad, Tensor mask, Tensor x, Tensor weight, float eps, int block,"
+    " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
+    "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor position, Tensor cos, Tensor sin) -> Tensor",
 )
