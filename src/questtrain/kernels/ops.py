@@ -24,7 +24,6 @@ from questtrain.kernels.dispatch import attends_in_one_kernel
 from questtrain.kernels.formats import Quantized
 from questtrain.kernels.schema import LIBRARY, OPS
 
-
 HOMES = (reference_quantize, reference_linear, reference_training, reference_attention)
 
 

@@ -15,12 +15,11 @@ from questtrain.kernels.checks import (
     check_block,
     check_matrix,
     check_norm,
-    check_operand,
     check_output,
     check_swiglu,
     check_vector,
 )
-from questtrain.kernels.formats import MAX_PACKED_LEVELS, integers_of, unpack_bits
+from questtrain.kernels.formats import integers_of, unpack_bits
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.kernels.reference_linear import check_unpack, unpack
 
