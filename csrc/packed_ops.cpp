@@ -78,7 +78,7 @@ struct FusedFormat {
 Tensor quantize_linear(Operand operand, const Tensor& x, int64_t width, QuantizeArguments quantize,
                        const FusedFormat& format, const char* op) {
   const Format activations{format.levels, format.alpha, 128, false, std::nullopt};
-  check_format(activations, width, op);
+  check_format(activations, width, op, 128);  // whose codes are the integers
   STD_TORCH_CHECK(x.scalar_type() != ScalarType::Float, op,
                   ": x must be bfloat16 or float16, not float32");
   const int64_t rows = x.size(0);

@@ -18,7 +18,7 @@ struct QuantizeArguments {
   void* hidden;          // [rows, width], add_rmsnorm only: x + residual
   void* codes;           // int8 [rows, width], or packed
   float* scales;         // [rows]: the value of one unit of the integer codes
-  int32_t* sums;         // [rows]: the sum of the integer codes
+  int32_t* sums;         // [rows]: the sum of the int8 codes
   uint8_t* mask;         // [rows, width/8] or null
   int64_t rows;
   int width;
@@ -33,6 +33,7 @@ struct QuantizeArguments {
 };
 
 constexpr int kLargestWidth = 32768;
+constexpr int kOffsetLevels = 256;  // an int8 code c stands for 2c + 1
 
 cudaError_t quantize_bfloat16(Operand, const QuantizeArguments&, cudaStream_t);
 cudaError_t quantize_half(Operand, const QuantizeArguments&, cudaStream_t);

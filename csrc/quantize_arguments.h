@@ -18,11 +18,12 @@ struct Format {
   std::optional<double> trust;
 };
 
-inline void check_format(const Format& format, int64_t width, const char* op) {
+inline void check_format(const Format& format, int64_t width, const char* op,
+                         int64_t most_levels = kOffsetLevels) {
   const int64_t n = format.levels, b = format.block;
-  const bool power_of_two = n >= 2 && n <= 128 && (n & (n - 1)) == 0;
-  STD_TORCH_CHECK(power_of_two || n == 3, op, ": levels must be 2, 3, 4, 8, 16, 32, 64 or 128, not ",
-                  n);
+  const bool power_of_two = n >= 2 && n <= most_levels && (n & (n - 1)) == 0;
+  STD_TORCH_CHECK(power_of_two || n == 3, op, ": levels must be 3 or a power of two from 2 to ",
+                  most_levels, ", not ", n);
   STD_TORCH_CHECK(b == 1 || (b >= 16 && b <= 256 && (b & (b - 1)) == 0), op,
                   ": block must be 1, 16, 32, 64, 128 or 256, not ", b);
   STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % b == 0, op, ": the width ", width,

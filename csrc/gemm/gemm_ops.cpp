@@ -1,8 +1,10 @@
-// torch.ops.questtrain.int8_linear, int4_linear and their like on CUDA: checks, output, dispatch.
+// torch.ops.questtrain.int8_linear, int8_offset_linear, int4_linear and their like on CUDA: checks, output, dispatch.
 #include "../stable.h"
 #include "int4_sm80.h"
 #include "int8_sm80.h"
+#include "../quantize.h"
 #ifdef QUESTTRAIN_SM90
+#include "offset_sm90.h"
 #include "tiles_sm90.h"
 #endif
 
@@ -13,6 +15,12 @@ void check_scales(const Tensor& scales, const Tensor& x, int64_t length, const c
                   const char* name) {
   check_vector(scales, x, length, op, name);
   check_dtype(scales, ScalarType::Float, op, name);
+}
+
+void check_sums(const Tensor& sums, const Tensor& x, int64_t length, const char* op,
+                const char* name) {
+  check_vector(sums, x, length, op, name);
+  check_dtype(sums, ScalarType::Int, op, name);
 }
 
 // Both operands: 2-D, of one element type, and as wide.
@@ -114,6 +122,48 @@ Tensor int8_linear_tile(Tensor x, Tensor x_scales, Tensor weight, Tensor weight_
 #endif
 }
 
+// Whether codes of so many levels are offset.
+bool is_offset(int64_t levels, const char* op, const char* name) {
+  const bool power_of_two = levels >= 2 && levels <= kOffsetLevels && (levels & (levels - 1)) == 0;
+  STD_TORCH_CHECK(power_of_two || levels == 3, op, ": ", name,
+                  " must be 3 or a power of two from 2 to ", kOffsetLevels, ", not ", levels);
+  return levels == kOffsetLevels;
+}
+
+Tensor int8_offset_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight,
+                          Tensor weight_scales, Tensor weight_sums, int64_t x_levels,
+                          int64_t weight_levels, ScalarType dtype) {
+  const char* op = "int8_offset_linear";
+  check_int8(x, x_scales, weight, weight_scales, dtype, op);
+  const int64_t rows = x.size(0), columns = weight.size(0), width = x.size(1);
+  check_sums(x_sums, x, rows, op, "x_sums");
+  check_sums(weight_sums, x, columns, op, "weight_sums");
+  STD_TORCH_CHECK(width <= kLargestWidth, op, ": the width ", width, " exceeds ", kLargestWidth);
+  const bool x_offset = is_offset(x_levels, op, "x_levels");
+  const bool weight_offset = is_offset(weight_levels, op, "weight_levels");
+  Tensor y = torch::stable::new_empty(x, {rows, columns}, dtype);
+  if (rows == 0) return y;
+  const OffsetArguments arguments{
+      int8_arguments(x, x_scales, weight, weight_scales, y),
+      weight_offset ? static_cast<const int32_t*>(x_sums.data_ptr()) : nullptr,
+      x_offset ? static_cast<const int32_t*>(weight_sums.data_ptr()) : nullptr,
+      (x_offset ? 2 : 1) * (weight_offset ? 2 : 1),
+      x_offset && weight_offset ? 2 : 1,
+      x_offset && weight_offset ? static_cast<int32_t>(width) : 0};
+  const DeviceGuard guard(x);
+  const cudaStream_t stream = current_stream(x);
+#ifdef QUESTTRAIN_SM90
+  if (is_hopper()) {
+    const OffsetKernel kernel =
+        offset_kernel(output_of(dtype), arguments.rows, arguments.columns);
+    check_cuda(kernel(arguments, stream), op);
+    return y;
+  }
+#endif
+  check_cuda(int8_offset_sm80(output_of(dtype), arguments, stream), op);
+  return y;
+}
+
 Tensor int4_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight, Tensor weight_scales,
                    Tensor weight_sums, ScalarType dtype) {
   const char* op = "int4_linear";
@@ -121,10 +171,8 @@ Tensor int4_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight, Tens
   const int64_t rows = x.size(0), columns = weight.size(0);
   check_scales(x_scales, x, rows, op, "x_scales");
   check_scales(weight_scales, x, columns, op, "weight_scales");
-  check_vector(x_sums, x, rows, op, "x_sums");
-  check_dtype(x_sums, ScalarType::Int, op, "x_sums");
-  check_vector(weight_sums, x, columns, op, "weight_sums");
-  check_dtype(weight_sums, ScalarType::Int, op, "weight_sums");
+  check_sums(x_sums, x, rows, op, "x_sums");
+  check_sums(weight_sums, x, columns, op, "weight_sums");
   check_floating(dtype, op, "dtype");
   Tensor y = torch::stable::new_empty(x, {rows, columns}, dtype);
   if (rows == 0) return y;
@@ -184,6 +232,7 @@ Tensor int4_sparse_linear(Tensor x, Tensor x_scales, Tensor weight, Tensor metad
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("int8_linear", TORCH_BOX(&int8_linear));
   m.impl("int8_linear_tile", TORCH_BOX(&int8_linear_tile));
+  m.impl("int8_offset_linear", TORCH_BOX(&int8_offset_linear));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
   m.impl("int4_sparse_linear", TORCH_BOX(&int4_sparse_linear));
 }

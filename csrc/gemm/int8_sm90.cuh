@@ -1,7 +1,8 @@
 // INT8 products on Hopper's wgmma (CUTLASS 3.x: TMA, warp specialization), dequantized in the
 // epilogue: y[m, n] = x_scales[m] · (weight_scales[n] · float(acc)), rounded once to y's type.
 //
-// The integers reach the tensor cores as they are: on the odd grid no correction is needed.
+// The integers reach the tensor cores as they are: on the odd grid no correction is needed. Only where
+// a side has 256 levels (`offset`) the accumulator is corrected first, in int32.
 // `swapped` computes yᵀ: small numbers of rows become the tile's narrow side.
 #pragma once
 
@@ -16,6 +17,7 @@
 
 #include "../launch.cuh"
 #include "int8.h"
+#include "offset_sum.cuh"
 
 namespace questtrain {
 
@@ -36,8 +38,9 @@ struct OneConsumer {
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 
-template <class Out, class Tile, class Cluster, class Schedule, bool swapped>
+template <class Out, class Tile, class Cluster, class Schedule, bool swapped, bool offset = false>
 struct Int8Gemm {
+  using Arguments = std::conditional_t<offset, OffsetArguments, Int8Arguments>;
   static constexpr auto kRound = cutlass::FloatRoundStyle::round_to_nearest;
   using LayoutD =
       std::conditional_t<swapped, cutlass::layout::ColumnMajor, cutlass::layout::RowMajor>;
@@ -45,18 +48,28 @@ struct Int8Gemm {
   static constexpr int kAlignment = 16;
 
   // The tree mirrors the formula whichever operand is the kernel's A.
-  using ByRow = cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, float, float,
+  template <class T>
+  using ByRow = cutlass::epilogue::fusion::Sm90ColBroadcast<0, Tile, T, T,
                                                             Stride<Int<1>, Int<0>, Int<0>>>;
-  using ByColumn = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, float, float,
+  template <class T>
+  using ByColumn = cutlass::epilogue::fusion::Sm90RowBroadcast<0, Tile, T, T,
                                                                Stride<Int<0>, Int<1>, Int<0>>>;
-  using XScale = std::conditional_t<swapped, ByColumn, ByRow>;
-  using WeightScale = std::conditional_t<swapped, ByRow, ByColumn>;
+  template <class T>
+  using OfX = std::conditional_t<swapped, ByColumn<T>, ByRow<T>>;
+  template <class T>
+  using OfWeight = std::conditional_t<swapped, ByRow<T>, ByColumn<T>>;
+  using Accumulator = cutlass::epilogue::fusion::Sm90AccFetch;
+  using Constant = cutlass::epilogue::fusion::Sm90ScalarBroadcast<int32_t>;
+  using Corrected = cutlass::epilogue::fusion::Sm90EVT<
+      cutlass::epilogue::fusion::Sm90Compute<OffsetSum, int32_t, int32_t, kRound>, Accumulator,
+      OfX<int32_t>, OfWeight<int32_t>, Constant, Constant, Constant>;
+  using Sum = std::conditional_t<offset, Corrected, Accumulator>;
   template <class Result>
   using Times =
       cutlass::epilogue::fusion::Sm90Compute<cutlass::multiplies, Result, float, kRound>;
   using ScaledByWeight = cutlass::epilogue::fusion::Sm90EVT<
-      Times<float>, WeightScale, cutlass::epilogue::fusion::Sm90AccFetch>;
-  using Scaled = cutlass::epilogue::fusion::Sm90EVT<Times<Out>, XScale, ScaledByWeight>;
+      Times<float>, OfWeight<float>, Sum>;
+  using Scaled = cutlass::epilogue::fusion::Sm90EVT<Times<Out>, OfX<float>, ScaledByWeight>;
 
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
@@ -72,7 +85,20 @@ struct Int8Gemm {
       cutlass::gemm::kernel::GemmUniversal<Shape<int, int, int, int>, Mainloop, Epilogue>;
   using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
 
-  static cudaError_t run(const Int8Arguments& a, cudaStream_t stream) {
+  static typename Sum::Arguments sum_arguments(const Arguments& a) {
+    if constexpr (offset)
+      return {{},
+              {a.x_sums},
+              {a.weight_sums},
+              {{a.product_factor}},
+              {{a.sum_factor}},
+              {{a.constant}},
+              {}};
+    else
+      return {};
+  }
+
+  static cudaError_t run(const Arguments& a, cudaStream_t stream) {
     const int m = swapped ? a.columns : a.rows, n = swapped ? a.rows : a.columns, k = a.width;
     const int8_t* first = swapped ? a.weight : a.x;
     const int8_t* second = swapped ? a.x : a.weight;
@@ -86,7 +112,7 @@ struct Int8Gemm {
                                        {m, n, k, 1},
                                        {first, stride_a, second, stride_b},
                                        {{}, nullptr, {}, static_cast<Out*>(a.y), stride_d}};
-    arguments.epilogue.thread = {{a.x_scales}, {{a.weight_scales}, {}, {}}, {}};
+    arguments.epilogue.thread = {{a.x_scales}, {{a.weight_scales}, sum_arguments(a), {}}, {}};
     arguments.hw_info.sm_count = device_attribute(cudaDevAttrMultiProcessorCount);
     using Order = std::decay_t<decltype(arguments.scheduler.raster_order)>;
     arguments.scheduler.max_swizzle_size = a.swizzle;

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import PackedMatrix, Quantized, container_bits, pack_bits
+from questtrain.kernels.formats import int8_codes
 from questtrain.kernels.schema import OPS
 
 LEVELS, ALPHA, BLOCK, EPSILON = 16, 2.513931, 128, 1e-5
@@ -49,12 +50,12 @@ def random_quantized(
     generator = device_generator(device, seed)
     shape = (rows, width)
     indices = torch.randint(levels, shape, dtype=torch.uint8, device=device, generator=generator)
-    integers = (2 * indices.to(torch.int16) - (levels - 1)).to(torch.int8)
+    codes = int8_codes(indices, levels)
     size = width**0.25 * levels**0.5
     return Quantized(
-        pack_bits(indices, container_bits(levels)) if packed else integers,
+        pack_bits(indices, container_bits(levels)) if packed else codes,
         (0.5 + torch.rand(rows, device=device, generator=generator)) / size,
-        integers.sum(1, dtype=torch.int32),
+        codes.sum(1, dtype=torch.int32),
         torch.empty(rows, 0, dtype=torch.uint8, device=device),
     )
 
@@ -162,5 +163,7 @@ def _linear_arguments(
             sparse = random_sparse_weight(COLUMNS, WIDTH, device, seed + 1)
             return (*x[:2], sparse.codes, sparse.metadata, sparse.scales, dtype)
     dense = random_quantized(COLUMNS, WIDTH, LEVELS, device, seed=seed + 1)
+    if op == "int8_offset_linear":
+        return (*x[:3], *dense[:3], 256, LEVELS, dtype)
     tile = (0,) if op == "int8_linear_tile" else ()
     return (*x[:2], dense.codes, dense.scales, dtype, *tile)

@@ -1,4 +1,5 @@
-"""Products of packed codes on both sides: where, and that nothing changes but the way."""
+"""Which product runs: packed codes on both sides, 256 levels on either; nothing changes but the
+way."""
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import questtrain.kernels as kernels
 from questtrain.kernels import RowFormat, dispatch
 from questtrain.kernels.extension import constant_when_compiled
+from questtrain.kernels.formats import Int8Matrix, integers_of
 from questtrain.quant import QuantLinear, pack_linear
 from tests.kernels.arguments import (
     ALPHA,
@@ -156,3 +158,57 @@ def test_packed_activations_take_a_packed_weight_of_16_levels():
     for weight in (eight, dense):
         with pytest.raises(ValueError, match="packed weight of 16 levels"):
             kernels.quantized_linear(x, weight, torch.bfloat16)
+
+
+# ---- 256 levels
+
+
+def eight_bit_weight(levels, form):
+    """Packed, int8, or None where levels cannot be packed."""
+    if form == "packed":
+        return random_weight(COLUMNS, WIDTH, levels) if levels <= LEVELS else None
+    return Int8Matrix(*random_quantized(COLUMNS, WIDTH, levels, seed=1)[:3], levels)
+
+
+@pytest.mark.parametrize("rows", [1, 64, ROWS])
+@pytest.mark.parametrize("form", ["packed", "int8"])
+@pytest.mark.parametrize("levels", [(256, 256), (256, 16), (256, 2), (16, 256), (128, 256)])
+def test_256_levels_on_either_side(levels, form, rows, int4):
+    weight = eight_bit_weight(levels[1], form)
+    if weight is None:
+        return
+    x = random_rows(rows, WIDTH, torch.float32)
+    with Called() as called:
+        y = kernels.hadamard_linear(x, RowFormat(levels[0], ALPHA, 128), weight)
+    unpacked = ["unpack"] if form == "packed" else []
+    assert called.ops == ["hadamard_quantize", *unpacked, "int8_offset_linear"]
+    fed = kernels.hadamard_quantize(x, levels[0], ALPHA)
+    codes = kernels.unpack(weight.codes, levels[1]) if form == "packed" else weight.codes
+    integers = integers_of(fed.codes, levels[0]), integers_of(codes, levels[1])
+    exact = integers[0].double() @ integers[1].double().t()
+    scales = fed.scales.double()[:, None] * weight.scales.double()
+    assert torch.equal(y, (exact * scales).float())
+
+
+def test_256_levels_are_not_quantized_on_the_way(monkeypatch):
+    monkeypatch.setattr("questtrain.kernels.fused.quantizes_on_the_way", lambda *_: True)
+    for linear in linears(1, WIDTH, COLUMNS, torch.bfloat16, RowFormat(256, ALPHA, 128)):
+        with Called() as called:
+            linear()
+        assert called.ops[-1] == "int8_offset_linear"
+
+
+def test_256_levels_need_the_sums_of_the_weight():
+    x = random_quantized(ROWS, WIDTH, 256)
+    weight = Int8Matrix(*random_quantized(COLUMNS, WIDTH, 16)[:2])
+    with pytest.raises(ValueError, match="need the sums"):
+        kernels.quantized_linear(x, weight, torch.bfloat16, 256)
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w8a4"])
+def test_256_levels_compiled_without_a_break(bits):
+    packed = pack_linear(QuantLinear(WIDTH, COLUMNS, bits=bits))
+    compiled = torch.compile(packed, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, ROWS):
+        x = torch.randn(rows, WIDTH)
+        assert torch.equal(compiled(x), packed(x))

@@ -5,6 +5,7 @@ import torch
 
 import questtrain.kernels as kernels
 from questtrain.kernels import container_bits, pack_bits, unpack_bits
+from questtrain.kernels.formats import LEVELS, int8_codes, integers_of
 from tests.kernels.arguments import random_quantized, random_sparse_weight, random_weight
 
 PACKED_LEVELS = [2, 3, 4, 8, 16]
@@ -44,6 +45,17 @@ def test_the_fewest_bits_that_hold_the_levels(levels, bits):
 def test_other_numbers_of_levels_are_not_packed(levels):
     with pytest.raises(ValueError, match=f"hold 2 to 16 levels, not {levels}"):
         container_bits(levels)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_int8_codes_stand_for_the_integers(levels):
+    """-(n-1) … n-1 in steps of two; of 256 levels the codes are all of int8's numbers."""
+    codes = int8_codes(torch.arange(levels, dtype=torch.uint8), levels)
+    assert codes.dtype == torch.int8
+    assert integers_of(codes, levels).tolist() == list(range(1 - levels, levels, 2))
+    assert codes.tolist() == list(
+        range(-128, 128) if levels == 256 else range(1 - levels, levels, 2)
+    )
 
 
 @pytest.mark.parametrize("levels", PACKED_LEVELS)

@@ -5,6 +5,7 @@ import torch
 
 import questtrain.kernels as kernels
 from questtrain.kernels.dispatch import quantizes_on_the_way
+from questtrain.kernels.formats import integers_of
 from questtrain.kernels.schema import OPS
 from tests.kernels.arguments import (
     ALPHA,
@@ -22,6 +23,8 @@ from tests.kernels.arguments import (
 
 ops = torch.ops.questtrain
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+OFFSET = [(256, 256), (256, 16), (16, 256), (128, 256), (16, 3)]
+"""Levels of x and of the weight."""
 
 
 def product(x, x_scales, weight, weight_scales, dtype):
@@ -48,6 +51,52 @@ def test_the_largest_integers_do_not_overflow(value):
     weight = torch.full((8, 28672), value, dtype=torch.int8)
     y = ops.int8_linear(x, torch.ones(2), weight, torch.ones(8), torch.float32)
     assert (y == float(127 * value * 28672)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("levels", OFFSET)
+@pytest.mark.parametrize(
+    ("rows", "columns", "width"), [(0, 8, 16), (1, 8, 16), (17, 24, 48), (300, 16, 528)]
+)
+def test_int8_offset_linear(rows, columns, width, levels, dtype):
+    x = random_quantized(rows, width, levels[0])
+    weight = random_quantized(columns, width, levels[1], seed=1)
+    integers = integers_of(x.codes, levels[0]), integers_of(weight.codes, levels[1])
+    expected = product(integers[0], x.scales, integers[1], weight.scales, dtype)
+    assert torch.equal(ops.int8_offset_linear(*x[:3], *weight[:3], *levels, dtype), expected)
+
+
+@pytest.mark.parametrize("levels", OFFSET)
+def test_codes_give_the_product_of_integers(levels):
+    """What the kernel computes: factors 2 and terms +1 where a side has 256 levels."""
+    x, weight = random_quantized(5, 256, levels[0]), random_quantized(8, 256, levels[1], seed=1)
+    factors, terms = [1 + (n == 256) for n in levels], [n == 256 for n in levels]
+    sums = factors[0] * terms[1] * x.sums[:, None] + factors[1] * terms[0] * weight.sums
+    codes = factors[0] * factors[1] * (x.codes.long() @ weight.codes.long().t())
+    corrected = codes + sums + 256 * terms[0] * terms[1]
+    integers = integers_of(x.codes, levels[0]), integers_of(weight.codes, levels[1])
+    assert torch.equal(corrected, integers[0].long() @ integers[1].long().t())
+
+
+def test_the_widest_rows_of_256_levels_stay_in_int32():
+    for code in (127, -128):
+        x, weight = (torch.full((n, 32768), code, dtype=torch.int8) for n in (1, 8))
+        sums = [each.sum(1, dtype=torch.int32) for each in (x, weight)]
+        y = ops.int8_offset_linear(
+            x, torch.ones(1), sums[0], weight, torch.ones(8), sums[1], 256, 256, torch.float32
+        )
+        assert (y == float(255 * 255 * 32768)).all()
+    assert 255 * 255 * 32768 < 2**31
+
+
+def test_levels_and_widths_that_int8_offset_linear_does_not_take():
+    good = arguments("int8_offset_linear")
+    for place, name in ((6, "x_levels"), (7, "weight_levels")):
+        with pytest.raises(ValueError, match=rf"^int8_offset_linear: {name} must be one of .* 5"):
+            ops.int8_offset_linear(*good[:place], 5, *good[place + 1 :])
+    x, weight = random_quantized(1, 32784, 256), random_quantized(8, 32784, 256)
+    with pytest.raises(ValueError, match="the width 32784 exceeds 32768"):
+        ops.int8_offset_linear(*x[:3], *weight[:3], 256, 256, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

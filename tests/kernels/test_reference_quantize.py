@@ -7,12 +7,12 @@ import torch
 
 import questtrain.kernels as kernels
 from questtrain.config import NumberFormat, QuantConfig
-from questtrain.kernels import unpack_bits
+from questtrain.kernels import formats, unpack_bits
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.kernels.arguments import EPSILON, random_rows
 
-LABELS = {2: "1", 3: "1.58", 4: "2", 8: "3", 16: "4", 32: "5", 64: "6", 128: "7"}
+LABELS = {2: "1", 3: "1.58", 4: "2", 8: "3", 16: "4", 32: "5", 64: "6", 128: "7", 256: "8"}
 """Levels and the format of training that has as many."""
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -20,7 +20,9 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 def integers_of(quantized, levels):
     codes = quantized.codes
-    return kernels.unpack(codes, levels) if codes.dtype == torch.uint8 else codes
+    if codes.dtype == torch.uint8:
+        return kernels.unpack(codes, levels)
+    return formats.integers_of(codes, levels)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
@@ -47,7 +49,8 @@ def test_equals_the_quantizer_of_training(levels, packed, block, dtype):
     integers = 2 * stored.codes.int() - (levels - 1)
     assert torch.equal(integers_of(ours, levels).int(), integers)
     assert torch.equal(ours.scales, (stored.scale / (levels - 1)).squeeze(1))
-    assert torch.equal(ours.sums, integers.sum(1, dtype=torch.int32))
+    summed = ours.codes if levels == 256 else integers
+    assert torch.equal(ours.sums, summed.sum(1, dtype=torch.int32))
     assert torch.equal(unpack_bits(ours.mask, 1).bool(), quantizer.mask(x))
     values = integers * ours.scales.unsqueeze(1)
     assert torch.equal(values, quantizer.dequantize(stored))
@@ -63,13 +66,13 @@ def test_halves_round_to_the_even_index(levels):
     x[0, : len(places)] = 2 * places / steps - 1
     alpha = float(1 / x.square().mean().sqrt())
     ours = kernels.hadamard_quantize(x, levels, alpha, block=1)
-    indices = (ours.codes[0, : len(places)].int() + steps) // 2
+    indices = (integers_of(ours, levels)[0, : len(places)].int() + steps) // 2
     near = (places - places.round()).abs() < 0.25  # halves are at the mercy of the half-width
     expected = places.round().clamp(0, steps).int()
     assert torch.equal(indices[near], expected[near])
     assert ((indices - places).abs()[(places >= 0) & (places <= steps)] <= 0.5).all()
-    zeros = kernels.hadamard_quantize(torch.zeros(1, 32), levels, 1.0, block=1).codes
-    assert zeros.unique().tolist() == [2 * round(steps / 2) - steps]
+    zeros = kernels.hadamard_quantize(torch.zeros(1, 32), levels, 1.0, block=1)
+    assert integers_of(zeros, levels).unique().tolist() == [2 * round(steps / 2) - steps]
 
 
 @pytest.mark.parametrize("block", [1, 128])

@@ -11,7 +11,7 @@ from questtrain.bench.timing import copies_beyond_cache
 from questtrain.config import Bits, hadamard_block
 from questtrain.errors import UserError
 from questtrain.kernels import Int8Matrix, PackedMatrix, RowFormat
-from questtrain.kernels.formats import LEVELS, MAX_PACKED_LEVELS
+from questtrain.kernels.formats import INTEGER_LEVELS, MAX_PACKED_LEVELS
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 
 Tensors = tuple[Tensor, ...]
@@ -33,7 +33,7 @@ class Format:
 def format_of(bits: Bits) -> Format:
     """The levels of ``bits``; UserError for a format that the integer kernels do not have."""
     operands = (bits.weight, bits.activation)
-    if any(o.kind != "int" or o.sparse or o.levels > max(LEVELS) for o in operands):
+    if any(o.kind != "int" or o.sparse or o.levels > max(INTEGER_LEVELS) for o in operands):
         raise UserError(
             f"bits={bits}: the kernels multiply dense integers of 1 to 7 bits; for example w4a4."
         )

@@ -52,16 +52,26 @@ def check_output(op: str, dtype: torch.dtype) -> None:
 
 
 def check_format(
-    op: str, width: int, levels: int, alpha: float, block: int, packed: bool = False
+    op: str,
+    width: int,
+    levels: int,
+    alpha: float,
+    block: int,
+    packed: bool = False,
+    among: tuple[int, ...] = LEVELS,
 ) -> None:
     """What rows of ``width`` elements are quantized to."""
-    if levels not in LEVELS:
-        raise ValueError(f"{op}: levels must be one of {LEVELS}, not {levels}")
+    check_levels(op, "levels", levels, among)
     if packed:
         check_packed_levels(op, "levels", levels)
     check_block(op, width, block)
     if not alpha > 0:
         raise ValueError(f"{op}: alpha must be positive, not {alpha}")
+
+
+def check_levels(op: str, name: str, levels: int, among: tuple[int, ...] = LEVELS) -> None:
+    if levels not in among:
+        raise ValueError(f"{op}: {name} must be one of {among}, not {levels}")
 
 
 def check_block(op: str, width: int, block: int) -> None:

@@ -3,7 +3,8 @@
 - up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
 - up to 2 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
 - more rows: `int8_linear`, for which packed codes are unpacked first; of 16 levels on both sides,
-  where the tensor cores multiply 4-bit integers, `int4_linear`.
+  where the tensor cores multiply 4-bit integers, `int4_linear`;
+- 256 levels on either side, any rows: `int8_offset_linear`.
 
 And whether one kernel does the attention of a decoding step.
 """
@@ -16,7 +17,9 @@ from torch import Tensor
 from questtrain.kernels import extension
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.kernels.formats import (
+    INTEGER_LEVELS,
     MAX_PACKED_LEVELS,
+    OFFSET_LEVELS,
     Int8Matrix,
     PackedMatrix,
     Quantized,
@@ -42,14 +45,23 @@ HEAD_WIDTHS = (32, 64, 128, 256)
 """What `decode_attention` has been compiled for."""
 
 
-def quantized_linear(x: Quantized, weight: PackedMatrix | Int8Matrix, dtype: torch.dtype) -> Tensor:
+def quantized_linear(
+    x: Quantized,
+    weight: PackedMatrix | Int8Matrix,
+    dtype: torch.dtype,
+    x_levels: int = INTEGER_LEVELS[-1],
+) -> Tensor:
     """``x [M, K]`` times ``weight [N, K]``ᵀ → ``[M, N]`` in ``dtype``.
 
     x is of int8 codes, or of packed ones of 16 levels for a packed weight of 16 levels, as where
-    `multiplies_int4`. Raises ValueError for packed codes with another weight.
+    `multiplies_int4`; ``x_levels`` has to be told where they are 256, since codes then mean
+    something else. Raises ValueError for packed codes with another weight, and for a weight without
+    the sums that 256 levels need.
     """
     ops = torch.ops.questtrain
     y: Tensor
+    if OFFSET_LEVELS in (x_levels, weight.levels):
+        return _offset_linear(x, weight, dtype, x_levels)
     if x.codes.dtype == torch.uint8:
         if not isinstance(weight, PackedMatrix) or weight.levels != MAX_PACKED_LEVELS:
             raise ValueError("quantized_linear: packed x takes a packed weight of 16 levels only")
@@ -64,6 +76,21 @@ def quantized_linear(x: Quantized, weight: PackedMatrix | Int8Matrix, dtype: tor
             return y
         weight = Int8Matrix(ops.unpack(weight.codes, weight.levels), weight.scales)
     y = ops.int8_linear(x.codes, x.scales, weight.codes, weight.scales, dtype)
+    return y
+
+
+def _offset_linear(
+    x: Quantized, weight: PackedMatrix | Int8Matrix, dtype: torch.dtype, x_levels: int
+) -> Tensor:
+    ops = torch.ops.questtrain
+    if weight.sums is None:
+        raise ValueError("quantized_linear: 256 levels need the sums of the weight's codes")
+    codes = weight.codes
+    if isinstance(weight, PackedMatrix):
+        codes = ops.unpack(codes, weight.levels)
+    y: Tensor = ops.int8_offset_linear(
+        *x[:3], codes, weight.scales, weight.sums, x_levels, weight.levels, dtype
+    )
     return y
 
 

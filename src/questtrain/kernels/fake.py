@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels import reference_attention, reference_linear, reference_training
+from questtrain.kernels import (
+    cross_entropy,
+    reference_attention,
+    reference_linear,
+    reference_training,
+)
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
 from questtrain.kernels.formats import container_bits
 from questtrain.kernels.reference_quantize import Five, Four
@@ -72,6 +77,22 @@ def int8_linear_tile(
     tile: int,
 ) -> Tensor:
     reference_linear.check_int8("int8_linear_tile", x, x_scales, weight, weight_scales, dtype)
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
+
+
+def int8_offset_linear(
+    x: Tensor,
+    x_scales: Tensor,
+    x_sums: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    weight_sums: Tensor,
+    x_levels: int,
+    weight_levels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    sums, levels = (x_sums, weight_sums), (x_levels, weight_levels)
+    reference_linear.check_offset(x, x_scales, weight, weight_scales, sums, levels, dtype)
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
 
 
@@ -209,6 +230,11 @@ def rmsnorm_backward(
 def swiglu_backward(grad: Tensor, mask: Tensor, gate_up: Tensor, block: int) -> Tensor:
     reference_training.check_swiglu_backward(grad, mask, gate_up, block)
     return torch.empty_like(gate_up)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    cross_entropy.check_cross_entropy(logits, targets)
+    return logits.new_empty((logits.shape[0],), dtype=torch.float32)
 
 
 def decode_attention(

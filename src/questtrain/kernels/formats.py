@@ -3,7 +3,8 @@
 A row of ``levels`` = n equidistant values holds level indices q in 0 … n-1. Its integers are
 ``v = 2q - (n-1)``, odd for even n, and its values ``v · scale``: scale is half a step of the grid.
 
-- int8 codes: the integers v, int8 ``[M, K]``.
+- int8 codes: the integers v, int8 ``[M, K]``; of 256 levels, whose integers do not fit into int8,
+  ``c = q - 128``, which stands for ``v = 2c + 1``.
 - packed codes: the indices q in 1, 2 or 4 bits, uint8 ``[M, K·bits/8]``, the first index lowest.
 """
 
@@ -14,8 +15,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEVELS = (2, 3, 4, 8, 16, 32, 64, 128)
-"""What the kernels quantize to; the integers of more levels do not fit into int8."""
+INTEGER_LEVELS = (2, 3, 4, 8, 16, 32, 64, 128)
+"""Whose int8 codes are the integers themselves."""
+
+OFFSET_LEVELS = 256
+"""Whose int8 codes c stand for ``2c + 1``."""
+
+LEVELS = (*INTEGER_LEVELS, OFFSET_LEVELS)
+"""What the kernels quantize to."""
+
+MAX_WIDTH = 32768
+"""The CUDA quantizers take no wider rows; and products of 256 levels stay in int32: 255²·32768 <
+2³¹."""
 
 BLOCKS = (1, 16, 32, 64, 128, 256)
 """Hadamard blocks of the kernels; 1 is no rotation."""
@@ -25,8 +36,8 @@ MAX_PACKED_LEVELS = 16
 
 class Quantized(NamedTuple):
     """Rows of integers: ``codes`` int8 or packed; ``scales`` fp32 ``[M]``; ``sums`` int32 ``[M]``
-    of the integers; ``mask`` uint8 ``[M, K/8]``, a bit where the gradient is trusted, the first
-    lowest (``[M, 0]`` where none was asked for)."""
+    of the integers (of 256 levels: of the codes, at most ``2⁷·K``); ``mask`` uint8 ``[M, K/8]``, a
+    bit where the gradient is trusted, the first lowest (``[M, 0]`` where none was asked for)."""
 
     codes: Tensor
     scales: Tensor
@@ -44,15 +55,25 @@ class PackedMatrix(NamedTuple):
 
 
 class Int8Matrix(NamedTuple):
-    """A weight ``[N, K]`` of int8 integers and ``scales`` fp32 ``[N]``."""
+    """A weight ``[N, K]`` of int8 codes, ``scales`` fp32 ``[N]``, and ``sums`` int32 ``[N]`` of the
+    codes, which only a product with a side of 256 levels needs."""
 
     codes: Tensor
     scales: Tensor
+    sums: Tensor | None = None
+    levels: int = INTEGER_LEVELS[-1]
 
 
 def integers_of(codes: Tensor, levels: int) -> Tensor:
-    """The integers that int8 ``codes`` of ``levels`` levels stand for."""
-    return codes
+    """The integers that int8 ``codes`` of ``levels`` levels stand for; int16 for 256 levels."""
+    return 2 * codes.to(torch.int16) + 1 if levels == OFFSET_LEVELS else codes
+
+
+def int8_codes(indices: Tensor, levels: int) -> Tensor:
+    """The int8 codes of level indices, uint8."""
+    if levels == OFFSET_LEVELS:
+        return (indices.to(torch.int16) - levels // 2).to(torch.int8)
+    return (2 * indices.to(torch.int16) - (levels - 1)).to(torch.int8)
 
 
 def container_bits(levels: int) -> int:

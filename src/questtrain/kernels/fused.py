@@ -12,7 +12,7 @@ from questtrain.kernels.dispatch import (
     quantized_linear,
     quantizes_on_the_way,
 )
-from questtrain.kernels.formats import Int8Matrix, PackedMatrix
+from questtrain.kernels.formats import OFFSET_LEVELS, Int8Matrix, PackedMatrix
 from questtrain.kernels.ops import (
     add_rmsnorm_quantize,
     hadamard_quantize,
@@ -39,7 +39,7 @@ def hadamard_linear(x: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
         y: Tensor = _ops.hadamard_quantize_linear(x, *form[:2], *_weight(weight))
         return y
     packed = _packs(x, x.shape[1], form, weight)
-    return quantized_linear(hadamard_quantize(x, *form, packed), weight, x.dtype)
+    return quantized_linear(hadamard_quantize(x, *form, packed), weight, x.dtype, form.levels)
 
 
 def rmsnorm_linear(
@@ -50,7 +50,7 @@ def rmsnorm_linear(
         y: Tensor = _ops.rmsnorm_quantize_linear(x, norm_weight, eps, *form[:2], *_weight(weight))
         return y
     fed = rmsnorm_quantize(x, norm_weight, eps, *form, _packs(x, x.shape[1], form, weight))
-    return quantized_linear(fed, weight, x.dtype)
+    return quantized_linear(fed, weight, x.dtype, form.levels)
 
 
 def add_rmsnorm_linear(
@@ -64,7 +64,7 @@ def add_rmsnorm_linear(
         return hidden, y
     packed = _packs(x, x.shape[1], form, weight)
     hidden, fed = add_rmsnorm_quantize(x, residual, norm_weight, eps, *form, packed)
-    return hidden, quantized_linear(fed, weight, x.dtype)
+    return hidden, quantized_linear(fed, weight, x.dtype, form.levels)
 
 
 def swiglu_linear(gate_up: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
@@ -74,11 +74,12 @@ def swiglu_linear(gate_up: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
         y: Tensor = _ops.swiglu_quantize_linear(gate_up, *form[:2], *_weight(weight))
         return y
     packed = _packs(gate_up, width, form, weight)
-    return quantized_linear(swiglu_quantize(gate_up, *form, packed), weight, gate_up.dtype)
+    fed = swiglu_quantize(gate_up, *form, packed)
+    return quantized_linear(fed, weight, gate_up.dtype, form.levels)
 
 
 def _fuses(x: Tensor, width: int, form: RowFormat, weight: PackedMatrix) -> bool:
-    return quantizes_on_the_way(x, width, form.block, weight)
+    return form.levels != OFFSET_LEVELS and quantizes_on_the_way(x, width, form.block, weight)
 
 
 def _packs(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:

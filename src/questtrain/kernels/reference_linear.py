@@ -12,6 +12,7 @@ from torch import Tensor
 from questtrain.kernels import reference_quantize
 from questtrain.kernels.checks import (
     check_format,
+    check_levels,
     check_matrix,
     check_multiple,
     check_norm,
@@ -21,7 +22,14 @@ from questtrain.kernels.checks import (
     check_swiglu,
     check_vector,
 )
-from questtrain.kernels.formats import MAX_PACKED_LEVELS, container_bits, unpack_bits
+from questtrain.kernels.formats import (
+    INTEGER_LEVELS,
+    MAX_PACKED_LEVELS,
+    MAX_WIDTH,
+    container_bits,
+    integers_of,
+    unpack_bits,
+)
 
 _INT8, _UINT8 = (torch.int8,), (torch.uint8,)
 _FLOAT, _INT32 = (torch.float32,), (torch.int32,)
@@ -46,6 +54,29 @@ def int8_linear_tile(
     """`int8_linear` by one numbered configuration of the CUDA kernel, for tuning."""
     check_int8("int8_linear_tile", x, x_scales, weight, weight_scales, dtype)
     return _scaled(_integer_product(x, weight), x_scales, weight_scales, dtype)
+
+
+def int8_offset_linear(
+    x: Tensor,
+    x_scales: Tensor,
+    x_sums: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    weight_sums: Tensor,
+    x_levels: int,
+    weight_levels: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`int8_linear` where codes of 256 levels stand for ``2c + 1``; K is at most 32768.
+
+    The kernel multiplies codes. Where both sides have 256 levels, ``Σ v_x·v_w = 4·Σ c_x·c_w +
+    2·(Σ c_x + Σ c_w) + K``; where x alone has, ``2·Σ c_x·v_w + Σ v_w``.
+    """
+    sums = (x_sums, weight_sums)
+    check_offset(x, x_scales, weight, weight_scales, sums, (x_levels, weight_levels), dtype)
+    integers = integers_of(x, x_levels), integers_of(weight, weight_levels)
+    product = integers[0].double() @ integers[1].double().t()
+    return _scaled(product, x_scales, weight_scales, dtype)
 
 
 def packed_linear(
@@ -191,6 +222,26 @@ def check_int8(
     _check_scales(op, x, x_scales, weight, weight_scales, dtype)
 
 
+def check_offset(
+    x: Tensor,
+    x_scales: Tensor,
+    weight: Tensor,
+    weight_scales: Tensor,
+    sums: tuple[Tensor, Tensor],
+    levels: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
+    """``sums`` and ``levels`` are x's, then the weight's."""
+    op = "int8_offset_linear"
+    check_int8(op, x, x_scales, weight, weight_scales, dtype)
+    check_vector(op, "x_sums", sums[0], x.shape[0], _INT32, x)
+    check_vector(op, "weight_sums", sums[1], weight.shape[0], _INT32, x)
+    check_levels(op, "x_levels", levels[0])
+    check_levels(op, "weight_levels", levels[1])
+    if x.shape[1] > MAX_WIDTH:
+        raise ValueError(f"{op}: the width {x.shape[1]} exceeds {MAX_WIDTH}")
+
+
 def check_packed(
     op: str,
     x: Tensor,
@@ -221,7 +272,7 @@ def check_fused(
     weight_levels: int,
 ) -> None:
     """What operands of ``width`` columns, quantized on the way, are multiplied with."""
-    check_format(op, width, levels, alpha, 128)
+    check_format(op, width, levels, alpha, 128, among=INTEGER_LEVELS)
     bits = check_packed_levels(op, "weight_levels", weight_levels)
     check_matrix(op, "weight", weight, None, width * bits // 8, _UINT8, x)
     check_multiple(op, "the weight's rows", weight.shape[0], 16)

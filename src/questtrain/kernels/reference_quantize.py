@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
-from questtrain.kernels.formats import container_bits, pack_bits
+from questtrain.kernels.formats import container_bits, int8_codes, pack_bits
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 
 TINY = 1e-30
@@ -109,11 +109,13 @@ def _quantize(
     steps = levels - 1
     place = (x_h / half_width * (steps / 2) + steps / 2).round().clamp(0, steps)
     indices = place.nan_to_num(0.0).to(torch.uint8)
-    integers = (2 * indices.to(torch.int16) - steps).to(torch.int8)
-    codes = pack_bits(indices, container_bits(levels)) if packed else integers
+    codes = int8_codes(indices, levels)
+    sums = codes.sum(1, dtype=torch.int32)
+    if packed:
+        codes = pack_bits(indices, container_bits(levels))
     if trust is None:
         mask = codes.new_empty((x.shape[0], 0), dtype=torch.uint8)
     else:
         mask = pack_bits((x_h.abs() <= trust * half_width).to(torch.uint8), 1)
     scales = (half_width / steps).squeeze(1)
-    return codes, scales, integers.sum(1, dtype=torch.int32), mask
+    return codes, scales, sums, mask

@@ -21,6 +21,8 @@ SCHEMAS = (
     f"swiglu_quantize(Tensor gate_up, {_FORMAT}) -> ({_QUANTIZED})",
     f"int8_linear({_INT8}) -> Tensor",
     f"int8_linear_tile({_INT8}, int tile) -> Tensor",
+    f"int8_offset_linear({_INT4}, Tensor weight_scales, Tensor weight_sums, int x_levels,"
+    " int weight_levels, ScalarType dtype) -> Tensor",
     f"packed_linear({_INT4}, Tensor weight_scales, int levels, ScalarType dtype) -> Tensor",
     f"int4_linear({_INT4}, Tensor weight_scales, Tensor weight_sums, ScalarType dtype) -> Tensor",
     f"int4_sparse_linear({_X}, Tensor weight, Tensor metadata, Tensor weight_scales,"
@@ -36,6 +38,7 @@ SCHEMAS = (
     "rmsnorm_backward(Tensor grad, Tensor mask, Tensor x, Tensor weight, float eps, int block,"
     " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
+    "cross_entropy_(Tensor(a!) logits, Tensor targets, int ignored) -> Tensor",
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor position, Tensor cos, Tensor sin) -> Tensor",
 )

@@ -1,8 +1,9 @@
 """Weights as they are stored: codes of few bits and their scales, never a float matrix.
 
 Two forms. `IntegerWeight` is what the integer kernels multiply: a uniform grid's level indices, or
-the integers they stand for, and one scale a row. `CodedWeight` is for everything else (FP4, 8 bits,
-16-bit or learned activations): its values are made from the codes where they are used.
+the int8 codes of the integers they stand for, and one scale a row. `CodedWeight` is for everything
+else (FP4, sparse 8 bits, 16-bit or learned activations): its values are made from the codes where
+they are used.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from questtrain.kernels import (
     unpack_bits,
 )
 from questtrain.kernels.dispatch import KEPT_INT8_ROWS
-from questtrain.kernels.formats import MAX_PACKED_LEVELS
+from questtrain.kernels.formats import MAX_PACKED_LEVELS, int8_codes, integers_of
 from questtrain.quant.grid import Grid, UniformGrid
 from questtrain.quant.quantizer import QuantizedTensor
 
@@ -45,11 +46,12 @@ class _Stored(nn.Module):
 
 
 class IntegerWeight(_Stored):
-    """``[N, K]`` integers ``v = 2·code - (levels-1)`` times a scale a row; a pruned value is 0.
+    """``[N, K]`` integers ``v = 2·index - (levels-1)`` times a scale a row; a pruned value is 0.
 
-    Buffers: ``codes``, packed uint8 ``[N, K·bits/8]``, or int8 ``[N, K]`` integers where there are
-    more than 16 levels or pruned values; ``scales`` fp32 ``[N]``, the value of one unit; ``sums``
-    int32 ``[N]`` of the integers; and ``int8 [N, K]`` where `keep_int8` was called.
+    Buffers: ``codes``, packed uint8 ``[N, K·bits/8]``, or int8 ``[N, K]`` where there are more than
+    16 levels or pruned values (`questtrain.kernels.formats`); ``scales`` fp32 ``[N]``, the value of
+    one unit; ``sums`` int32 ``[N]`` of the int8 codes; and ``int8 [N, K]`` where `keep_int8` was
+    called. 256 levels have no code for a pruned value: all their codes stand for odd integers.
     """
 
     sums: Tensor
@@ -65,16 +67,16 @@ class IntegerWeight(_Stored):
 
     @classmethod
     def of(cls, stored: QuantizedTensor, grid: UniformGrid) -> IntegerWeight:
-        """From a quantizer's codes of a weight ``[N, K]`` on a ``grid`` of 2 to 128 levels."""
+        """From a quantizer's codes of a weight ``[N, K]`` on a ``grid`` of the kernels' levels."""
         rows = stored.codes.shape[0]
-        integers = (2 * stored.codes.to(torch.int16) - (grid.levels - 1)).to(torch.int8)
+        codes = int8_codes(stored.codes, grid.levels)
         if stored.kept is not None:
-            integers = integers * stored.kept
+            codes = codes * stored.kept
+        sums = codes.sum(-1, dtype=torch.int32)
         scales = (stored.scale / (grid.levels - 1)).float().reshape(-1).expand(rows).contiguous()
-        codes = integers
         if stored.kept is None and grid.levels <= MAX_PACKED_LEVELS:
             codes = pack_bits(stored.codes, container_bits(grid.levels))
-        return cls(codes, scales, integers.sum(-1, dtype=torch.int32), grid.levels)
+        return cls(codes, scales, sums, grid.levels)
 
     @classmethod
     def stacked(cls, weights: Sequence[IntegerWeight]) -> IntegerWeight:
@@ -92,8 +94,10 @@ class IntegerWeight(_Stored):
         return self.codes.shape[0]
 
     def integers(self) -> Tensor:
-        """int8 ``[N, K]``."""
-        return unpack(self.codes, self.levels) if self.is_packed else self.codes
+        """int8 ``[N, K]``, int16 for 256 levels."""
+        if self.is_packed:
+            return unpack(self.codes, self.levels)
+        return integers_of(self.codes, self.levels)
 
     def keep_int8(self) -> None:
         """Hold the integers of packed codes too: a byte a weight more, and products of many rows
@@ -104,9 +108,9 @@ class IntegerWeight(_Stored):
     def matrix(self, rows: int) -> PackedMatrix | Int8Matrix:
         """The form in which to multiply ``rows`` rows of activations."""
         if not self.is_packed:
-            return Int8Matrix(self.codes, self.scales)
+            return Int8Matrix(self.codes, self.scales, self.sums, self.levels)
         if self.int8 is not None and rows > KEPT_INT8_ROWS:
-            return Int8Matrix(self.int8, self.scales)
+            return Int8Matrix(self.int8, self.scales, self.sums, self.levels)
         return PackedMatrix(self.codes, self.scales, self.sums, self.levels)
 
     def extra_repr(self) -> str:

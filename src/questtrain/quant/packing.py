@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from questtrain.errors import UserError
 from questtrain.kernels import RowFormat, hadamard_linear
-from questtrain.kernels.formats import BLOCKS, LEVELS
+from questtrain.kernels.formats import BLOCKS, INTEGER_LEVELS, LEVELS, MAX_WIDTH
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
@@ -114,13 +114,15 @@ def pack_linear(layer: QuantLinear, name: str = "layer") -> PackedLinear | Packe
 
 def _has_integer_product(layer: QuantLinear, quantizer: Quantizer) -> bool:
     """Whether the kernels multiply such a weight; whichever space it is in, the activation's
-    format has shown to be in the same (`pair_rotations`)."""
+    format has shown to be in the same (`pair_rotations`). Codes of 256 levels have no 0 for what
+    sparsity prunes."""
     return (
         isinstance(quantizer.grid, UniformGrid)
-        and quantizer.grid.levels in LEVELS
+        and quantizer.grid.levels in (LEVELS if quantizer.sparsity is None else INTEGER_LEVELS)
         and not quantizer.rotate_back
         and layer.weight.dtype != torch.float64
         and layer.in_features % 32 == 0
+        and layer.in_features <= MAX_WIDTH
         and layer.out_features % 8 == 0
     )
 
