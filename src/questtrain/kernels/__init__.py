@@ -1,5 +1,6 @@
 """Public ops of the ground floor; the plain-torch ones are specification and fallback."""
 
+from questtrain.kernels.cross_entropy import linear_cross_entropy
 from questtrain.kernels.dispatch import quantized_linear
 from questtrain.kernels.formats import (
     Int8Matrix,
@@ -39,6 +40,7 @@ __all__ = [
     "hadamard_quantize",
     "hadamard_signs",
     "hadamard_transform",
+    "linear_cross_entropy",
     "pack_bits",
     "quantized_linear",
     "rmsnorm_linear",

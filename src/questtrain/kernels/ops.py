@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import (
+    cross_entropy,
     extension,
     fake,
     reference_attention,
@@ -24,7 +25,13 @@ from questtrain.kernels.dispatch import attends_in_one_kernel
 from questtrain.kernels.formats import Quantized
 from questtrain.kernels.schema import LIBRARY, OPS
 
-HOMES = (reference_quantize, reference_linear, reference_training, reference_attention)
+HOMES = (
+    reference_quantize,
+    reference_linear,
+    reference_training,
+    cross_entropy,
+    reference_attention,
+)
 
 
 def _register() -> None:

@@ -1,0 +1,155 @@
+"""The language model's head: logits and their cross-entropy, never whole.
+
+``linear_cross_entropy`` goes through the rows in chunks. A chunk's logits are replaced by their
+gradient as soon as their losses are known, so that the forward makes the gradients too:
+
+    G = softmax(x·wᵀ) - onehot        grad_x = G·w        grad_w = Gᵀ·x, over chunks in fp32
+
+They are those of the summed loss; the backward multiplies them by the gradient that comes in. This
+saves 2 to 3 matrices ``[M, V]`` of memory, and a forward whose gradients nobody asks for skips
+theirs. Shape suffixes are left out: M rows, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from questtrain.kernels.checks import FLOATING, check_matrix, check_vector
+
+_ops = torch.ops.questtrain
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _never_compiled(function: Function) -> Function:
+    """`torch.compiler.disable`, typed. Traced, each chunk's logits would be a new buffer."""
+    wrapped: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return wrapped
+
+
+@_never_compiled
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, rows: int = 4096
+) -> Tensor:
+    """Summed cross-entropy of ``x·weightᵀ`` in nats, an fp32 scalar.
+
+    ``x [M, D]`` in bf16, fp16 or fp32 is the products' dtype, under autocast too; ``weight [V, D]``
+    is fp32 or that dtype; ``targets`` int64 ``[M]``, those that are ``ignored`` count nothing.
+    ``rows`` are those of a chunk. The backward runs once. A target outside the vocabulary makes the
+    loss NaN; other wrong arguments raise ValueError.
+    """
+    _check_linear(x, weight, targets, rows)
+    with torch.autocast(x.device.type, enabled=False):
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+            loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                x, weight, targets, ignored, rows
+            )
+            return loss
+        return _run_chunks(x, weight, targets, ignored, rows, None, None)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Losses in nats, fp32 ``[M]``; ``logits [M, V]`` become the gradient of their sum.
+
+    ``targets`` int64 ``[M]``; where one is ``ignored``, loss and gradient are 0. Arithmetic is in
+    fp32. NaN, where a target is not in the vocabulary or a logit is NaN or +inf, are the row's
+    loss and its gradient.
+    """
+    check_cross_entropy(logits, targets)
+    counted = targets != ignored
+    exists = (targets >= 0) & (targets < logits.shape[1])
+    places = torch.where(exists, targets, 0).unsqueeze(1)
+    log_softmax = logits.float().log_softmax(1)
+    losses = torch.where(exists, -log_softmax.gather(1, places).squeeze(1), math.nan)
+    gradient = log_softmax.exp().scatter_add(1, places, losses.new_full(places.shape, -1.0))
+    gradient = torch.where(exists.unsqueeze(1), gradient, math.nan)
+    logits.copy_(torch.where(counted.unsqueeze(1), gradient, 0.0))
+    return torch.where(counted, losses, 0.0)
+
+
+def check_cross_entropy(logits: Tensor, targets: Tensor) -> None:
+    op = "cross_entropy_"
+    check_matrix(op, "logits", logits, None, None, FLOATING, logits)
+    if not logits.shape[1]:
+        raise ValueError(f"{op}: logits must have columns, not shape {list(logits.shape)}")
+    check_vector(op, "targets", targets, logits.shape[0], (torch.int64,), logits)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Holds the gradients that its forward made until the backward takes them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignored: int, rows: int
+    ) -> Tensor:
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        ctx.weight_dtype, ctx.gradients = weight.dtype, (grad_x, grad_weight)
+        return _run_chunks(x, weight, targets, ignored, rows, grad_x, grad_weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy: the backward runs once, not again")
+        # Given away, so that weight.grad can be this tensor and not its copy.
+        (grad_x, grad_weight), ctx.gradients = ctx.gradients, None
+        factor = grad.reshape(1)  # unlike a scalar it keeps its fp32 beside 16 bits
+        for gradient in (grad_x, grad_weight):
+            if gradient is not None:
+                gradient.mul_(factor)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(ctx.weight_dtype)
+        return grad_x, grad_weight, None, None, None
+
+
+def _run_chunks(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignored: int,
+    rows: int,
+    grad_x: Tensor | None,
+    grad_weight: Tensor | None,
+) -> Tensor:
+    """The summed loss; writes ``grad_x`` and adds to the fp32 ``grad_weight`` where given."""
+    weight = weight.to(x.dtype)
+    logits = x.new_empty((min(rows, x.shape[0]), weight.shape[0]))
+    loss = x.new_zeros((), dtype=torch.float32)
+    for start in range(0, x.shape[0], rows):
+        chunk = slice(start, start + rows)
+        gradient = torch.mm(x[chunk], weight.T, out=logits[: x.shape[0] - start])
+        loss += _ops.cross_entropy_(gradient, targets[chunk], ignored).sum()
+        if grad_x is not None:
+            torch.mm(gradient, weight, out=grad_x[chunk])
+        if grad_weight is not None:
+            _add_product(grad_weight, gradient.T, x[chunk])
+    return loss
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a·b`` in fp32; of 16-bit operands only CUDA's product can do that itself."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+def _check_linear(x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> None:
+    op = "linear_cross_entropy"
+    check_matrix(op, "x", x, None, None, FLOATING, x)
+    weight_dtypes = (torch.float32,) if x.dtype == torch.float32 else (torch.float32, x.dtype)
+    check_matrix(op, "weight", weight, None, x.shape[1], weight_dtypes, x)
+    if not weight.shape[0]:
+        raise ValueError(f"{op}: weight must have rows, not shape {list(weight.shape)}")
+    check_vector(op, "targets", targets, x.shape[0], (torch.int64,), x)
+    if rows < 1:
+        raise ValueError(f"{op}: rows must be 1 or more, not {rows}")
