@@ -116,9 +116,14 @@ class LoggerConfig:
 
 @dataclass
 class LoopConfig:
-    """The training loop's own settings."""
+    """The training loop's own settings.
+
+    ``save`` is what the backward keeps of quantized operands: ``codes`` (a byte a value) or
+    ``packed`` (their few bits: less memory, a little slower, the same numbers).
+    """
 
     autocast: str = "auto"
+    save: str = "codes"
     validation_tokens: int = 524_288
     keep_checkpoints: int = 2
     diagnose_every: int | None = None
@@ -165,6 +170,7 @@ OPERATIONAL = (
     "micro_batch_size",
     "logger",
     "train.keep_checkpoints",
+    "train.save",
     "train.diagnose_every",
     "train.threads",
     "data.cache_dir",

@@ -18,6 +18,7 @@ ROTATIONS = ("auto", "none", "hadamard", "hadamard-back")
 GRIDS = ("centred", "int")
 SCALES = ("gaussian", "learned-step", "learned-clip")
 AUTOCAST = ("auto", "bf16", "none")
+SAVE = ("codes", "packed")
 SWITCH = ("auto", "true", "false")
 RESUME = ("auto", "never", "must")
 
@@ -161,6 +162,7 @@ def _check_run(config: TrainConfig) -> None:
         ("compile", config.compile, SWITCH),
         ("resume", config.resume, RESUME),
         ("train.autocast", config.train.autocast, AUTOCAST),
+        ("train.save", config.train.save, SAVE),
     ):
         if value not in choices:
             raise unknown(name, value, choices)

@@ -2,6 +2,7 @@
 
 from questtrain.kernels.cross_entropy import linear_cross_entropy
 from questtrain.kernels.dispatch import quantized_linear
+from questtrain.kernels.extension import serves
 from questtrain.kernels.formats import (
     Int8Matrix,
     PackedMatrix,
@@ -45,6 +46,7 @@ __all__ = [
     "quantized_linear",
     "rmsnorm_linear",
     "rmsnorm_quantize",
+    "serves",
     "swiglu_linear",
     "swiglu_quantize",
     "unpack",

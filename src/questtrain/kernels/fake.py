@@ -208,6 +208,10 @@ def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -
     return codes.new_empty((codes.shape[0], width), dtype=dtype)
 
 
+def add_product_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    reference_training.check_add_product(total, a, b)
+
+
 def hadamard_backward(grad: Tensor, mask: Tensor, block: int) -> Tensor:
     width = grad.shape[-1]
     reference_training.check_backward("hadamard_backward", grad, mask, width, block)

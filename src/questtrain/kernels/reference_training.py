@@ -70,6 +70,36 @@ def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -
     return (integers.float() * scales.unsqueeze(1)).to(dtype)
 
 
+def fp32_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a·b`` accumulated and returned in fp32."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """``total += a·b`` in fp32; the ``first`` time ``total = a·b``. Torch's own product, on GPUs
+    too, where it adds as it accumulates."""
+    check_add_product(total, a, b)
+    if not total.is_cuda or a.dtype == torch.float32:
+        product = fp32_product(a, b)
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.mm(a, b, out_dtype=torch.float32, out=total)
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
+def check_add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    op = "add_product_"
+    rows, columns = a.shape[0], b.shape[1]
+    check_matrix(op, "total", total, rows, columns, (torch.float32,), total)
+    if a.dtype not in FLOATING or b.dtype != a.dtype or a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"{op}: a {list(a.shape)} of {a.dtype} times b {list(b.shape)} of {b.dtype}: no product"
+        )
+
+
 def check_backward(op: str, grad: Tensor, mask: Tensor, width: int, block: int) -> None:
     """A gradient of rotated rows and the bits that say where it passes."""
     check_matrix(op, "grad", grad, None, width, FLOATING, grad)

@@ -23,16 +23,21 @@ def summed_loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor) -> Tens
     )
 
 
+def product_dtype(device: torch.device, autocast: str) -> torch.dtype:
+    """In which the matrix products are: ``autocast`` is bf16, none, or auto: bf16 on GPUs."""
+    use_bf16 = device.type == "cuda" if autocast == "auto" else autocast == "bf16"
+    return torch.bfloat16 if use_bf16 else torch.float32
+
+
 def loss_function(
     model: nn.Module, device: torch.device, autocast: str
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """`summed_loss` of inputs and targets ``[B, T]`` in the precision of training on ``device``.
 
-    ``autocast`` is bf16, none, or auto: bf16 on GPUs.
+    ``autocast`` as in `product_dtype`.
     """
-    on_gpu = device.type == "cuda"
-    use_bf16 = on_gpu if autocast == "auto" else autocast == "bf16"
-    if on_gpu:
+    use_bf16 = product_dtype(device, autocast) == torch.bfloat16
+    if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # the rotations; see docs/lab-notes.md
 
     def loss_of(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.train.parallel import EndsAlone, World, join_world
 from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_config
-from questtrain.train.trainer import Trainer, micro_batch_size
+from questtrain.train.step import micro_batch_size
+from questtrain.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -18,39 +18,28 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from questtrain.config import TrainConfig, flops_per_token, steps
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import Elsewhere, TrainingStopped
-from questtrain.model import Llama
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
 from questtrain.store.files import read_json_lines, write_json
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
-from questtrain.train.evaluate import loss_function, validation_loss
+from questtrain.train.evaluate import validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate
-from questtrain.train.optimizer import (
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rate,
-)
+from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
 from questtrain.train.picture import draw_loss
 from questtrain.train.record import build_record
 from questtrain.train.schedule import learning_rate
+from questtrain.train.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
 CALIBRATION_ROWS = 8
 """Sequences that learned scales are initialised from."""
-
-
-def micro_batch_size(config: TrainConfig, world: World) -> int:
-    """Sequences at once on each device."""
-    return min(config.micro_batch_size or config.batch_size, config.batch_size // world.size)
 
 
 class Interrupted(TrainingStopped):
@@ -77,18 +66,11 @@ class Trainer:
         self.world = world
         self.total_steps = steps(config)
         self.rows = world.rows(config.batch_size)
-        self.micro_batch = micro_batch_size(config, world)
         self.loader = Loader(
             dataset.train, config.batch_size, config.sequence_length, seed=config.seed
         )
-        self.model = Llama(config.model, config.bits, config.quant)
-        self.model.init_weights(torch.Generator().manual_seed(config.seed))
-        self.model.to(device)
-        self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
-        self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
-        on_gpu = device.type == "cuda"
-        use_compile = on_gpu if config.compile == "auto" else config.compile == "true"
-        self.loss_of = torch.compile(self.eager_loss_of) if use_compile else self.eager_loss_of
+        self.update = TrainingStep(config, device, world)
+        self.model = self.update.model
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()
@@ -144,32 +126,11 @@ class Trainer:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        set_learning_rate(self.optimizer, lr)
-        loss = self._backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.gradient_clip)
+        loss, norm = self.update(self.loader.batch(self.step, self.rows), lr)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return {"train_loss": loss, "lr": lr, "grad_norm": norm}
-
-    def _backward(self) -> Tensor:
-        """Accumulate the gradient of the mean loss over the batch; returns that loss."""
-        config = self.config
-        batch = torch.from_numpy(self.loader.batch(self.step, self.rows))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        targets_in_batch = config.batch_size * config.sequence_length
-        total = torch.zeros((), device=self.device)
-        for tokens in torch.split(batch, self.micro_batch):
-            loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-            loss = loss / targets_in_batch
-            torch.autograd.backward(loss)
-            total += loss.detach()
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        self.world.sum([*gradients, total])
-        return total
 
     def _initialise_scales(self) -> None:
         """Learned scales start from the first rows of the first batch, whatever the micro-batch
@@ -179,7 +140,7 @@ class Trainer:
         rows = self.loader.batch(0, slice(CALIBRATION_ROWS))
         tokens = torch.from_numpy(rows).to(self.device)
         with torch.no_grad():
-            self.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
+            self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
 
     def _logged(self, row: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
         config = self.config
@@ -201,7 +162,7 @@ class Trainer:
 
     def _validate(self) -> dict[str, Any]:
         config = self.config
-        rows, rank = self.micro_batch, self.world.rank
+        rows, rank = self.update.micro_batch, self.world.rank
         batches = validation_batches(
             self.dataset.validation,
             rows * self.world.size,
@@ -209,14 +170,17 @@ class Trainer:
             config.train.validation_tokens,
             slice(rows * rank, rows * (rank + 1)),
         )
-        loss = validation_loss(self.loss_of, batches, rows, self.device, self.world)
+        loss = validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
         tokens = self.step * config.batch_size * config.sequence_length
         return {"step": self.step, "val_loss": loss, "tokens": tokens}
 
     def _diagnose(self) -> dict[str, Any]:
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
         tokens = torch.from_numpy(next(batches)).to(self.device)
-        return {"step": self.step, **diagnostic_metrics(self.model, self.eager_loss_of, tokens)}
+        return {
+            "step": self.step,
+            **diagnostic_metrics(self.model, self.update.eager_loss_of, tokens),
+        }
 
     def _check_finite(self) -> None:
         step = int(self._first_bad_step)
@@ -240,7 +204,7 @@ class Trainer:
         if checkpoint is None:
             return
         checkpoint.load_weights(self.model)
-        restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.optimizer)
+        restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
         log.info("resuming %s at step %d", folder, self.step)
 
@@ -249,7 +213,7 @@ class Trainer:
             return
         parts = {
             "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.model, self.optimizer),
+            "optimizer": optimizer_tensors(self.model, self.update.optimizer),
         }
         keep = self.config.train.keep_checkpoints
         save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep)

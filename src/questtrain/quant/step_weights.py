@@ -1,0 +1,218 @@
+"""The blocks' weights as training uses them between two optimizer steps: quantized once.
+
+A matrix stacks the weights of layers that share an input (Q, K and V; gate and up), so that they
+are one product. Their parameters become slices of one fp32 storage, so that they are quantized in
+one go; they stay parameters of their own in every other respect.
+
+What is derived from the parameters is kept until one of them changes: `refresh` compares their
+version counters, which every in-place operation raises (an optimizer's, loading, a broadcast), and
+the storage, which `.to()` and assignment replace. Writing through ``parameter.data`` goes
+unnoticed, as everywhere in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from questtrain.kernels import hadamard_quantize, training
+from questtrain.kernels.formats import MAX_PACKED_LEVELS
+from questtrain.kernels.training import Gradient, GradientSum, Operand, StepWeight
+from questtrain.quant.estimator import OuterTrust
+from questtrain.quant.linear import QuantLinear
+from questtrain.quant.packing import row_format
+from questtrain.quant.quantizer import Quantizer, Unquantized
+
+
+class Matrix(nn.Module):
+    """The stacked weight ``[N, K]`` of layers that share an input, in the products' ``dtype``."""
+
+    def __init__(self, linears: Sequence[QuantLinear], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(linear.weight for linear in linears)
+        self.dtype = dtype
+        self._stacked = torch.empty(0)
+        self._seen: tuple[int, ...] = ()
+        self.sum: GradientSum | None = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Derive anew what is used in a step, if a parameter has changed since."""
+        if self._seen == (seen := self._state()):
+            return
+        stacked = self._stacked
+        if not self._is_stacked():
+            stacked = torch.cat([weight.detach() for weight in self.weights])
+            for weight, part in zip(self.weights, torch.split(stacked, self._rows()), strict=True):
+                weight.data = part
+            seen = self._state()
+        self._stacked = stacked
+        self.derive(stacked)
+        self._seen = seen
+
+    def derive(self, stacked: Tensor) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def sum_gradients(self, first: bool) -> None:
+        """Let the next backward add to a sum instead of the parameters' gradients."""
+        total = torch.empty_like(self._stacked) if self.sum is None else self.sum.total
+        self.sum = GradientSum(total, first)
+
+    @torch.no_grad()
+    def finish_gradients(self) -> None:
+        """Give the sum to the parameters as their gradients."""
+        assert self.sum is not None
+        grads = torch.split(self.gradient_of(self.sum.total), self._rows())
+        for weight, grad in zip(self.weights, grads, strict=True):
+            weight.grad = grad
+        self.sum = None
+
+    def gradient_of(self, total: Tensor) -> Tensor:
+        """The gradient of the stacked weight from the sum of grad_yᵀ·x̂."""
+        raise NotImplementedError
+
+    @property
+    def gradient(self) -> Gradient:
+        """Where a backward leaves the weight's gradient."""
+        return list(self.weights) if self.sum is None else self.sum
+
+    def plain(self, x_MK: Tensor) -> Tensor:
+        """``x·wᵀ``."""
+        raise NotImplementedError
+
+    def after_norm(self, x_MK: Tensor, added_MK: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        """``x + added``, and its norm times wᵀ."""
+        raise NotImplementedError
+
+    def after_swiglu(self, gate_up: Tensor) -> Tensor:
+        """``silu(gate)·up`` of ``[M, 2K]`` times wᵀ."""
+        raise NotImplementedError
+
+    def _rows(self) -> list[int]:
+        return [weight.shape[0] for weight in self.weights]
+
+    def _state(self) -> tuple[int, ...]:
+        return tuple(n for weight in self.weights for n in (weight.data_ptr(), weight._version))
+
+    def _is_stacked(self) -> bool:
+        expected = self._stacked.data_ptr()
+        for weight in self.weights:
+            if weight.data_ptr() != expected or weight.device != self._stacked.device:
+                return False
+            expected += weight.numel() * weight.element_size()
+        return True
+
+
+class DenseMatrix(Matrix):
+    """Unquantized: the values in 16 bits, cast once."""
+
+    def derive(self, stacked: Tensor) -> None:
+        self.register_buffer("values", stacked.to(self.dtype), persistent=False)
+
+    def gradient_of(self, total: Tensor) -> Tensor:
+        return total
+
+    def plain(self, x_MK: Tensor) -> Tensor:
+        return training.dense_linear(x_MK, self.get_buffer("values"), self.gradient)
+
+    def after_norm(self, x_MK: Tensor, added_MK: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        hidden = x_MK + added_MK
+        normalized = F.rms_norm(hidden.float(), norm.normalized_shape, norm.weight, norm.eps)
+        return hidden, self.plain(normalized.to(self.dtype))
+
+    def after_swiglu(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return self.plain((F.silu(gate) * up).to(self.dtype))
+
+
+class QuantizedMatrix(Matrix):
+    """Codes, and the values that the backward multiplies.
+
+    ``save`` is what a step keeps of quantized operands for its backward: ``codes``, a byte a value,
+    or ``packed``, their own few bits; then the weight's values are made anew in the backward, too.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    sums: Tensor
+    mask: Tensor
+    values: Tensor | None
+
+    def __init__(self, linears: Sequence[QuantLinear], dtype: torch.dtype, save: str) -> None:
+        super().__init__(linears, dtype)
+        weight = operand_of(linears[0].weight_quantizer)
+        activation = operand_of(linears[0].activation_quantizer)
+        assert weight is not None
+        assert activation is not None
+        self.weight_operand = weight
+        self.packed = save == "packed"
+        packs = self.packed and activation.form.levels <= MAX_PACKED_LEVELS
+        self.operand = activation._replace(packed=packs)
+
+    def derive(self, stacked: Tensor) -> None:
+        form, trust = self.weight_operand.form, self.weight_operand.trust
+        quantized = hadamard_quantize(stacked, *form, trust=trust)
+        for name, tensor in quantized._asdict().items():
+            self.register_buffer(name, tensor, persistent=False)
+        values = None
+        if not self.packed:
+            values = torch.ops.questtrain.dequantize(*quantized[:2], form.levels, self.dtype)
+        self.register_buffer("values", values, persistent=False)
+
+    def gradient_of(self, total: Tensor) -> Tensor:
+        block = self.weight_operand.form.block
+        grad: Tensor = torch.ops.questtrain.hadamard_backward(total, self.mask, block)
+        return grad
+
+    def plain(self, x_MK: Tensor) -> Tensor:
+        return training.hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
+
+    def after_norm(self, x_MK: Tensor, added_MK: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+        assert norm.eps is not None
+        return training.add_rmsnorm_linear(
+            x_MK, added_MK, norm.weight, norm.eps, self.operand, self._weight(), self.gradient
+        )
+
+    def after_swiglu(self, gate_up: Tensor) -> Tensor:
+        return training.swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
+
+    def _weight(self) -> StepWeight:
+        form = self.weight_operand.form
+        return StepWeight(
+            self.codes, self.scales, self.sums, self.mask, self.values, form.levels, form.block
+        )
+
+
+def operand_of(quantizer: nn.Module) -> Operand | None:
+    """How the kernels quantize such an operand, None if they do not."""
+    form = row_format(quantizer)
+    if form is None or not isinstance(quantizer, Quantizer):
+        return None
+    estimator = quantizer.estimator
+    return Operand(form, estimator.outer_trust_scale) if isinstance(estimator, OuterTrust) else None
+
+
+def stacked_matrix(linears: Sequence[nn.Module], dtype: torch.dtype, save: str) -> Matrix | None:
+    """One matrix of layers that share their input, None where the kernels do not serve them."""
+    layers = [linear for linear in linears if isinstance(linear, QuantLinear)]
+    if len(layers) < len(linears) or any(layer.bias is not None for layer in layers):
+        return None
+    if all(_is_dense(layer) for layer in layers):
+        return DenseMatrix(layers, dtype)
+    kinds = {
+        (operand_of(layer.weight_quantizer), operand_of(layer.activation_quantizer))
+        for layer in layers
+    }
+    fits = layers[0].in_features % 32 == 0 and all(layer.out_features % 8 == 0 for layer in layers)
+    if len(kinds) > 1 or None in kinds.pop() or not fits:
+        return None
+    return QuantizedMatrix(layers, dtype, save)
+
+
+def _is_dense(layer: QuantLinear) -> bool:
+    pair = (layer.weight_quantizer, layer.activation_quantizer)
+    return all(isinstance(each, Unquantized) and each.rotation is None for each in pair)

@@ -1,0 +1,105 @@
+"""One optimizer step: a model, its loss in the precision of training, AdamW.
+
+Where kernels serve the model's formats, `FusedLlama` computes the loss; where they do not, the
+model itself does, under torch.compile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from questtrain.config import TrainConfig
+from questtrain.kernels import serves
+from questtrain.model import FusedLlama, Llama
+from questtrain.train.evaluate import loss_function, product_dtype
+from questtrain.train.optimizer import build_optimizer, set_learning_rate
+from questtrain.train.parallel import World
+
+log = logging.getLogger(__name__)
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def micro_batch_size(config: TrainConfig, world: World) -> int:
+    """Sequences at once on each device."""
+    return min(config.micro_batch_size or config.batch_size, config.batch_size // world.size)
+
+
+class TrainingStep:
+    """What a run trains, on one device, or one rank's copy of it.
+
+    ``loss_of`` is the summed loss of inputs and targets ``[B, T]``, as fast as can be;
+    ``eager_loss_of`` is the model's own, for looking inside.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, world: World | None = None
+    ) -> None:
+        self.config, self.device, self.world = config, device, world or World()
+        self.micro_batch = micro_batch_size(config, self.world)
+        self.model = Llama(config.model, config.bits, config.quant)
+        self.model.init_weights(torch.Generator().manual_seed(config.seed))
+        self.model.to(device)
+        self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
+        self.loss_of = self._fast_loss()
+        self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
+
+    def __call__(self, batch_BT: np.ndarray, lr: float) -> tuple[Tensor, Tensor]:
+        """Update the weights by this rank's rows, int64 ``[rows, T+1]``, of a batch; returns the
+        mean loss over the batch and the gradient's norm before clipping, on the device."""
+        set_learning_rate(self.optimizer, lr)
+        loss = self._backward(batch_BT)
+        limit = self.config.optim.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def _backward(self, batch_BT: np.ndarray) -> Tensor:
+        """Accumulate the gradient of the mean loss over the batch; returns that loss."""
+        batch = torch.from_numpy(batch_BT)
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        targets_in_batch = self.config.batch_size * self.config.sequence_length
+        total = torch.zeros((), device=self.device)
+        parts = torch.split(batch, self.micro_batch)
+        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
+        with fused.summing_gradients() if fused and len(parts) > 1 else nullcontext():
+            for tokens in parts:
+                loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+                loss = loss / targets_in_batch
+                torch.autograd.backward(loss)
+                total += loss.detach()
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        self.world.sum([*gradients, total])
+        return total
+
+    def _fast_loss(self) -> Loss:
+        config, on_gpu = self.config, self.device.type == "cuda"
+        compiles = on_gpu if config.compile == "auto" else config.compile == "true"
+        fused = self._fused()
+        if fused is None:
+            return torch.compile(self.eager_loss_of) if compiles else self.eager_loss_of
+        if compiles:
+            fused.compile_parts()
+        return fused
+
+    def _fused(self) -> FusedLlama | None:
+        """None where the kernels do not run, or not for these formats."""
+        if self.device.type == "cuda" and not serves(self.device):
+            return None
+        dtype = product_dtype(self.device, self.config.train.autocast)
+        fused = FusedLlama.of(self.model, dtype, self.config.train.save)
+        if fused is None:
+            log.info(
+                "%s, method %s: no kernels for this; the plain model is trained",
+                self.config.bits,
+                self.config.quant.method,
+            )
+        return fused
