@@ -29,6 +29,7 @@ ENVIRONMENT = {
 }
 QUICK = ("rounds=2", "device=cpu")
 LAYER = ("layer", "models=nano", "milliseconds=0.1", *QUICK)
+TRAIN = ("models=nano", "batch_size=4", "sequence_length=16", "vocab_size=64", "steps=4", *QUICK)
 SMALL = ("models=nano", "batch_sizes=[1,2]", "vocab_size=64", "layers=1", "compile=false", *QUICK)
 
 
@@ -195,6 +196,38 @@ def test_decode_leaves_out_what_does_not_fit(tmp_path, monkeypatch, caplog):
     assert "nano, batch 2: does not fit into memory" in caplog.text
 
 
+def test_train(tmp_path, capsys):
+    cases = 'cases=[w4a4,"w2a2 micro_batch_size=2"]'
+    record = run(tmp_path, "train", *TRAIN, cases, "overrides=['optim.beta1=0.8']")
+    rows = {row["case"]: row for row in record["rows"]}
+    assert list(rows) == ["plain", "bf16", "w4a4", "w2a2 micro_batch_size=2"]
+    assert [row["micro_batch_size"] for row in rows.values()] == [4, 4, 4, 2]
+    assert {row["samples"] for row in rows.values()} == {4}
+    shown = capsys.readouterr().out
+    assert "nano: an optimizer step" in shown
+    assert "w2a2 micro_batch_size=2" in shown
+
+
+def test_cases_of_a_training_step():
+    """Large models take fewer tokens at once; a case's own settings come last."""
+    from questtrain.cli.arguments import command_config
+    from questtrain.cli.bench import _train_cases
+    from questtrain.cli.bench_settings import TrainStepConfig
+
+    words = [
+        "cases=[W4A4,'w4a4 train.keep_checkpoints=3']",
+        "overrides=['train.keep_checkpoints=2']",
+    ]
+    _, config = command_config(words, "", "bench_train", TrainStepConfig)
+    cases = _train_cases(config, "800M")
+    kept = {case: typed.train.keep_checkpoints for case, typed in cases.items()}
+    assert kept == {"bf16": 2, "w4a4": 2, "w4a4 train.keep_checkpoints=3": 3}
+    assert {typed.micro_batch_size for typed in cases.values()} == {32}
+    assert {typed.batch_size for typed in cases.values()} == {64}
+    assert cases["w4a4"].model.vocab_size == 32_000
+    assert _train_cases(config, "100M")["bf16"].micro_batch_size == 64
+
+
 def test_json_is_the_file(tmp_path, capsys):
     record = run(tmp_path, *LAYER, "tokens=4", "parts=block", "--json")
     assert json.loads(capsys.readouterr().out) == record
@@ -247,6 +280,16 @@ def test_a_shape_too_large_for_memory_is_left_out(tmp_path, caplog):
         (["prefill", "prefill=int4"], "unknown prefill 'int4'"),
         (["decode", "layers=40"], "800M has 1 to 16"),
         (["decode", "vocab_size=0"], "must be at least 1"),
+        (["train", "models=7B"], "unknown model '7B'"),
+        (["train", "models=[]"], "models=[]: choose from"),
+        (["train", "cases=w4a44"], "Did you mean 'w4a16'?"),
+        (["train", "cases=bf16"], "always measured"),
+        (["train", "cases=['w4a4 train.keep=2']"], "unknown setting 'train.keep'"),
+        (["train", "cases=['w4a4 bits=w2a2']"], "'bits=w2a2' cannot be a setting of a case"),
+        (["train", "overrides=['model.num_layers=1']"], "all cases share it"),
+        (["train", "steps=0"], "steps=0 must be at least 1"),
+        (["train", "micro_batch_tokens=0"], "micro_batch_tokens=0 must be at least 1"),
+        (["train", "batch_size=6", "micro_batch_tokens=2048"], "does not divide batch_size=6"),
     ],
 )
 def test_bad_input_is_one_message(capsys, words, message):
@@ -256,7 +299,7 @@ def test_bad_input_is_one_message(capsys, words, message):
     assert shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "tune"])
+@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "train", "tune"])
 def test_help_names_every_setting(capsys, action):
     assert main(["bench", action, "--cfg", "job"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != "-"]

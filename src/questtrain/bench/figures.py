@@ -21,6 +21,7 @@ LOOKS = {
     "down": ("#CC79A7", "D"),
 }
 ORDER = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
+TRAIN_COLOURS = {"plain": "0.75", "bf16": "0.5"}
 BLOCK_COLOUR = "#000000"
 NAMES = {"qkv": "Q, K, V", "o": "output", "gate_up": "gate, up", "down": "down"}
 
@@ -30,7 +31,8 @@ def draw(record: dict[str, Any], path: Path) -> bool:
     ``speedup``."""
     if not any("speedup" in row for row in record["rows"]):
         return False
-    figure = _draw_layer(record) if record["benchmark"] == "layer" else _draw_models(record)
+    makers = {"layer": _draw_layer, "train": _draw_train}
+    figure = makers.get(record["benchmark"], _draw_models)(record)
     with output_for(path), atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
     return True
@@ -66,6 +68,32 @@ def _draw_models(record: dict[str, Any]) -> Figure:
             _line(axes, rows, "batch_size", case, case, colour, marker)
         _dress(axes, model, "batch_size", rows)
     _finish(figure, panels[0], f"{record['benchmark']}: speed-up over BF16")
+    return figure
+
+
+def _draw_train(record: dict[str, Any]) -> Figure:
+    """A panel for each model: tokens a second of each case, and its speed-up over ``bf16``."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
+    longest = max(record["rows"], key=lambda row: len(row["case"]))["case"]
+    width = 3.2 + 0.07 * len(longest)
+    height = 1.6 + 0.32 * max(
+        sum(row["model"] == model for row in record["rows"]) for model in models
+    )
+    figure = Figure(figsize=(width * len(models), height), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        rows = [row for row in record["rows"] if row["model"] == model]
+        colours = [TRAIN_COLOURS.get(row["case"], ORDER[0][0]) for row in rows]
+        speeds = [row["tokens_per_second"] for row in rows]
+        bars = axes.barh([row["case"] for row in rows], speeds, color=colours)
+        axes.bar_label(bars, [f"{row['speedup']:.2f}×" for row in rows], padding=3)
+        axes.invert_yaxis()
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.locator_params(axis="x", nbins=4)
+        axes.set(title=model, xlabel="tokens a second (× over bf16)")
+    figure.suptitle(f"Training on {record['environment']['device']}", fontsize="medium")
     return figure
 
 

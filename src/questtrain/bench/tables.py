@@ -24,6 +24,13 @@ def tables(record: dict[str, Any]) -> list[Table]:
             return list(_layer_tables(rows, record["settings"]["bits"].upper()))
         case "prefill":
             return [_prefill_table(model, part) for model, part in _grouped(rows, "model")]
+        case "train":
+            profiles = record.get("profiles", {})
+            return [
+                table
+                for model, part in _grouped(rows, "model")
+                for table in _train_tables(model, part, profiles.get(model))
+            ]
         case _:
             return [_decode_table(model, part) for model, part in _grouped(rows, "model")]
 
@@ -134,6 +141,47 @@ def _decode_table(model: str, rows: Sequence[Row]) -> Table:
         ratios = (_ratio(cells.get(case), "speedup") for case in cases[1:])
         table.add_row(str(batch), *times, *ratios)
     return table
+
+
+def _train_tables(
+    model: str, rows: Sequence[Row], profiles: dict[str, Any] | None
+) -> Iterator[Table]:
+    table = _table(
+        f"{model}: an optimizer step",
+        ("case", "ms", "tokens/s", "× (bf16)", "× (plain)"),
+        ("peak GiB", "of bf16's", "host ms", "loss"),
+    )
+    for row in rows:
+        peak = row["peak_bytes"]
+        table.add_row(
+            row["case"],
+            number(row["median"] / 1e3),
+            _rate(row, "tokens_per_second"),
+            _train_number(row["speedup"], ".3f"),
+            _train_number(row["plain_speedup"], ".3f"),
+            _train_number(peak and peak / 2**30, ".2f"),
+            _train_number(row["peak_fraction"], ".3f"),
+            number(row["host_microseconds"] / 1e3),
+            _train_number(row["loss"], ".3f"),
+        )
+    yield table
+    if profiles:
+        yield _profile_table(model, profiles)
+
+
+def _profile_table(model: str, profiles: dict[str, Any]) -> Table:
+    """Milliseconds of a step by category, a column for each case."""
+    table = _table(f"{model}: where a step's milliseconds go", ("", *profiles))
+    for name in next(iter(profiles.values()))["categories"]:
+        times = (profile["categories"][name] for profile in profiles.values())
+        table.add_row(name, *(f"{time / 1e3:.2f}" for time in times))
+    for name, key in (("device busy", "busy"), ("first to last kernel", "span")):
+        table.add_row(name, *(f"{profile[key] / 1e3:.2f}" for profile in profiles.values()))
+    return table
+
+
+def _train_number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _table(title: str, *headings: Sequence[str]) -> Table:

@@ -1,4 +1,4 @@
-"""``questtrain bench layer``, ``prefill``, ``decode`` and ``tune``."""
+"""``questtrain bench layer``, ``prefill``, ``decode``, ``train`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from questtrain.cli.arguments import Arguments, command_config
 from questtrain.cli.bench_settings import (
     DECODE_HELP,
     HELP,
+    LARGE_MODEL,
     LAYER_HELP,
+    MICRO_BATCH_TOKENS,
+    MICRO_BATCH_TOKENS_OF_LARGE,
     PARTS,
     PREFILL,
     PREFILL_HELP,
+    TRAIN_HELP,
     TUNE_HELP,
     AnyConfig,
     DecodeConfig,
     LayerConfig,
     PrefillConfig,
+    TrainStepConfig,
     TuneConfig,
 )
 from questtrain.cli.hydra_config import GROUPS, compose_mapping, group_choices
-from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits
+from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits, validate
 from questtrain.config.loading import config_from_mapping, setting_names
 from questtrain.errors import UserError, unknown
 from questtrain.sweep.display import console
@@ -55,6 +60,7 @@ def main(words: Sequence[str]) -> int:
         "layer": _layer,
         "prefill": _prefill,
         "decode": _decode,
+        "train": _train,
         "tune": _tune,
     }
     if words[0] not in actions:
@@ -152,6 +158,70 @@ def _decode(words: Sequence[str]) -> int:
             config.compile,
         )
     return _finish(results, arguments)
+
+
+def _train(words: Sequence[str]) -> int:
+    parsed = _config(words, TRAIN_HELP, "bench_train", TrainStepConfig)
+    if parsed is None:
+        return 0
+    arguments, config = parsed
+    _at_least_one(config, "sequence_length", "batch_size", "vocab_size", "steps", "rounds")
+    if config.micro_batch_tokens is not None:
+        _at_least_one(config, "micro_batch_tokens")
+    choices = group_choices("model")
+    if not config.models:
+        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
+    for name in config.models:
+        if name not in choices:
+            raise unknown("model", name, choices)
+    models = {name: _train_cases(config, name) for name in config.models}
+
+    from questtrain.bench.train_step import bench_train
+
+    results, device = _start("train", words, config)
+    with _kept(results):
+        bench_train(results, models, config.steps, config.rounds, device, config.profile)
+    return _finish(results, arguments)
+
+
+def _train_cases(config: TrainStepConfig, model: str) -> dict[str, TrainConfig]:
+    """Case → its training settings, first those of ``bf16``."""
+    cases = {"bf16": _train_config(config, model, "bf16", [])}
+    for text in config.cases:
+        bits, *settings = text.split() or [""]
+        name = " ".join([str(_packable(bits)), *settings])
+        cases[name] = _train_config(config, model, bits, settings)
+    return cases
+
+
+def _train_config(
+    config: TrainStepConfig, model: str, bits: str, settings: Sequence[str]
+) -> TrainConfig:
+    """The same work for all: a case may change how it is done, by `overrides` and its own
+    ``settings``, and no more."""
+    extra = [*config.overrides, *settings]
+    for word in extra:
+        key = word.partition("=")[0].partition(".")[0]
+        if key in ("model", "bits", "batch_size", "sequence_length", "device", "compile"):
+            raise UserError(f"{word!r} cannot be a setting of a case: all cases share it.")
+    shared = {
+        "model": model,
+        "model.vocab_size": config.vocab_size,
+        "batch_size": config.batch_size,
+        "sequence_length": config.sequence_length,
+        "micro_batch_size": "null",
+        "compile": "auto" if config.compile else "false",
+        "tokens_per_param": 1_000_000,  # enough for a step of any batch
+    }
+    words = [*(f"{key}={value}" for key, value in shared.items()), f"bits={bits}", *extra]
+    typed = config_from_mapping(TrainConfig, compose_mapping("train", TrainConfig, words))
+    if typed.micro_batch_size is None:
+        is_large = typed.model.nominal_params > LARGE_MODEL
+        usual = MICRO_BATCH_TOKENS_OF_LARGE if is_large else MICRO_BATCH_TOKENS
+        tokens = config.micro_batch_tokens or usual
+        typed.micro_batch_size = max(1, tokens // config.sequence_length)
+    validate(typed)
+    return typed
 
 
 def _tune(words: Sequence[str]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-HELP = """usage: questtrain bench layer|prefill|decode|tune [key=value …] [--json]
+HELP = """usage: questtrain bench layer|prefill|decode|train|tune [key=value …] [--json]
 
 Speed against BF16 on this machine, with the device's own limits measured in the same run.
 
   layer     linear layers, quantization included, and the quantizers alone (figure 6)
   prefill   a whole model over many tokens (figure 7)
   decode    a whole model, a token a step
+  train     a whole optimizer step
   tune      the INT8 kernel's tile configurations, for the table that the library picks from
 
 Each writes a JSON file as it goes, and a picture beside it; --json prints the JSON.
@@ -68,6 +69,32 @@ many products. A model or batch that does not fit into memory is left out.
   compile        the BF16 blocks, and packed ones that no kernel multiplies   [true]
 {SHARED.format(output="bench-decode.json")}"""
 
+TRAIN_HELP = """usage: questtrain bench train [key=value …] [--json]
+
+A whole optimizer step (data, forward, backward, clipping, AdamW): quantized models against our own
+bf16 and against plain, a Llama as anybody would write it in BF16, compiled. A case that does not
+fit into memory is left out.
+
+  models              any of the training sizes   [[30M, 100M, 800M]]
+  cases               bits, or bits and extra settings in quotes: "w4a4 train.save=packed"
+                      [[w4a4, w1a1, w2a2, w8a8]]
+  overrides           extra training settings of all cases   [[]]
+  sequence_length     tokens a sequence   [512]
+  batch_size          sequences a step   [64]
+  micro_batch_tokens  tokens at once on the device, in whole sequences
+                      [32768; 16384 for models of more than 400M parameters]
+  vocab_size          [32000]
+  steps               a case is timed for, in all; at least   [50]
+  rounds              turns that they are divided into; a case and bf16 take turns   [5]
+  compile             on a GPU   [true]
+  profile             a step of each case by kernel, on a GPU   [true]
+  device              auto, cpu, cuda, cuda:N   [auto]; on a CPU the plain torch reference runs
+  output              the JSON file; null writes none   [bench-train.json]
+
+  questtrain bench train models=800M 'cases=[w4a4,"w4a4 train.save=packed"]'
+  questtrain bench train models=nano steps=4 batch_size=4 sequence_length=64 vocab_size=256
+"""
+
 TUNE_HELP = f"""usage: questtrain bench tune [key=value …] [--json]
 
 Measures the INT8 kernel's tile configurations and writes the table that the library picks from;
@@ -80,6 +107,9 @@ Measures the INT8 kernel's tile configurations and writes the table that the lib
 {SHARED.format(output="bench-tune.json")}"""
 
 PREFILL = ("unpack", "int8")
+LARGE_MODEL = 400_000_000
+MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS_OF_LARGE = 32_768, 16_384
+"""Tokens at once on the device, of models up to `LARGE_MODEL` parameters and of larger ones."""
 PARTS = ("block", "products", "quantizers")
 
 
@@ -127,6 +157,23 @@ class DecodeConfig:
 
 
 @dataclass
+class TrainStepConfig:
+    models: list[str]
+    cases: list[str]
+    overrides: list[str]
+    sequence_length: int
+    batch_size: int
+    micro_batch_tokens: int | None
+    vocab_size: int
+    steps: int
+    rounds: int
+    compile: bool
+    profile: bool
+    device: str
+    output: str | None
+
+
+@dataclass
 class TuneConfig:
     models: list[str]
     tokens: list[int]
@@ -137,4 +184,4 @@ class TuneConfig:
     output: str | None
 
 
-AnyConfig = LayerConfig | PrefillConfig | DecodeConfig | TuneConfig
+AnyConfig = LayerConfig | PrefillConfig | DecodeConfig | TrainStepConfig | TuneConfig

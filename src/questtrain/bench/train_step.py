@@ -1,0 +1,230 @@
+"""A whole optimizer step against BF16: data, forward, backward, clipping and AdamW.
+
+There are two rivals: ``plain``, a Llama as anybody would write it (`PlainStep`), and ``bf16``, our
+own trainer with nothing quantized. Each case alternates with ``bf16`` and they alone are on the
+device, so that every ratio is of one run side by side and large models fit: ``bf16`` stays, the
+others come and go. Tokens are random and made anew for each step on the host, as a batch is.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo.config
+from torch import Tensor
+
+from questtrain.bench.plain_llama import PlainStep
+from questtrain.bench.profile import profile_step
+from questtrain.bench.results import Results, Row, timing_row
+from questtrain.bench.timing import timing
+from questtrain.config import TrainConfig
+from questtrain.train.step import TrainingStep
+
+log = logging.getLogger(__name__)
+
+PLAIN, BF16 = "plain", "bf16"
+LR = 1e-4
+COMPILER = {
+    "automatic_dynamic_shapes": False,
+    "recompile_limit": 64,
+    "fail_on_recompile_limit_hit": True,
+}
+"""Cases share the code that is compiled, and each has to be compiled as if it were alone: for its
+own shapes, and never given up in favour of eager execution."""
+
+
+@dataclass
+class Measured:
+    """One case in its turns: microseconds of each step, microseconds until the host had issued one,
+    most bytes on the device (None on a CPU), the last loss."""
+
+    steps: list[float] = field(default_factory=list)
+    issues: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+    loss: float = math.nan
+
+
+class Contender:
+    """One case on the device, with its first step behind it: compiled, with AdamW's moments."""
+
+    def __init__(self, case: str, config: TrainConfig, device: torch.device) -> None:
+        before = _allocated(device)
+        self.config, self.device = config, device
+        self.on_gpu = device.type == "cuda"
+        self.step: PlainStep | TrainingStep = (
+            PlainStep(config, device) if case == PLAIN else TrainingStep(config, device)
+        )
+        self._tokens = np.random.default_rng(0)
+        self.take_step()
+        self.own_bytes = _allocated(device) - before
+
+    def take_step(self) -> Tensor:
+        """One step on new tokens; returns its loss."""
+        config = self.config
+        shape = (config.batch_size, config.sequence_length + 1)
+        batch = self._tokens.integers(config.model.vocab_size or 0, size=shape, dtype=np.int64)
+        return self.step(batch, LR)[0]
+
+    def turn(self, steps: int, measured: Measured) -> None:
+        """Two steps that are not counted, then ``steps`` that are; they follow each other without
+        waiting for the device, as in training. Issuing is timed at the first of all, when nothing
+        is under way on the device."""
+        others = _allocated(self.device) - self.own_bytes
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        start = time.perf_counter()
+        self.take_step()
+        measured.issues.append((time.perf_counter() - start) * 1e6)
+        self.take_step()
+        measured.steps += self._timed(steps, measured)
+        if self.on_gpu:
+            peak = torch.cuda.max_memory_allocated(self.device) - others
+            measured.peak_bytes = max(peak, measured.peak_bytes or 0)
+
+    def _timed(self, steps: int, measured: Measured) -> list[float]:
+        """Microseconds of each step: on a GPU between events, one after each step."""
+        marks = [self._mark()]
+        for _ in range(steps):
+            loss = self.take_step()
+            marks.append(self._mark())
+        measured.loss = float(loss)
+        if not self.on_gpu:
+            return [(end - start) * 1e6 for start, end in pairwise(marks)]
+        torch.cuda.synchronize(self.device)
+        return [start.elapsed_time(end) * 1e3 for start, end in pairwise(marks)]
+
+    def _mark(self) -> Any:
+        """Now: an event of the device, or the host's seconds."""
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+
+def bench_train(
+    results: Results,
+    models: Mapping[str, Mapping[str, TrainConfig]],
+    steps: int,
+    rounds: int,
+    device: torch.device,
+    profile: bool,
+) -> None:
+    """Fill ``results`` with a row for each case of each model and, on a GPU, its ``profiles``:
+    model → case → `questtrain.bench.profile.summary` of a step.
+
+    ``models``: name → case → its settings, ``bf16`` among them; ``plain`` takes those. ``steps`` of
+    a case are timed, in ``rounds`` turns. What does not fit into memory is left out.
+    """
+    profiles: dict[str, dict[str, Any]] | None = None
+    if device.type == "cuda":
+        _make_workspaces(device)
+        if profile:
+            profiles = results.record["profiles"] = {model: {} for model in models}
+    rounds = min(rounds, steps)
+    with torch._dynamo.config.patch(COMPILER):
+        for model, cases in models.items():
+            torch.compiler.reset()
+            of_model = None if profiles is None else profiles[model]
+            bench = ModelBenchmark(model, cases, math.ceil(steps / rounds), rounds, of_model)
+            bench.run(results, device)
+            _release_memory(device)
+    results.finish()
+
+
+class ModelBenchmark:
+    """One model's cases, each against ``bf16``, in turns of ``steps``."""
+
+    def __init__(
+        self,
+        model: str,
+        cases: Mapping[str, TrainConfig],
+        steps: int,
+        rounds: int,
+        profiles: dict[str, Any] | None,
+    ) -> None:
+        self.model, self.cases, self.steps, self.rounds = model, cases, steps, rounds
+        self.profiles = profiles
+        self.done: set[str] = set()
+        self.plain_speedup: float | None = None  # of bf16, once it is known
+
+    def run(self, results: Results, device: torch.device) -> None:
+        try:
+            bf16 = Contender(BF16, self.cases[BF16], device)
+        except torch.OutOfMemoryError:
+            log.warning("%s: does not fit into memory", self.model)
+            return
+        for case in (PLAIN, *(case for case in self.cases if case != BF16)):
+            try:
+                results.add(self._against(bf16, case, device))
+                log.info("%s, %s", self.model, case)
+            except torch.OutOfMemoryError:
+                log.warning("%s, %s: does not fit into memory", self.model, case)
+            _release_memory(device)
+
+    def _against(self, bf16: Contender, case: str, device: torch.device) -> list[Row]:
+        """The case's row, and that of ``bf16`` from the first pair of all."""
+        config = self.cases[BF16 if case == PLAIN else case]
+        pair = {case: Contender(case, config, device), BF16: bf16}
+        measured = {name: Measured() for name in pair}
+        order = random.Random(0)
+        for _ in range(self.rounds):
+            for name in order.sample(list(pair), len(pair)):
+                pair[name].turn(self.steps, measured[name])
+        if case == PLAIN:
+            medians = {name: timing(each.steps).median for name, each in measured.items()}
+            self.plain_speedup = medians[PLAIN] / medians[BF16]
+        new = [name for name in pair if name not in self.done]
+        if self.profiles is not None:
+            self.profiles |= {name: profile_step(pair[name].take_step, device) for name in new}
+        self.done |= set(new)
+        return [self._row(name, pair[name].config, measured[name], measured[BF16]) for name in new]
+
+    def _row(self, case: str, config: TrainConfig, own: Measured, bf16: Measured) -> Row:
+        """``speedup`` over ``bf16`` in the same turns, ``bf16_median``; ``plain_speedup`` is that
+        times the one of ``bf16`` over ``plain``."""
+        taken, rival = timing(own.steps), timing(bf16.steps)
+        speedup = rival.median / taken.median
+        own_peak, rival_peak = own.peak_bytes, bf16.peak_bytes
+        return timing_row(
+            {"model": self.model, "micro_batch_size": config.micro_batch_size},
+            case,
+            taken,
+            samples=len(own.steps),
+            tokens_per_second=config.batch_size * config.sequence_length / taken.median * 1e6,
+            speedup=speedup,
+            bf16_median=rival.median,
+            plain_speedup=None if self.plain_speedup is None else speedup * self.plain_speedup,
+            peak_bytes=own_peak,
+            peak_fraction=own_peak / rival_peak if own_peak and rival_peak else None,
+            loss=own.loss if math.isfinite(own.loss) else None,
+            host_microseconds=timing(own.issues).median,
+        )
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def _make_workspaces(device: torch.device) -> None:
+    """cuBLAS keeps memory for each thread that multiplies, forward and backward: made first, it is
+    counted in no case."""
+    x = torch.ones(16, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
+    torch.autograd.backward((x @ x).sum())
+
+
+def _release_memory(device: torch.device) -> None:
+    """Give back what the last case held; modules and their compiled code refer to each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
