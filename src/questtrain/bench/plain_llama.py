@@ -2,7 +2,7 @@
 
 It owes nothing to our own model: fused Q/K/V and gate/up products, PyTorch's attention, norms and
 cross entropy under bf16 autocast, all in one compiled graph, fused AdamW. Its residual stream is
-bf16, the faster choice. On a CPU everything is fp32, as ours is.
+bf16, the faster choice; norms are computed in fp32. On a CPU everything is fp32, as ours is.
 
 Shape suffixes: B batch, T tokens, D hidden size, H heads, K head width.
 """
@@ -34,13 +34,13 @@ class PlainBlock(nn.Module):
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = (
             part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for part in self.qkv(self.attention_norm(x_BTD)).chunk(3, dim=-1)
+            for part in self.qkv(self.attention_norm(x_BTD.float())).chunk(3, dim=-1)
         )
         y_BHTK = F.scaled_dot_product_attention(
             _turned(q_BHTK, cos_TK, sin_TK), _turned(k_BHTK, cos_TK, sin_TK), v_BHTK, is_causal=True
         )
         x_BTD = x_BTD + self.out(y_BHTK.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.mlp_norm(x_BTD)).chunk(2, dim=-1)
+        gate, up = self.gate_up(self.mlp_norm(x_BTD.float())).chunk(2, dim=-1)
         out: Tensor = x_BTD + self.down(F.silu(gate) * up)
         return out
 
@@ -69,7 +69,7 @@ class PlainLlama(nn.Module):
         x_BTD = self.embed(tokens_BT).to(self.dtype)
         for block in self.blocks:
             x_BTD = block(x_BTD, self.cos, self.sin)
-        logits_BTV = self.head(self.norm(x_BTD))
+        logits_BTV = self.head(self.norm(x_BTD.float()))
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), targets_BT.flatten())
 
 
