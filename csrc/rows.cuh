@@ -30,6 +30,9 @@ __device__ __forceinline__ void add_to(float2& sum, float2 value) {
   sum.x += value.x;
   sum.y += value.y;
 }
+__device__ __forceinline__ void add_to(float4& sum, float4 value) {
+  sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
+}
 
 template <class V>
 __device__ __forceinline__ V row_sum(V value, V* shared, int warps) {

@@ -1,0 +1,401 @@
+// One kernel an operand: mask → Hadamard transform, which is its own inverse → [SwiGLU | RMSNorm]
+// backward, one pass over memory; fp32 between, rounded once.
+//
+// A mask is applied to the bits as they are loaded, before the tensor cores take them. Without
+// RMSNorm no sum runs over a row, and warps take 1,024 elements after another of the whole matrix.
+#pragma once
+
+#include "backward.h"
+#include "launch.cuh"
+#include "rows.cuh"
+
+namespace questtrain {
+
+// From one of a thread's chunks to its next: constants, so that one address serves all four.
+template <class Rotation>
+constexpr int kStep = std::is_same_v<Rotation, TensorCore> ? 4 : 32;
+
+// Which chunk tells whether a thread's i-th is inside, and in which row: of the tensor cores', which
+// are one Hadamard block, the first.
+template <class Rotation>
+constexpr int teller(int i) {
+  return std::is_same_v<Rotation, TensorCore> ? 0 : i;
+}
+
+// ---- 8 elements, by whole words: elements touched one by one would lie in a register each
+
+// Zeros outside; it passes the caches by.
+template <class T>
+__device__ __forceinline__ Chunk<T> load_inside(const Chunk<T>* source, bool inside) {
+  Chunk<T> result;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] =
+        inside ? __ldcs(reinterpret_cast<const uint4*>(source) + i) : uint4{};
+  return result;
+}
+
+// Of a vector that every row reads. Not as constant memory: the compiler would keep the values in
+// registers from one use to the next.
+template <class T>
+__device__ __forceinline__ Chunk<T> load_cached(const Chunk<T>* source, bool inside) {
+  Chunk<T> result;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i) {
+    uint4 words{};
+    if (inside)
+      asm volatile("ld.global.ca.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                   : "l"(reinterpret_cast<const uint4*>(source) + i));
+    reinterpret_cast<uint4*>(&result)[i] = words;
+  }
+  return result;
+}
+
+template <class T>
+__device__ __forceinline__ void widen(const Chunk<T>& x, float (&v)[8]) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(&x);
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      v[j] = __uint_as_float(words[j / 2] << 16);
+      v[j + 1] = __uint_as_float(words[j / 2] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[j / 2]));
+      v[j] = pair.x;
+      v[j + 1] = pair.y;
+    } else {
+      v[j] = x.element[j];
+      v[j + 1] = x.element[j + 1];
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ Chunk<T> narrowed(const float (&v)[8]) {
+  Chunk<T> result;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) result.element[j] = narrow<T>(v[j]);
+  return result;
+}
+
+// ---- masks
+
+// Bytes of ones where the bytes that `selector` names (8 + its number, a nibble each) are negative.
+template <uint32_t selector>
+__device__ __forceinline__ uint32_t ones_of_negative(uint32_t bytes) {
+  uint32_t ones;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(ones) : "r"(bytes), "n"(selector));
+  return ones;
+}
+
+// Zeroes the elements whose bit is not set. The product puts 4 bits into the signs of 4 bytes.
+template <class T>
+__device__ __forceinline__ void apply_mask(Chunk<T>& x, uint32_t bits) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t bytes = (bits >> (4 * half) & 15u) * 0x10204080u;
+    uint32_t* words = reinterpret_cast<uint32_t*>(&x.element[4 * half]);
+    if constexpr (sizeof(T) == 2) {
+      words[0] &= ones_of_negative<0x9988>(bytes);
+      words[1] &= ones_of_negative<0xbbaa>(bytes);
+    } else {
+      words[0] &= ones_of_negative<0x8888>(bytes);
+      words[1] &= ones_of_negative<0x9999>(bytes);
+      words[2] &= ones_of_negative<0xaaaa>(bytes);
+      words[3] &= ones_of_negative<0xbbbb>(bytes);
+    }
+  }
+}
+
+// A thread's chunks of the gradient and their mask bits, on their way.
+template <class T, class Rotation>
+struct MaskedGrad {
+  Chunk<T> grad[kChunks];
+  uint32_t bits[kChunks];
+
+  __device__ __forceinline__ void load(const BackwardArguments& a, int64_t start, int i,
+                                       bool inside) {
+    const int at = i * kStep<Rotation>;
+    grad[i] = load_inside(static_cast<const Chunk<T>*>(a.grad) + start + at, inside);
+    bits[i] = inside && a.mask ? __ldcs(a.mask + start + at) : 0xffu;
+  }
+
+  // Masked and transformed, not yet times block^-1/2.
+  __device__ __forceinline__ void rotate(float (&v)[kChunks][8], int block, int lane) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) apply_mask(grad[i], bits[i]);
+    Rotation::apply(grad, v, block, lane);
+  }
+};
+
+// ---- plain and SwiGLU: a thread's part of the matrix
+
+template <class Rotation>
+struct MatrixPart {
+  int64_t start;  // its first chunk
+  bool inside[kChunks];
+  int lane;
+
+  __device__ __forceinline__ explicit MatrixPart(int64_t chunks) : lane(threadIdx.x & 31) {
+    const int64_t warp = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + (threadIdx.x >> 5);
+    start = warp * (kWarpElements / 8) + Rotation::position(0, lane, 0);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+      inside[i] = start + teller<Rotation>(i) * kStep<Rotation> < chunks;
+  }
+};
+
+template <class T, class Rotation>
+__global__ void __maxnreg__(56) plain_backward(BackwardArguments a) {
+  const MatrixPart<Rotation> part(a.rows * (a.width / 8));
+  allow_next();
+  wait_for_previous();
+  MaskedGrad<T, Rotation> masked;
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) masked.load(a, part.start, i, part.inside[i]);
+  float v[kChunks][8];
+  masked.rotate(v, a.block, part.lane);
+  Chunk<T>* result = static_cast<Chunk<T>*>(a.result) + part.start;
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    if (!part.inside[i]) continue;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[i][j] *= a.orthonormal;
+    store_chunk(result + i * kStep<Rotation>, narrowed<T>(v[i]));
+  }
+}
+
+// The gradients of gate and up, in their place, from silu(gate)·up's.
+template <class T>
+__device__ __forceinline__ void swiglu_gradients(const float (&v)[8], float orthonormal,
+                                                 Chunk<T>& gate, Chunk<T>& up) {
+  float g[8], u[8];
+  widen(gate, g);
+  widen(up, u);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float s = sigmoid(g[j]), grad = v[j] * orthonormal * s;
+    u[j] *= grad * fmaf(g[j], 1.f - s, 1.f);
+    g[j] *= grad;
+  }
+  gate = narrowed<T>(u);
+  up = narrowed<T>(g);
+}
+
+template <class T, class Rotation>
+__global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardArguments a) {
+  const uint32_t row_chunks = a.width / 8;
+  const MatrixPart<Rotation> part(a.rows * row_chunks);
+  int64_t place[kChunks];  // of gate; up's is a row further
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const int at = teller<Rotation>(i) * kStep<Rotation>;
+    const uint32_t row = static_cast<uint32_t>(part.start + at) / row_chunks;
+    place[i] = part.start + static_cast<int64_t>(row) * row_chunks;
+  }
+  allow_next();
+  wait_for_previous();
+  MaskedGrad<T, Rotation> masked;
+  Chunk<T> gate[kChunks], up[kChunks];
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    const Chunk<T>* source = static_cast<const Chunk<T>*>(a.x) + place[i] + i * kStep<Rotation>;
+    masked.load(a, part.start, i, part.inside[i]);
+    gate[i] = load_inside(source, part.inside[i]);
+    up[i] = load_inside(source + row_chunks, part.inside[i]);
+  }
+  float v[kChunks][8];
+  masked.rotate(v, a.block, part.lane);
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    if (!part.inside[i]) continue;
+    swiglu_gradients(v[i], a.orthonormal, gate[i], up[i]);
+    Chunk<T>* target = static_cast<Chunk<T>*>(a.result) + place[i] + i * kStep<Rotation>;
+    store_chunk(target, gate[i]);
+    store_chunk(target + row_chunks, up[i]);
+  }
+}
+
+// ---- RMSNorm
+
+constexpr int kMostNormWarps = kLargestNormWidth / kWarpElements;
+
+__device__ __forceinline__ void prefetch(const void* address, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
+#endif
+}
+
+// Asks for a row's operands while another is worked on. Bulk copies are multiples of 16 bytes.
+template <class T>
+__device__ __forceinline__ void prefetch_row(const BackwardArguments& a, int64_t row) {
+  const int64_t first = row * a.width;
+  prefetch(static_cast<const T*>(a.grad) + first, a.width * sizeof(T));
+  prefetch(static_cast<const T*>(a.x) + first, a.width * sizeof(T));
+  if (a.residual_grad)
+    prefetch(static_cast<const T*>(a.residual_grad) + first, a.width * sizeof(T));
+  if (a.mask && a.width % 128 == 0) prefetch(a.mask + first / 8, a.width / 8);
+}
+
+// Over a row's warps alone: other rows of the block go on. Uses of `shared` must alternate.
+template <class Rotation>
+__device__ __forceinline__ float2 slot_sum(float2 value, float2* shared,
+                                           const Part<Rotation>& part, int slot) {
+  value = warp_sum(value);
+  if (part.warps == 1) return value;
+  const int first = slot * part.warps;
+  if (part.lane == 0) shared[first + part.warp] = value;
+  asm volatile("bar.sync %0, %1;" ::"r"(slot + 1), "r"(32 * part.warps) : "memory");
+  float2 total{};
+  for (int i = 0; i < part.warps; ++i) add_to(total, shared[first + i]);
+  return total;
+}
+
+// Adds 8 columns' grad·x to the thread's own place in shared memory: in registers, they would leave
+// too few for the row.
+__device__ __forceinline__ void add_products(float4* sums, int i, const float (&grad)[8],
+                                             const float (&x)[8]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float4& sum = sums[(2 * i + half) * blockDim.x + threadIdx.x];
+    const int j = 4 * half;
+    sum = make_float4(fmaf(grad[j], x[j], sum.x), fmaf(grad[j + 1], x[j + 1], sum.y),
+                      fmaf(grad[j + 2], x[j + 2], sum.z), fmaf(grad[j + 3], x[j + 3], sum.w));
+  }
+}
+
+// With r = 1/√(mean x² + ε) and g the gradient of x·r·weight:
+// x's is r·(g·weight − x·r²·mean(g·weight·x)), the weight's the sum of g·x·r over the rows.
+template <class T, class W, class Rotation>
+__device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row, int64_t next,
+                                         const Part<Rotation>& part, int slot, float2* shared,
+                                         float4* weight_grads) {
+  constexpr int step = kStep<Rotation>;
+  const int64_t start = row * (a.width / 8) + part.position[0];
+  const Chunk<W>* weight = static_cast<const Chunk<W>*>(a.weight) + part.position[0];
+  const auto inside = [&](int i) { return part.inside[teller<Rotation>(i)]; };
+  MaskedGrad<T, Rotation> masked;
+  Chunk<T> x[kChunks];
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    masked.load(a, start, i, inside(i));
+    x[i] = load_inside(static_cast<const Chunk<T>*>(a.x) + start + i * step, inside(i));
+  }
+  if (part.warp == 0 && part.lane == 0 && next < a.rows) prefetch_row<T>(a, next);
+  float v[kChunks][8];
+  masked.rotate(v, a.block, part.lane);
+
+  float2 sums{};  // of x² and v·weight·x
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    float value[8], w[8];
+    widen(x[i], value);
+    widen(load_cached(weight + i * step, inside(i)), w);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      sums.x = fmaf(value[j], value[j], sums.x);
+      sums.y = fmaf(v[i][j] * w[j], value[j], sums.y);
+    }
+  }
+  sums = slot_sum(sums, shared, part, slot);
+  const auto load_residual = [&](int i) {
+    return load_inside(static_cast<const Chunk<T>*>(a.residual_grad) + start + i * step,
+                       inside(i) && a.residual_grad);
+  };
+  constexpr bool together = sizeof(T) == 2;  // all loads before the first store; fp32 has no room
+  Chunk<T> residual[kChunks];
+#pragma unroll
+  for (int i = 0; together && i < kChunks; ++i) residual[i] = load_residual(i);
+  const float inverse_rms = rsqrtf(fmaf(sums.x, a.inverse_width, a.epsilon));
+  const float factor = inverse_rms * a.orthonormal;
+  const float slope = factor * inverse_rms * (sums.y * inverse_rms * a.inverse_width);
+
+#pragma unroll
+  for (int i = 0; i < kChunks; ++i) {
+    if (!inside(i)) continue;
+    float value[8], w[8], result[8];
+    widen(x[i], value);
+    widen(load_cached(weight + i * step, true), w);
+    widen(together ? residual[i] : load_residual(i), result);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      v[i][j] *= factor;
+      result[j] = fmaf(v[i][j], w[j], fmaf(-slope, value[j], result[j]));
+    }
+    store_chunk(static_cast<Chunk<T>*>(a.result) + start + i * step, narrowed<T>(result));
+    add_products(weight_grads, i, v[i], value);
+  }
+}
+
+// The block's sums, over its slots: each thread adds what threads at its place in a row have.
+template <class Rotation>
+__device__ __forceinline__ void store_weight_grad(const BackwardArguments& a,
+                                                  const float4* weight_grads) {
+  const int threads = 32 * a.grid.warps, columns = a.width / 4;  // of a slot; of 4
+  float4* of_block = reinterpret_cast<float4*>(a.weight_grads) + int64_t(blockIdx.x) * columns;
+  __syncthreads();
+  for (int piece = threadIdx.x; piece < 2 * kChunks * threads; piece += blockDim.x) {
+    const int half = piece / threads, thread = piece % threads;
+    const int column = 2 * Rotation::position(thread / 32, thread % 32, half / 2) + half % 2;
+    if (column >= columns) continue;
+    float4 sum{};
+    for (int slot = 0; slot < a.grid.slots; ++slot)
+      add_to(sum, weight_grads[half * blockDim.x + slot * threads + thread]);
+    of_block[column] = sum;
+  }
+}
+
+template <class T, class W, class Rotation>
+__global__ void __maxnreg__(128) rmsnorm_backward(BackwardArguments a) {
+  extern __shared__ float4 weight_grads[];  // [8 a thread][threads]
+  __shared__ float2 sums_of_row[2][kMostNormWarps];
+  const Part<Rotation> part(a.grid.warps, a.width / 8);
+  const int slot = (threadIdx.x >> 5) / a.grid.warps;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * a.grid.slots;
+  for (int i = 0; i < 2 * kChunks; ++i) weight_grads[i * blockDim.x + threadIdx.x] = float4{};
+  allow_next();
+  wait_for_previous();
+
+  int turn = 0;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * a.grid.slots + slot; row < a.rows;
+       row += stride, turn ^= 1)
+    norm_row<T, W>(a, row, row + stride, part, slot, sums_of_row[turn], weight_grads);
+  store_weight_grad<Rotation>(a, weight_grads);
+}
+
+// ---- launching
+
+template <class T, class W, class Rotation>
+cudaError_t launch_norm(const BackwardArguments& a, cudaStream_t stream) {
+  const int threads = 32 * a.grid.warps * a.grid.slots;
+  const int shared = threads * 2 * kChunks * sizeof(float4);
+  const cudaError_t error = cudaFuncSetAttribute(
+      rmsnorm_backward<T, W, Rotation>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  if (error != cudaSuccess) return error;
+  return launch_dependent(rmsnorm_backward<T, W, Rotation>, dim3(a.grid.blocks), dim3(threads),
+                          shared, stream, a);
+}
+
+template <class T, class Rotation>
+cudaError_t launch_origin(Origin origin, const BackwardArguments& a, cudaStream_t stream) {
+  constexpr int warps = 4;
+  const int64_t pieces = (a.rows * a.width + kWarpElements - 1) / kWarpElements;
+  const dim3 grid(static_cast<unsigned>((pieces + warps - 1) / warps)), block(32 * warps);
+  switch (origin) {
+    case Origin::plain: return launch_dependent(plain_backward<T, Rotation>, grid, block, 0, stream, a);
+    case Origin::swiglu: return launch_dependent(swiglu_backward<T, Rotation>, grid, block, 0, stream, a);
+    default: return a.weight_is_float ? launch_norm<T, float, Rotation>(a, stream)
+                                      : launch_norm<T, T, Rotation>(a, stream);
+  }
+}
+
+// The tensor cores take 16-bit operands in blocks of 128.
+template <class T>
+cudaError_t launch_backward(Origin origin, const BackwardArguments& a, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2)
+    if (a.block == 128) return launch_origin<T, TensorCore>(origin, a, stream);
+  return launch_origin<T, Butterfly>(origin, a, stream);
+}
+
+}  // namespace questtrain

@@ -1,0 +1,50 @@
+// The gradient of RMSNorm's weight: how many blocks sum it, and the sum of their sums.
+#include <algorithm>
+
+#include "backward.h"
+#include "launch.cuh"
+#include "rows.cuh"
+
+namespace questtrain {
+namespace {
+
+constexpr int kWarps = 16;            // a multiprocessor's, of 128 registers a thread
+constexpr int kColumns = 32;          // a block's: 8 lanes of 4
+constexpr int kRows = 512 / (kColumns / 4);  // that it reads at a time
+
+__global__ void __launch_bounds__(512) sum_columns(const float4* __restrict__ source,
+                                                   float4* __restrict__ sums, int rows,
+                                                   int columns) {
+  __shared__ float4 of_row[kRows][kColumns / 4];
+  const int lane = threadIdx.x % (kColumns / 4), first = threadIdx.x / (kColumns / 4);
+  const int column = blockIdx.x * (kColumns / 4) + lane;
+  allow_next();
+  wait_for_previous();
+  float4 sum{};
+#pragma unroll 4
+  for (int row = first; row < rows; row += kRows) add_to(sum, source[int64_t(row) * columns + column]);
+  of_row[first][lane] = sum;
+  for (int half = kRows / 2; half; half /= 2) {
+    __syncthreads();
+    if (first < half) add_to(of_row[first][lane], of_row[first + half][lane]);
+  }
+  if (first == 0) sums[column] = of_row[0][lane];
+}
+
+}  // namespace
+
+NormGrid norm_grid(int64_t rows, int width) {
+  const int warps = (width + 1023) / 1024, slots = std::max(1, 8 / warps);
+  const int64_t resident = int64_t(device_attribute(cudaDevAttrMultiProcessorCount)) *
+                           std::max(1, kWarps / (warps * slots));
+  return {warps, slots, static_cast<int>(std::min(resident, (rows + slots - 1) / slots))};
+}
+
+cudaError_t sum_weight_grads(const float* weight_grads, float* sum, int blocks, int width,
+                             cudaStream_t stream) {
+  return launch_dependent(sum_columns, dim3(width / kColumns), dim3(512), 0, stream,
+                          reinterpret_cast<const float4*>(weight_grads),
+                          reinterpret_cast<float4*>(sum), blocks, width / 4);
+}
+
+}  // namespace questtrain
