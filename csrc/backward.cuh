@@ -368,13 +368,14 @@ __global__ void __maxnreg__(128) rmsnorm_backward(BackwardArguments a) {
 
 template <class T, class W, class Rotation>
 cudaError_t launch_norm(const BackwardArguments& a, cudaStream_t stream) {
+  constexpr int of_thread = 2 * kChunks * sizeof(float4);
   const int threads = 32 * a.grid.warps * a.grid.slots;
-  const int shared = threads * 2 * kChunks * sizeof(float4);
-  const cudaError_t error = cudaFuncSetAttribute(
-      rmsnorm_backward<T, W, Rotation>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  const cudaError_t error =
+      cudaFuncSetAttribute(rmsnorm_backward<T, W, Rotation>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, 32 * kMostNormWarps * of_thread);
   if (error != cudaSuccess) return error;
   return launch_dependent(rmsnorm_backward<T, W, Rotation>, dim3(a.grid.blocks), dim3(threads),
-                          shared, stream, a);
+                          threads * of_thread, stream, a);
 }
 
 template <class T, class Rotation>
