@@ -114,13 +114,17 @@ __device__ __forceinline__ uint2 level_indices(const float (&v)[8], float invers
                                 __byte_perm(bits[6], bits[7], 0x0040), 0x5410));
 }
 
-// 2q - (n-1) in each byte, or q - 128 of 256 levels, where that does not fit: shifted up by 128 no
-// byte overflows, and the sign bit shifts it back.
+// 2q - (n-1) in each byte: shifted up by 128 no byte overflows, and the sign bit shifts it back.
 __device__ __forceinline__ uint2 integer_codes(uint2 indices, int levels) {
-  const bool offset = levels == kOffsetLevels;
-  const uint32_t factor = offset ? 1 : 2, lift = offset ? 0 : (129 - levels) * 0x01010101u;
-  return make_uint2((indices.x * factor + lift) ^ 0x80808080u,
-                    (indices.y * factor + lift) ^ 0x80808080u);
+  const uint32_t lift = (129 - levels) * 0x01010101u;
+  return make_uint2(((indices.x << 1) + lift) ^ 0x80808080u,
+                    ((indices.y << 1) + lift) ^ 0x80808080u);
+}
+
+// The same with factor 2 and that lift; of 256 levels, whose integers do not fit, with 1 and 0: q - 128.
+__device__ __forceinline__ uint2 int8_codes(uint2 indices, const QuantizeArguments& a) {
+  return make_uint2((indices.x * a.code_factor + a.code_lift) ^ 0x80808080u,
+                    (indices.y * a.code_factor + a.code_lift) ^ 0x80808080u);
 }
 
 __device__ __forceinline__ int32_t add_codes(uint2 codes, int32_t sum) {
@@ -190,7 +194,7 @@ __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t
   for (int i = 0; i < kChunks; ++i) {
     if (!exists || !part.inside[i]) continue;
     const uint2 indices = level_indices(v[i], inverse, a.steps);
-    const uint2 codes = integer_codes(indices, a.levels);
+    const uint2 codes = int8_codes(indices, a);
     sum = add_codes(codes, sum);
     if constexpr (packed)
       store_packed(a, first + part.position[i], indices);

@@ -30,6 +30,7 @@ struct QuantizeArguments {
   float epsilon;       // RMSNorm's
   float steps, inverse_steps, inverse_width;  // levels-1, 1/(levels-1), 1/width
   float orthonormal;                   // block^-1/2
+  uint32_t code_factor, code_lift;  // int8 codes of 4 indices, see `int8_codes` in quantize.cuh
 };
 
 constexpr int kLargestWidth = 32768;

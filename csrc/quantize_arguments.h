@@ -76,6 +76,9 @@ inline void set_format(QuantizeArguments& arguments, const Format& format, int64
   arguments.steps = static_cast<float>(format.levels - 1);
   arguments.inverse_steps = 1.f / (format.levels - 1);
   arguments.inverse_width = 1.f / width;
+  const bool offset = format.levels == kOffsetLevels;
+  arguments.code_factor = offset ? 1 : 2;
+  arguments.code_lift = offset ? 0 : static_cast<uint32_t>(129 - format.levels) * 0x01010101u;
   arguments.orthonormal = 1.f / std::sqrt(static_cast<float>(format.block));
 }
 
