@@ -15,10 +15,10 @@ namespace questtrain {
 template <class Rotation>
 constexpr int kStep = std::is_same_v<Rotation, TensorCore> ? 4 : 32;
 
-// Which chunk tells whether a thread's i-th is inside, and in which row: of the tensor cores', which
-// are one Hadamard block, the first.
+// The chunk that says of a thread's i-th whether it is inside, and in which row: the first of the
+// tensor cores', which are one Hadamard block.
 template <class Rotation>
-constexpr int teller(int i) {
+constexpr int anchor(int i) {
   return std::is_same_v<Rotation, TensorCore> ? 0 : i;
 }
 
@@ -142,7 +142,7 @@ struct MatrixPart {
     start = warp * (kWarpElements / 8) + Rotation::position(0, lane, 0);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i)
-      inside[i] = start + teller<Rotation>(i) * kStep<Rotation> < chunks;
+      inside[i] = start + anchor<Rotation>(i) * kStep<Rotation> < chunks;
   }
 };
 
@@ -190,7 +190,7 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
   int64_t place[kChunks];  // of gate; up's is a row further
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const int at = teller<Rotation>(i) * kStep<Rotation>;
+    const int at = anchor<Rotation>(i) * kStep<Rotation>;
     const uint32_t row = static_cast<uint32_t>(part.start + at) / row_chunks;
     place[i] = part.start + static_cast<int64_t>(row) * row_chunks;
   }
@@ -274,7 +274,7 @@ __device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row
   constexpr int step = kStep<Rotation>;
   const int64_t start = row * (a.width / 8) + part.position[0];
   const Chunk<W>* weight = static_cast<const Chunk<W>*>(a.weight) + part.position[0];
-  const auto inside = [&](int i) { return part.inside[teller<Rotation>(i)]; };
+  const auto inside = [&](int i) { return part.inside[anchor<Rotation>(i)]; };
   MaskedGrad<T, Rotation> masked;
   Chunk<T> x[kChunks];
 #pragma unroll
@@ -368,14 +368,14 @@ __global__ void __maxnreg__(128) rmsnorm_backward(BackwardArguments a) {
 
 template <class T, class W, class Rotation>
 cudaError_t launch_norm(const BackwardArguments& a, cudaStream_t stream) {
-  constexpr int of_thread = 2 * kChunks * sizeof(float4);
-  const int threads = 32 * a.grid.warps * a.grid.slots;
-  const cudaError_t error =
-      cudaFuncSetAttribute(rmsnorm_backward<T, W, Rotation>,
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, 32 * kMostNormWarps * of_thread);
+  constexpr int of_warp = 32 * 2 * kChunks * sizeof(float4);
+  const int warps = a.grid.warps * a.grid.slots;
+  const cudaError_t error = cudaFuncSetAttribute(rmsnorm_backward<T, W, Rotation>,
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 kMostNormWarps * of_warp);
   if (error != cudaSuccess) return error;
-  return launch_dependent(rmsnorm_backward<T, W, Rotation>, dim3(a.grid.blocks), dim3(threads),
-                          threads * of_thread, stream, a);
+  return launch_dependent(rmsnorm_backward<T, W, Rotation>, dim3(a.grid.blocks), dim3(32 * warps),
+                          warps * of_warp, stream, a);
 }
 
 template <class T, class Rotation>

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kThreads) dequantize_chunks(DequantizeArgument
     const int64_t chunk = first + i * kThreads;
     if (chunk >= chunks) continue;
     codes[i] = load_codes<bits>(a.codes, chunk);
-    scale[i] = __ldg(a.scales + static_cast<uint32_t>(chunk) / row_chunks);
+    scale[i] = a.scales[static_cast<uint32_t>(chunk) / row_chunks];
   }
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {

@@ -8,21 +8,23 @@
 namespace questtrain {
 namespace {
 
-constexpr int kWarps = 16;            // a multiprocessor's, of 128 registers a thread
-constexpr int kColumns = 32;          // a block's: 8 lanes of 4
-constexpr int kRows = 512 / (kColumns / 4);  // that it reads at a time
+constexpr int kWarps = 16;  // a multiprocessor's, of 128 registers a thread
 
-__global__ void __launch_bounds__(512) sum_columns(const float4* __restrict__ source,
-                                                   float4* __restrict__ sums, int rows,
-                                                   int columns) {
-  __shared__ float4 of_row[kRows][kColumns / 4];
-  const int lane = threadIdx.x % (kColumns / 4), first = threadIdx.x / (kColumns / 4);
-  const int column = blockIdx.x * (kColumns / 4) + lane;
+constexpr int kThreads = 512;
+constexpr int kColumns = 8;                 // a block's, of 4 floats each
+constexpr int kRows = kThreads / kColumns;  // that it reads at a time
+
+__global__ void __launch_bounds__(kThreads)
+    sum_columns(const float4* source, float4* sums, int rows, int columns) {
+  __shared__ float4 of_row[kRows][kColumns];
+  const int lane = threadIdx.x % kColumns, first = threadIdx.x / kColumns;
+  const int column = blockIdx.x * kColumns + lane;
   allow_next();
   wait_for_previous();
   float4 sum{};
 #pragma unroll 4
-  for (int row = first; row < rows; row += kRows) add_to(sum, source[int64_t(row) * columns + column]);
+  for (int row = first; row < rows; row += kRows)
+    add_to(sum, source[int64_t(row) * columns + column]);
   of_row[first][lane] = sum;
   for (int half = kRows / 2; half; half /= 2) {
     __syncthreads();
@@ -34,7 +36,8 @@ __global__ void __launch_bounds__(512) sum_columns(const float4* __restrict__ so
 }  // namespace
 
 NormGrid norm_grid(int64_t rows, int width) {
-  const int warps = (width + 1023) / 1024, slots = std::max(1, 8 / warps);
+  const int warps = (width + kWarpElements - 1) / kWarpElements;
+  const int slots = std::max(1, 8 / warps);
   const int64_t resident = int64_t(device_attribute(cudaDevAttrMultiProcessorCount)) *
                            std::max(1, kWarps / (warps * slots));
   return {warps, slots, static_cast<int>(std::min(resident, (rows + slots - 1) / slots))};
@@ -42,7 +45,7 @@ NormGrid norm_grid(int64_t rows, int width) {
 
 cudaError_t sum_weight_grads(const float* weight_grads, float* sum, int blocks, int width,
                              cudaStream_t stream) {
-  return launch_dependent(sum_columns, dim3(width / kColumns), dim3(512), 0, stream,
+  return launch_dependent(sum_columns, dim3(width / (4 * kColumns)), dim3(kThreads), 0, stream,
                           reinterpret_cast<const float4*>(weight_grads),
                           reinterpret_cast<float4*>(sum), blocks, width / 4);
 }
