@@ -106,6 +106,17 @@ def arguments(
         return random_step(rows, dtype, device, seed=seed)
     if op == "unpack":
         return (random_weight(rows, WIDTH, LEVELS, device, seed).codes, LEVELS)
+    if op == "cross_entropy_":
+        logits = random_rows(rows, WIDTH, dtype, device, seed)
+        return (logits, torch.arange(rows, device=device), -100)
+    if op == "dequantize":
+        return (*random_quantized(rows, WIDTH, LEVELS, device, packed, seed)[:2], LEVELS, dtype)
+    if op == "add_product_":
+        total = random_rows(rows, COLUMNS, torch.float32, device, seed)
+        a = random_rows(rows, WIDTH, dtype, device, seed + 1)
+        return (total, a, random_rows(WIDTH, COLUMNS, dtype, device, seed + 2), False)
+    if op.endswith("_backward"):
+        return _backward_arguments(op, device, rows, dtype, seed)
     return _linear_arguments(op, device, rows, dtype, seed, weight)
 
 
@@ -148,6 +159,28 @@ def _operands(form: str, device: str, rows: int, dtype: torch.dtype, seed: int) 
             return (x, random_rows(rows, WIDTH, dtype, device, seed + 3), weight, EPSILON)
         case _:
             return (random_rows(rows, 2 * WIDTH, dtype, device, seed),)
+
+
+def random_mask(rows: int, width: int, device: str = "cpu", seed: int = 0) -> Tensor:
+    """A bit for each of ``[rows, width]``, half of them set."""
+    generator = device_generator(device, seed)
+    shape = (rows, width // 8)
+    return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
+
+
+def _backward_arguments(
+    op: str, device: str, rows: int, dtype: torch.dtype, seed: int
+) -> tuple[Any, ...]:
+    grad = random_rows(rows, WIDTH, dtype, device, seed)
+    mask = random_mask(rows, WIDTH, device, seed)
+    match op:
+        case "rmsnorm_backward":
+            x, residual_grad, weight, _ = _operands("add_rmsnorm", device, rows, dtype, seed + 1)
+            return (grad, mask, x, weight, EPSILON, BLOCK, residual_grad)
+        case "swiglu_backward":
+            return (grad, mask, *_operands("swiglu", device, rows, dtype, seed + 1), BLOCK)
+        case _:
+            return (grad, mask, BLOCK)
 
 
 def _linear_arguments(

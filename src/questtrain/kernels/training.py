@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from questtrain.kernels.formats import Quantized
+from questtrain.kernels.dispatch import quantized_linear
+from questtrain.kernels.formats import Int8Matrix, Quantized
 from questtrain.kernels.fused import RowFormat
 from questtrain.kernels.ops import (
     add_rmsnorm_quantize,
@@ -245,9 +246,11 @@ def _backward_tensors(weight: StepWeight, gradient: Sequence[Any]) -> tuple[Tens
 
 
 def _product(fed: Quantized, operand: Operand, weight: StepWeight, dtype: torch.dtype) -> Tensor:
-    codes = unpack(fed.codes, operand.form.levels) if operand.packed else fed.codes
-    y: Tensor = _ops.int8_linear(codes, fed.scales, weight.codes, weight.scales, dtype)
-    return y
+    levels = operand.form.levels
+    if operand.packed:
+        fed = fed._replace(codes=unpack(fed.codes, levels))
+    matrix = Int8Matrix(weight.codes, weight.scales, weight.sums, weight.levels)
+    return quantized_linear(fed, matrix, dtype, levels)
 
 
 def _linear_backward(

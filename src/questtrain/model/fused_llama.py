@@ -97,6 +97,10 @@ class FusedLlama(nn.Module):
         finally:
             self._summed = None
 
+    def gradient_sums(self) -> list[Tensor]:
+        """What `summing_gradients` has summed so far: other processes' sums are to be added here."""
+        return [matrix.sum.total for matrix in self._matrices if matrix.sum is not None]
+
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, ignored: int = -100) -> Tensor:
         """Targets that are ``ignored`` count in no loss."""
         self._prepare()

@@ -70,14 +70,17 @@ class TrainingStep:
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
         fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
-        with fused.summing_gradients() if fused and len(parts) > 1 else nullcontext():
+        together = len(parts) > 1 or self.world.size > 1
+        with fused.summing_gradients() if fused and together else nullcontext():
             for tokens in parts:
                 loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
                 loss = loss / targets_in_batch
                 torch.autograd.backward(loss)
                 total += loss.detach()
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        self.world.sum([*gradients, total])
+            weights = self.model.parameters()
+            gradients = [weight.grad for weight in weights if weight.grad is not None]
+            sums = fused.gradient_sums() if fused else []
+            self.world.sum([*gradients, *sums, total])
         return total
 
     def _fast_loss(self) -> Loss:

@@ -1,0 +1,284 @@
+"""`FusedLlama` is the model it was made of: same loss, same gradients, never stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import questtrain.quant.step_weights as step_weights
+from questtrain.model import FusedLlama, Llama
+from questtrain.quant.method import method_config
+
+if TYPE_CHECKING:
+    from tests.conftest import Compose
+
+VOCAB, ROWS, LENGTH = 97, 4, 32
+FUSED = ("bf16", "w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w4a8", "w8a4", "w2a4")
+UNFUSED = ("fp4", "w4a16", "w16a4", "w4s24a4")
+COMPILE_WARNING = "ignore:.*should not be instantiated:DeprecationWarning"
+
+Grads = dict[str, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def build(compose: Compose, bits: str = "w4a4", method: str = "quest") -> Llama:
+    config = compose("nano", model={"num_layers": 2, "vocab_size": VOCAB})
+    llama = Llama(config.model, bits, method_config(method))
+    llama.init_weights(torch.Generator().manual_seed(0))
+    for norm in (module for module in llama.modules() if isinstance(module, nn.RMSNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5, torch.Generator().manual_seed(1))
+    return llama
+
+
+def fuse(model: Llama, dtype: torch.dtype = torch.float32, save: str = "codes") -> FusedLlama:
+    fused = FusedLlama.of(model, dtype, save)
+    assert fused is not None
+    return fused
+
+
+def batch(seed: int = 2, rows: int = ROWS) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(VOCAB, (rows, LENGTH + 1), generator=generator)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+
+def plain_loss(model: Llama) -> Loss:
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = model(inputs).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum")
+
+    return loss_of
+
+
+def loss_and_grads(model: Llama, loss_of: Loss, seed: int = 2) -> tuple[float, Grads]:
+    model.zero_grad(set_to_none=True)
+    loss = loss_of(*batch(seed))
+    loss.backward()
+    return loss.item(), grads_of(model)
+
+
+def grads_of(model: Llama) -> Grads:
+    grads = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        grads[name] = parameter.grad.clone()
+    return grads
+
+
+def assert_close(ours: Grads, theirs: Grads, bound: float) -> None:
+    """Each gradient's error is at most ``bound`` of its norm."""
+    assert ours.keys() == theirs.keys()
+    for name, grad in theirs.items():
+        error = (ours[name] - grad).norm() / grad.norm()
+        assert error <= bound, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("bits", FUSED)
+def test_same_loss_and_gradients(compose: Compose, bits: str) -> None:
+    """In fp32 both are the same function; up to 6 bits no code lies near a tie here, with 8 a few
+    do, and each moves by one of 256 levels."""
+    model = build(compose, bits)
+    expected, grads = loss_and_grads(model, plain_loss(model))
+    loss, fused_grads = loss_and_grads(model, fuse(model))
+    many = "8" in bits.replace("1.58", "")
+    assert loss == pytest.approx(expected, rel=1e-4 if many else 1e-6)
+    assert_close(fused_grads, grads, 2e-2 if many else 1e-5)
+
+
+@pytest.mark.parametrize("method", ["quest-noht", "clip", "ste"])
+def test_methods_of_the_same_form(compose: Compose, method: str) -> None:
+    model = build(compose, "w4a4", method)
+    expected, grads = loss_and_grads(model, plain_loss(model))
+    loss, fused_grads = loss_and_grads(model, fuse(model))
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert_close(fused_grads, grads, 1e-5)
+
+
+@pytest.mark.parametrize("bits", UNFUSED)
+def test_formats_without_kernels(compose: Compose, bits: str) -> None:
+    assert FusedLlama.of(build(compose, bits), torch.float32) is None
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq-plus", "pact"])
+def test_methods_without_kernels(compose: Compose, method: str) -> None:
+    assert FusedLlama.of(build(compose, "w4a4", method), torch.float32) is None
+
+
+def test_skipped_layers(compose: Compose) -> None:
+    """A whole product in 16 bits is fused; one of the layers that share a product is not."""
+    config = compose("nano", model={"num_layers": 2, "vocab_size": VOCAB})
+    for skip, fuses in (("*.o_proj", True), ("*.q_proj", False)):
+        config.quant.skip = [skip]
+        model = Llama(config.model, "w4a4", config.quant)
+        model.init_weights(torch.Generator().manual_seed(0))
+        fused = FusedLlama.of(model, torch.float32)
+        assert (fused is not None) == fuses
+        if fused is not None:
+            expected, _ = loss_and_grads(model, plain_loss(model))
+            assert loss_and_grads(model, fused)[0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("bits", ["w1a1", "w4a4", "w8a8"])
+def test_packed_is_the_same_to_the_bit(compose: Compose, bits: str) -> None:
+    model = build(compose, bits)
+    loss, grads = loss_and_grads(model, fuse(model, torch.bfloat16))
+    packed_loss, packed_grads = loss_and_grads(model, fuse(model, torch.bfloat16, "packed"))
+    assert packed_loss == loss
+    assert_close(packed_grads, grads, 0.0)
+
+
+def test_bf16(compose: Compose) -> None:
+    """Without quantization bf16's rounding is all the difference; with it, that of the operands
+    moves some codes by a level."""
+    for bits, bound in (("bf16", 0.03), ("w4a4", 0.4)):
+        model = build(compose, bits)
+        expected, grads = loss_and_grads(model, plain_loss(model))
+        loss, fused_grads = loss_and_grads(model, fuse(model, torch.bfloat16))
+        assert loss == pytest.approx(expected, rel=2e-3)
+        assert_close(fused_grads, grads, bound)
+
+
+@pytest.mark.filterwarnings(COMPILE_WARNING)
+@pytest.mark.parametrize("bits", ["bf16", "w4a4", "w8a8"])
+def test_blocks_compile_whole(compose: Compose, bits: str) -> None:
+    """No graph break, and the same bits, forward and backward, with and without a sum."""
+    model = build(compose, bits)
+    loss, grads = loss_and_grads(model, fuse(model))
+    fused = fuse(model)
+    torch.compiler.reset()
+    for block in fused.layers:
+        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled_loss, compiled_grads = loss_and_grads(model, fused)
+    assert compiled_loss == loss
+    assert_close(compiled_grads, grads, 0.0)
+    model.zero_grad(set_to_none=True)
+    with fused.summing_gradients():
+        fused(*batch()).backward()
+    assert_close(grads_of(model), grads, 1e-6)
+
+
+@pytest.mark.parametrize("bits", ["bf16", "w4a4"])
+def test_sums_of_gradients(compose: Compose, bits: str) -> None:
+    """Summed by the products, masked and rotated once: the gradients that autograd would add up."""
+    model = build(compose, bits)
+    fused = fuse(model)
+    model.zero_grad(set_to_none=True)
+    for seed in (5, 6, 7):
+        fused(*batch(seed)).backward()
+    expected = grads_of(model)
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        with fused.summing_gradients():
+            for seed in (5, 6, 7):
+                fused(*batch(seed)).backward()
+            assert model.layers[0].mlp.up_proj.weight.grad is None
+        assert_close(grads_of(model), expected, 1e-6)
+
+
+def test_validation_between_micro_batches_adds_nothing(compose: Compose) -> None:
+    model = build(compose)
+    fused = fuse(model)
+    _, expected = loss_and_grads(model, fused)
+    model.zero_grad(set_to_none=True)
+    with fused.summing_gradients():
+        fused(*batch()).backward()
+        with torch.no_grad():
+            fused(*batch(9))
+    assert_close(grads_of(model), expected, 1e-6)
+
+
+def change_by_optimizer(model: Llama) -> None:
+    torch.optim.AdamW(model.parameters(), lr=0.1).step()
+
+
+def change_by_loading(model: Llama) -> None:
+    model.load_state_dict({key: 2 * value for key, value in model.state_dict().items()})
+
+
+def change_by_assigning(model: Llama) -> None:
+    state = {key: nn.Parameter(2 * value) for key, value in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        parameter.data = state[name].data
+
+
+def change_in_place(model: Llama) -> None:
+    with torch.no_grad():
+        model.layers[1].attention.v_proj.weight.mul_(-1)
+
+
+@pytest.mark.parametrize(
+    "change", [change_by_optimizer, change_by_loading, change_by_assigning, change_in_place]
+)
+@pytest.mark.parametrize("bits", ["bf16", "w4a4"])
+def test_weights_are_never_stale(
+    compose: Compose, bits: str, change: Callable[[Llama], None]
+) -> None:
+    """After whatever changes the parameters, the loss is that of a model made anew from them."""
+    model = build(compose, bits)
+    fused = fuse(model)
+    before, _ = loss_and_grads(model, fused)
+    change(model)
+    after, grads = loss_and_grads(model, fused)
+    fresh = build(compose, bits)
+    fresh.load_state_dict(model.state_dict())
+    expected, expected_grads = loss_and_grads(fresh, fuse(fresh))
+    assert after != before
+    assert after == expected
+    assert_close(grads, expected_grads, 0.0)
+
+
+def test_weights_are_quantized_once_a_step(compose: Compose) -> None:
+    """Micro-batches, validation and recomputation use what the first forward made."""
+    model = build(compose)
+    fused = fuse(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    quantize = step_weights.hadamard_quantize
+    with mock.patch.object(step_weights, "hadamard_quantize", side_effect=quantize) as counted:
+        for step in (1, 2, 3):
+            for seed in (1, 2):
+                fused(*batch(seed)).backward()
+            with torch.no_grad():
+                fused(*batch(3))
+            assert counted.call_count == step * 4 * len(model.layers)
+            optimizer.step()
+
+
+def test_activation_checkpointing(compose: Compose) -> None:
+    """Recomputing the blocks gives the same gradients."""
+    model = build(compose)
+    _, expected = loss_and_grads(model, fuse(model))
+    fused = fuse(model)
+    for block in fused.layers:
+        inner = block.forward
+        block.forward = lambda *arguments, inner=inner: checkpoint(
+            inner, *arguments, use_reentrant=False
+        )
+    _, grads = loss_and_grads(model, fused)
+    assert_close(grads, expected, 0.0)
+
+
+def test_parameters_stay_the_models_own(compose: Compose) -> None:
+    """The same objects, values and state_dict as before, although they share a storage now."""
+    model = build(compose)
+    before = {name: (id(p), p.detach().clone()) for name, p in model.named_parameters()}
+    fuse(model)(*batch())
+    for name, parameter in model.named_parameters():
+        assert id(parameter) == before[name][0]
+        assert torch.equal(parameter, before[name][1])
+
+
+def test_ignored_targets_count_in_no_loss(compose: Compose) -> None:
+    model = build(compose)
+    fused = fuse(model)
+    inputs, targets = batch()
+    alone = fused(inputs[:1], targets[:1])
+    padded = targets.clone()
+    padded[1:] = -100
+    torch.testing.assert_close(fused(inputs, padded), alone)
