@@ -10,7 +10,7 @@ COMMANDS = {
     "plan": "the best precision, size and token count for a budget",
     "plot": "a figure of the paper from runs",
     "report": "runs, their law and figures as one page that opens without network",
-    "bench": "speed of layers, prefill and decoding against BF16",
+    "bench": "speed of layers, prefill, decoding and training against BF16",
     "info": "parameters, tokens, steps, FLOPs and memory of a run before it starts",
     "data": "prepare or inspect token shards",
     "doctor": "what works on this machine",

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from questtrain.kernels.checks import FLOATING, check_matrix, check_vector
+from questtrain.kernels.reference_training import add_product_
 
 _ops = torch.ops.questtrain
 
@@ -131,16 +132,8 @@ def _run_chunks(
         if grad_x is not None:
             torch.mm(gradient, weight, out=grad_x[chunk])
         if grad_weight is not None:
-            _add_product(grad_weight, gradient.T, x[chunk])
+            add_product_(grad_weight, gradient.T, x[chunk], first=False)
     return loss
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a·b`` in fp32; of 16-bit operands only CUDA's product can do that itself."""
-    if a.is_cuda and a.dtype != torch.float32:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
-    else:
-        total.addmm_(a.float(), b.float())
 
 
 def _check_linear(x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> None:
