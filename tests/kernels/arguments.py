@@ -104,6 +104,8 @@ def arguments(
         return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
     if op == "decode_attention":
         return random_step(rows, dtype, device, seed=seed)
+    if op in ("split_rotary", "join_rotary"):
+        return _rotary_arguments(op, device, rows, dtype, seed)
     if op == "unpack":
         return (random_weight(rows, WIDTH, LEVELS, device, seed).codes, LEVELS)
     if op == "cross_entropy_":
@@ -166,6 +168,22 @@ def random_mask(rows: int, width: int, device: str = "cpu", seed: int = 0) -> Te
     generator = device_generator(device, seed)
     shape = (rows, width // 8)
     return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
+
+
+def _rotary_arguments(
+    op: str, device: str, batch: int, dtype: torch.dtype, seed: int
+) -> tuple[Any, ...]:
+    length, heads, width = 5, 2, 32
+    shape = (batch, length, heads, width)
+    parts = [
+        random_rows(batch * length, heads * width, dtype, device, seed + i).reshape(shape)
+        for i in range(3)
+    ]
+    angles = random_rows(length, width // 2, torch.float32, device, seed + 3).repeat(1, 2)
+    cos, sin = angles.cos(), angles.sin()
+    if op == "join_rotary":
+        return (*parts, cos, sin)
+    return (torch.stack(parts, dim=2).flatten(2), cos, sin, heads)
 
 
 def _backward_arguments(

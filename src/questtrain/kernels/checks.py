@@ -151,6 +151,11 @@ def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor) -> N
     _check_layout(op, name, cache, (q.dtype,), q)
 
 
+def check_dense(op: str, name: str, x: Tensor, like: Tensor) -> None:
+    """Of ``like``'s dtype, contiguous, of any shape."""
+    _check_layout(op, name, x, FLOATING if x is like else (like.dtype,), like)
+
+
 def check_scalar(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
     if tensor.dim():
         raise ValueError(f"{op}: {name} must be a scalar, not of shape {list(tensor.shape)}")

@@ -11,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questtrain.kernels.checks import check_cache, check_cached_operand, check_scalar, check_vector
+from questtrain.kernels.checks import (
+    check_cache,
+    check_cached_operand,
+    check_dense,
+    check_matrix,
+    check_multiple,
+    check_scalar,
+    check_vector,
+)
 
 
 def decode_attention(
@@ -50,6 +58,51 @@ def decode_attention(
         seen_S = seen_S.unsqueeze(0)
     y_BH1K = F.scaled_dot_product_attention(q_BH1K, keys.float(), values.float(), attn_mask=seen_S)
     return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
+
+
+def split_rotary(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``qkv [B, T, 3·H·K]`` of one product → Q, K and V ``[B, T, H, K]``, Q and K rotated by the
+    angles of their positions, ``cos``, ``sin`` fp32 ``[T, K]`` with halves repeated."""
+    check_split("split_rotary", qkv, cos, sin, heads)
+    q, k, v = qkv.unflatten(2, (3, heads, -1)).unbind(2)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
+
+
+def join_rotary(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The inverse, which is also the way back of gradients: Q and K ``[B, T, H, K]`` turned back,
+    beside V in ``[B, T, 3·H·K]``."""
+    check_join("join_rotary", q, k, v, cos, sin)
+    cos, sin = cos.unsqueeze(1), -sin.unsqueeze(1)
+    return torch.stack((_rotate(q, cos, sin), _rotate(k, cos, sin), v), dim=2).flatten(2)
+
+
+def check_split(op: str, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    if qkv.dim() != 3 or heads < 1 or qkv.shape[2] % (3 * heads):
+        raise ValueError(
+            f"{op}: qkv must be [batch, tokens, 3·{heads}·width], not {list(qkv.shape)}"
+        )
+    check_dense(op, "qkv", qkv, qkv)
+    _check_angles(op, cos, sin, qkv, qkv.shape[2] // (3 * heads))
+
+
+def check_join(op: str, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> None:
+    for name, part in (("q", q), ("k", k), ("v", v)):
+        if part.dim() != 4 or part.shape != q.shape:
+            raise ValueError(
+                f"{op}: {name} must be [batch, tokens, heads, width] like q, not {list(part.shape)}"
+            )
+        check_dense(op, name, part, q)
+    _check_angles(op, cos, sin, q, q.shape[3])
+
+
+def _check_angles(op: str, cos: Tensor, sin: Tensor, x: Tensor, width: int) -> None:
+    """Of the positions of ``x [B, T, …]``; the kernel takes 16 elements of a head at once."""
+    check_multiple(op, "the head width", width, 16)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        check_matrix(op, name, angles, x.shape[1], width, (torch.float32,), x)
 
 
 def check_decode(

@@ -37,6 +37,8 @@ SCHEMAS = (
     "hadamard_backward(Tensor grad, Tensor mask, int block) -> Tensor",
     "rmsnorm_backward(Tensor grad, Tensor mask, Tensor x, Tensor weight, float eps, int block,"
     " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
+    "split_rotary(Tensor qkv, Tensor cos, Tensor sin, int heads) -> (Tensor q, Tensor k, Tensor v)",
+    "join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) -> Tensor",
     "add_product_(Tensor(a!) total, Tensor a, Tensor b, bool first) -> ()",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
     "cross_entropy_(Tensor(a!) logits, Tensor targets, int ignored) -> Tensor",

@@ -113,6 +113,30 @@ def dense_linear(x: Tensor, values: Tensor, gradient: Gradient) -> Tensor:
     return y
 
 
+def split_rotary(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``; ``cos``, ``sin`` fp32
+    ``[T, K]``, halves repeated. K is a multiple of 16."""
+    q, k, v = _SplitRotary.apply(qkv, cos, sin, heads)  # type: ignore[no-untyped-call]
+    return q, k, v
+
+
+class _SplitRotary(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
+        return q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = (grad.contiguous() for grad in grads)
+        return _ops.join_rotary(*parts, *ctx.saved_tensors), None, None, None
+
+
 class _HadamardLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, operand: Operand, *weight_and_gradient: Any) -> Tensor:

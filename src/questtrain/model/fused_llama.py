@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.kernels import linear_cross_entropy
-from questtrain.model.attention import Rotary, causal_attention, rotary_angles
+from questtrain.kernels.training import split_rotary
+from questtrain.model.attention import Rotary, rotary_angles
 from questtrain.model.llama import Block, Llama
 from questtrain.quant.step_weights import Matrix, stacked_matrix
 
@@ -41,9 +42,8 @@ class FusedBlock(nn.Module):
         self, x_MD: Tensor, added_MD: Tensor, batch: int, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm)
-        q_BTD, k_BTD, v_BTD = qkv.view(batch, -1, 3, x_MD.shape[1]).unbind(2)
-        y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary)
-        added_MD = self.o.plain(y_BTD.flatten(0, 1))
+        y_MD = _attention(qkv.unflatten(0, (batch, -1)), self.num_heads, rotary)
+        added_MD = self.o.plain(y_MD)
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm)
         return x_MD, self.down.after_swiglu(gate_up)
 
@@ -74,6 +74,9 @@ class FusedLlama(nn.Module):
     @classmethod
     def of(cls, model: Llama, dtype: torch.dtype, save: str = "codes") -> FusedLlama | None:
         """With products in ``dtype``; None where the kernels do not serve the model's formats."""
+        head_width = model.config.hidden_size // model.config.num_heads
+        if head_width % 16:
+            return None
         matrices = [_matrices(block, dtype, save) for block in _blocks(model)]
         complete = [of_block for of_block in matrices if of_block is not None]
         return cls(model, complete, dtype) if len(complete) == len(matrices) else None
@@ -98,7 +101,7 @@ class FusedLlama(nn.Module):
             self._summed = None
 
     def gradient_sums(self) -> list[Tensor]:
-        """What `summing_gradients` has summed so far: other processes' sums are to be added here."""
+        """What `summing_gradients` has summed so far; other processes' sums are to be added."""
         return [matrix.sum.total for matrix in self._matrices if matrix.sum is not None]
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, ignored: int = -100) -> Tensor:
@@ -122,6 +125,13 @@ class FusedLlama(nn.Module):
                 matrix.sum_gradients(first=self._summed == 0)
         if self._summed is not None and summing:
             self._summed += 1
+
+
+def _attention(qkv: Tensor, heads: int, rotary: Rotary) -> Tensor:
+    """`questtrain.model.attention.causal_attention` of ``[B, T, 3D]``: ``[M, D]``."""
+    q, k, v = (part.transpose(1, 2) for part in split_rotary(qkv, *rotary, heads))
+    y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y_BHTK.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _embed(weight_VD: Tensor, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
