@@ -113,6 +113,12 @@ def arguments(
         return (logits, torch.arange(rows, device=device), -100)
     if op == "dequantize":
         return (*random_quantized(rows, WIDTH, LEVELS, device, packed, seed)[:2], LEVELS, dtype)
+    if op == "fp8_transpose":  # of rows by 16
+        return (random_quantized(16 * rows, WIDTH, LEVELS, device, packed, seed).codes, LEVELS)
+    if op == "fp8_gradients":
+        x_scales = random_quantized(16 * rows, WIDTH, LEVELS, device, seed=seed).scales
+        grad = random_rows(16 * rows, COLUMNS, torch.bfloat16, device, seed)
+        return (grad, weight.scales, x_scales)
     if op == "add_product_":
         total = random_rows(rows, COLUMNS, torch.float32, device, seed)
         a = random_rows(rows, WIDTH, dtype, device, seed + 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from questtrain.kernels import (
     cross_entropy,
     reference_attention,
+    reference_fp8,
     reference_linear,
     reference_training,
 )
@@ -234,6 +235,22 @@ def rmsnorm_backward(
 def swiglu_backward(grad: Tensor, mask: Tensor, gate_up: Tensor, block: int) -> Tensor:
     reference_training.check_swiglu_backward(grad, mask, gate_up, block)
     return torch.empty_like(gate_up)
+
+
+def fp8_gradients(
+    grad: Tensor, weight_scales: Tensor, x_scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    reference_fp8.check_fp8_gradients(grad, weight_scales, x_scales)
+    rows, width = grad.shape
+    unit_rows, unit_columns = (grad.new_empty((1,), dtype=torch.float32) for _ in range(2))
+    by_rows = grad.new_empty((rows, width), dtype=reference_fp8.E4M3)
+    by_columns = grad.new_empty((width, rows), dtype=reference_fp8.E4M3)
+    return by_rows, by_columns, unit_rows, unit_columns
+
+
+def fp8_transpose(codes: Tensor, levels: int) -> Tensor:
+    width = reference_fp8.check_fp8_transpose(codes, levels)
+    return codes.new_empty((width, codes.shape[0]), dtype=reference_fp8.E4M3)
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:

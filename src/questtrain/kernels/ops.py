@@ -17,6 +17,7 @@ from questtrain.kernels import (
     extension,
     fake,
     reference_attention,
+    reference_fp8,
     reference_linear,
     reference_quantize,
     reference_training,
@@ -29,6 +30,7 @@ HOMES = (
     reference_quantize,
     reference_linear,
     reference_training,
+    reference_fp8,
     cross_entropy,
     reference_attention,
 )

@@ -41,6 +41,9 @@ SCHEMAS = (
     "join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) -> Tensor",
     "add_product_(Tensor(a!) total, Tensor a, Tensor b, bool first) -> ()",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
+    "fp8_gradients(Tensor grad, Tensor weight_scales, Tensor x_scales) -> (Tensor rows,"
+    " Tensor columns, Tensor unit_rows, Tensor unit_columns)",
+    "fp8_transpose(Tensor codes, int levels) -> Tensor",
     "cross_entropy_(Tensor(a!) logits, Tensor targets, int ignored) -> Tensor",
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor position, Tensor cos, Tensor sin) -> Tensor",

@@ -1,0 +1,107 @@
+"""Operands of a backward in FP8 (e4m3), in plain torch: specification, and fallback.
+
+Of a gradient g ``[M, N]`` both products of a linear layer's backward are taken with integers of up
+to 16 levels, which e4m3 holds exactly; what scales them row by row is multiplied into g:
+
+    grad_y·ŵ = (g ⊙ s_w)·W        grad_yᵀ·x̂ = (g ⊙ s_x)ᵀ·X
+
+Before rounding g is brought to a root mean square of 1 … 2 by a power of two for each product, from
+a sample of its rows: values saturate at 448, and below 2⁻¹⁰ they vanish. Nothing is kept from step
+to step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from questtrain.kernels.checks import (
+    check_matrix,
+    check_multiple,
+    check_packed_levels,
+    check_vector,
+)
+from questtrain.kernels.reference_linear import unpack
+
+E4M3 = torch.float8_e4m3fn
+LARGEST = 448.0
+
+MULTIPLE = 16
+"""Of all sizes: `torch._scaled_mm` takes no others."""
+
+SAMPLED_ROWS = 127
+"""A prime: rows at even distances then meet every place of sequences whose length is a power of
+two."""
+
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 126
+"""Of the power of two: its inverse is a normal number, too."""
+
+
+def fp8_gradients(
+    grad: Tensor, weight_scales: Tensor, x_scales: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``g ⊙ s_w [M, N]`` and ``(g ⊙ s_x)ᵀ [N, M]`` in e4m3, and what a 1 of each stands for, fp32
+    ``[1]``. ``grad`` is bf16 ``[M, N]``, the scales fp32 ``[N]`` and ``[M]``. Infinities become
+    NaN."""
+    check_fp8_gradients(grad, weight_scales, x_scales)
+    rms = _sampled_rms(grad)
+    rows_factor = _to_one(rms * weight_scales.mean())
+    columns_factor = _to_one(rms * x_scales.mean())
+    wide = grad.float()
+    rows = _rounded(wide * (weight_scales * rows_factor), wide)
+    columns = _rounded(wide * (x_scales * columns_factor).unsqueeze(1), wide)
+    units = (1 / factor.reshape(1) for factor in (rows_factor, columns_factor))
+    return rows, columns.t().contiguous(), *units
+
+
+def fp8_transpose(codes: Tensor, levels: int) -> Tensor:
+    """The integers of int8 ``[M, K]`` or packed codes in e4m3, transposed: ``[K, M]``."""
+    check_fp8_transpose(codes, levels)
+    integers = unpack(codes, levels) if codes.dtype == torch.uint8 else codes
+    return integers.t().float().to(E4M3).contiguous()
+
+
+def check_fp8_gradients(grad: Tensor, weight_scales: Tensor, x_scales: Tensor) -> None:
+    op = "fp8_gradients"
+    check_matrix(op, "grad", grad, None, None, (torch.bfloat16,), grad)
+    rows, width = grad.shape
+    _check_sizes(op, rows, width)
+    check_vector(op, "weight_scales", weight_scales, width, (torch.float32,), grad)
+    check_vector(op, "x_scales", x_scales, rows, (torch.float32,), grad)
+
+
+def check_fp8_transpose(codes: Tensor, levels: int) -> int:
+    """The width of the integers."""
+    op = "fp8_transpose"
+    check_matrix(op, "codes", codes, None, None, (torch.int8, torch.uint8), codes)
+    bits = check_packed_levels(op, "levels", levels)
+    width = codes.shape[1] * 8 // bits if codes.dtype == torch.uint8 else codes.shape[1]
+    _check_sizes(op, codes.shape[0], width)
+    return width
+
+
+def _check_sizes(op: str, rows: int, width: int) -> None:
+    if rows % MULTIPLE:
+        raise ValueError(f"{op}: the number of rows {rows} must be a multiple of {MULTIPLE}")
+    check_multiple(op, "the width", width, MULTIPLE)
+
+
+def _sampled_rms(grad: Tensor) -> Tensor:
+    rows = grad.shape[0]
+    count = min(rows, SAMPLED_ROWS)
+    sample = torch.arange(count, device=grad.device) * rows // max(count, 1)
+    return grad[sample].float().square().mean().sqrt()
+
+
+def _to_one(size: Tensor) -> Tensor:
+    """The power of two that brings ``size`` to 1 … 2; 1 for what is zero or no number."""
+    _, exponent = torch.frexp(size)  # of a mantissa from 1/2 to 1
+    limited = (1 - exponent).clamp(SMALLEST_EXPONENT, LARGEST_EXPONENT)
+    power = (limited + 127 << 23).view(torch.float32)
+    return torch.where((size > 0) & size.isfinite(), power, 1.0)
+
+
+def _rounded(values: Tensor, like: Tensor) -> Tensor:
+    """To nearest even, at most ±448; NaN where ``like`` is not finite."""
+    limited = values.clamp(-LARGEST, LARGEST)
+    return torch.where(like.isfinite(), limited, torch.nan).to(E4M3)
