@@ -10,7 +10,11 @@ from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.gpu.kernel_cases import assert_linear, call, needs_kernels
 from tests.kernels.arguments import EPSILON, random_quantized, random_rows, random_weight
 
-pytestmark = [pytest.mark.gpu, needs_kernels]
+pytestmark = [
+    pytest.mark.gpu,
+    needs_kernels,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+]
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [BF16, FP16, FP32]

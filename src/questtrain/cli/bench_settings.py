@@ -100,7 +100,7 @@ TUNE_HELP = f"""usage: questtrain bench tune [key=value …] [--json]
 Measures the INT8 kernel's tile configurations and writes the table that the library picks from;
 `make kernels` then builds it in.
 
-  models         the shapes of these models   [[800M, 1600M, 7B]]
+  models         the shapes of these models   [[30M, 100M, 800M, 1600M, 7B]]
   tokens         rows of the activation   [[16, 64, 128, …, 32768]]
   table          the table's file   [csrc/gemm/tiles_sm90.inc]
   milliseconds   a sample lasts   [0.8]
