@@ -28,6 +28,8 @@ def op_of(name):
 
 
 def tensors(result):
+    if result is None:
+        return ()
     return (result,) if isinstance(result, torch.Tensor) else tuple(result)
 
 

@@ -119,11 +119,13 @@ class LoopConfig:
     """The training loop's own settings.
 
     ``save`` is what the backward keeps of quantized operands: ``codes`` (a byte a value) or
-    ``packed`` (their few bits: less memory, a little slower, the same numbers).
+    ``packed`` (their few bits: less memory, a little slower, the same numbers). ``backward`` is
+    ``exact``, or ``fp8``: the quantized layers' two products in FP8, with rounded gradients.
     """
 
     autocast: str = "auto"
     save: str = "codes"
+    backward: str = "exact"
     validation_tokens: int = 524_288
     keep_checkpoints: int = 2
     diagnose_every: int | None = None

@@ -19,6 +19,7 @@ GRIDS = ("centred", "int")
 SCALES = ("gaussian", "learned-step", "learned-clip")
 AUTOCAST = ("auto", "bf16", "none")
 SAVE = ("codes", "packed")
+BACKWARD = ("exact", "fp8")
 SWITCH = ("auto", "true", "false")
 RESUME = ("auto", "never", "must")
 
@@ -163,6 +164,7 @@ def _check_run(config: TrainConfig) -> None:
         ("resume", config.resume, RESUME),
         ("train.autocast", config.train.autocast, AUTOCAST),
         ("train.save", config.train.save, SAVE),
+        ("train.backward", config.train.backward, BACKWARD),
     ):
         if value not in choices:
             raise unknown(name, value, choices)

@@ -66,7 +66,7 @@ def split_rotary(
     """``qkv [B, T, 3·H·K]`` of one product → Q, K and V ``[B, T, H, K]``, Q and K rotated by the
     angles of their positions, ``cos``, ``sin`` fp32 ``[T, K]`` with halves repeated."""
     check_split("split_rotary", qkv, cos, sin, heads)
-    q, k, v = qkv.unflatten(2, (3, heads, -1)).unbind(2)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
 

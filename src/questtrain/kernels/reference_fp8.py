@@ -50,7 +50,7 @@ def fp8_gradients(
     wide = grad.float()
     rows = _rounded(wide * (weight_scales * rows_factor), wide)
     columns = _rounded(wide * (x_scales * columns_factor).unsqueeze(1), wide)
-    units = (1 / factor.reshape(1) for factor in (rows_factor, columns_factor))
+    units = 1 / rows_factor.reshape(1), 1 / columns_factor.reshape(1)
     return rows, columns.t().contiguous(), *units
 
 

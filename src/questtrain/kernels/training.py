@@ -10,6 +10,9 @@ What the forward keeps of x̂ are its codes, scales and mask. The gradient of a 
 parameters; or, over several micro-batches, grad_yᵀ·x̂ is summed up by the products themselves, and
 masked and rotated once for all (`GradientSum`). Activations are ``[M, K]``, weights ``[N, K]``, y
 and its gradient ``[M, N]``.
+
+With `StepWeight.fp8` the backward's products are of FP8 operands, to which the gradient is rounded
+(`questtrain.kernels.reference_fp8`): another estimator of the gradients.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from questtrain.kernels.ops import (
     swiglu_quantize,
     unpack,
 )
+from questtrain.kernels.reference_fp8 import E4M3
 from questtrain.kernels.reference_training import fp32_product
 
 _ops = torch.ops.questtrain
@@ -55,7 +59,8 @@ class GradientSum(NamedTuple):
 class StepWeight(NamedTuple):
     """A weight as one step uses it: int8 ``codes [N, K]``, ``scales [N]``, ``sums [N]``, ``mask
     [N, K/8]`` of ``levels`` levels, rotated in blocks of ``block``; ``values [N, K]`` in the dtype
-    of the products (None: made from the codes where they are needed)."""
+    of the products, or, for an ``fp8`` backward, the codes in e4m3, transposed: ``[K, N]`` (None:
+    made from the codes where they are needed)."""
 
     codes: Tensor
     scales: Tensor
@@ -64,6 +69,7 @@ class StepWeight(NamedTuple):
     values: Tensor | None
     levels: int
     block: int
+    fp8: bool = False
 
 
 Gradient = Sequence[nn.Parameter] | GradientSum
@@ -113,6 +119,12 @@ def dense_linear(x: Tensor, values: Tensor, gradient: Gradient) -> Tensor:
     return y
 
 
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate)·up`` of ``[M, 2K]``, rounded once."""
+    y: Tensor = _Swiglu.apply(gate_up)  # type: ignore[no-untyped-call]
+    return y
+
+
 def split_rotary(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,6 +132,21 @@ def split_rotary(
     ``[T, K]``, halves repeated. K is a multiple of 16."""
     q, k, v = _SplitRotary.apply(qkv, cos, sin, heads)  # type: ignore[no-untyped-call]
     return q, k, v
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        return (F.silu(gate) * up).to(gate_up.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        unmasked = gate_up.new_empty((gate_up.shape[0], 0), dtype=torch.uint8)
+        result: Tensor = _ops.swiglu_backward(grad.contiguous(), unmasked, gate_up, 1)
+        return result
 
 
 class _SplitRotary(torch.autograd.Function):
@@ -238,11 +265,12 @@ class _Plan(NamedTuple):
     form: RowFormat
     levels: int
     block: int
+    fp8: bool
     target: _Target
 
 
 def _plan(operand: Operand, weight: StepWeight, gradient: Sequence[Any]) -> _Plan:
-    return _Plan(operand.form, weight.levels, weight.block, _target(gradient))
+    return _Plan(operand.form, weight.levels, weight.block, weight.fp8, _target(gradient))
 
 
 def _target(gradient: Sequence[Any]) -> _Target:
@@ -263,10 +291,13 @@ def _kept(fed: Quantized) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_tensors(weight: StepWeight, gradient: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The first tensor of the gradient's target, the mask, and values or what they are made of."""
-    if weight.values is not None:
-        return gradient[0], weight.mask, weight.values
-    return gradient[0], weight.mask, weight.codes, weight.scales
+    """The first tensor of the gradient's target, the mask, and what is multiplied or made into
+    that; FP8 needs the scales besides."""
+    if weight.values is None:
+        return gradient[0], weight.mask, weight.codes, weight.scales
+    if weight.fp8:
+        return gradient[0], weight.mask, weight.values, weight.scales
+    return gradient[0], weight.mask, weight.values
 
 
 def _product(fed: Quantized, operand: Operand, weight: StepWeight, dtype: torch.dtype) -> Tensor:
@@ -283,6 +314,9 @@ def _linear_backward(
     """The gradient of x̂, unmasked and in its own space, and those of the parameters."""
     total, mask, *rest = weight
     grad_y = grad_y.contiguous()
+    if plan.fp8:
+        grad_values, product = _fp8_products(grad_y, codes, scales, rest, plan)
+        return grad_values, _placed(product, total, plan.target, mask, plan.block)
     values = rest[0] if len(rest) == 1 else _ops.dequantize(*rest, plan.levels, grad_y.dtype)
     fed = _ops.dequantize(codes, scales, plan.form.levels, grad_y.dtype)
     grads = _weight_gradient(grad_y, fed, total, plan.target, mask, plan.block)
@@ -296,7 +330,36 @@ def _weight_gradient(
     if target.first is not None:
         _ops.add_product_(total, grad_y.t(), fed, target.first)
         return None, None
-    grad_weight = fp32_product(grad_y.t(), fed)
+    return _placed(fp32_product(grad_y.t(), fed), total, target, mask, block)
+
+
+def _fp8_products(
+    grad_y: Tensor, codes: Tensor, scales: Tensor, weight: Sequence[Tensor], plan: _Plan
+) -> tuple[Tensor, Tensor]:
+    """``grad_y·ŵ`` and, in fp32, ``grad_yᵀ·x̂``; ``weight``: its codes, transposed or not, and its
+    scales."""
+    weight_codes, weight_scales = weight
+    rows, columns, unit_rows, unit_columns = _ops.fp8_gradients(grad_y, weight_scales, scales)
+    if weight_codes.dtype != E4M3:
+        weight_codes = _ops.fp8_transpose(weight_codes, plan.levels)
+    fed = _ops.fp8_transpose(codes, plan.form.levels)
+    one = torch.ones_like(unit_rows)
+    grad_values = torch._scaled_mm(
+        rows, weight_codes.t(), unit_rows, one, out_dtype=grad_y.dtype, use_fast_accum=False
+    )
+    product = torch._scaled_mm(
+        columns, fed.t(), unit_columns, one, out_dtype=torch.float32, use_fast_accum=False
+    )
+    return grad_values, product
+
+
+def _placed(
+    grad_weight: Tensor, total: Tensor, target: _Target, mask: Tensor | None, block: int
+) -> Sequence[Tensor | None]:
+    """For each of a flattened `Gradient`, from grad_yᵀ·x̂."""
+    if target.first is not None:
+        total.copy_(grad_weight) if target.first else total.add_(grad_weight)
+        return None, None
     if mask is not None:
         grad_weight = _ops.hadamard_backward(grad_weight, mask, block)
     return torch.split(grad_weight, list(target.rows))

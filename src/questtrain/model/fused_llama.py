@@ -42,7 +42,7 @@ class FusedBlock(nn.Module):
         self, x_MD: Tensor, added_MD: Tensor, batch: int, rotary: Rotary
     ) -> tuple[Tensor, Tensor]:
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm)
-        y_MD = _attention(qkv.unflatten(0, (batch, -1)), self.num_heads, rotary)
+        y_MD = _attention(qkv.view(batch, -1, qkv.shape[1]), self.num_heads, rotary)
         added_MD = self.o.plain(y_MD)
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm)
         return x_MD, self.down.after_swiglu(gate_up)
@@ -72,12 +72,17 @@ class FusedLlama(nn.Module):
         )
 
     @classmethod
-    def of(cls, model: Llama, dtype: torch.dtype, save: str = "codes") -> FusedLlama | None:
-        """With products in ``dtype``; None where the kernels do not serve the model's formats."""
+    def of(
+        cls, model: Llama, dtype: torch.dtype, save: str = "codes", backward: str = "exact"
+    ) -> FusedLlama | None:
+        """With products in ``dtype``; None where the kernels do not serve the model's formats.
+
+        UserError where they do, but not with ``backward`` fp8, which goes with bf16.
+        """
         head_width = model.config.hidden_size // model.config.num_heads
         if head_width % 16:
             return None
-        matrices = [_matrices(block, dtype, save) for block in _blocks(model)]
+        matrices = [_matrices(block, dtype, save, backward) for block in _blocks(model)]
         complete = [of_block for of_block in matrices if of_block is not None]
         return cls(model, complete, dtype) if len(complete) == len(matrices) else None
 
@@ -149,7 +154,9 @@ def _blocks(model: Llama) -> list[Block]:
     return [block for block in model.layers if isinstance(block, Block)]
 
 
-def _matrices(block: Block, dtype: torch.dtype, save: str) -> dict[str, Matrix] | None:
+def _matrices(
+    block: Block, dtype: torch.dtype, save: str, backward: str
+) -> dict[str, Matrix] | None:
     """A block's four matrices, None where the kernels do not serve one of them."""
     attention, mlp = block.attention, block.mlp
     groups = {
@@ -160,7 +167,7 @@ def _matrices(block: Block, dtype: torch.dtype, save: str) -> dict[str, Matrix] 
     }
     matrices = {}
     for name, linears in groups.items():
-        matrix = stacked_matrix(linears, dtype, save)
+        matrix = stacked_matrix(linears, dtype, save, backward)
         if matrix is None:
             return None
         matrices[name] = matrix

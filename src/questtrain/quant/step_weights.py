@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from questtrain.errors import UserError
 from questtrain.kernels import hadamard_quantize, training
-from questtrain.kernels.formats import MAX_PACKED_LEVELS
+from questtrain.kernels.formats import MAX_PACKED_LEVELS, Quantized
+from questtrain.kernels.reference_fp8 import MULTIPLE
 from questtrain.kernels.training import Gradient, GradientSum, Operand, StepWeight
 from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.linear import QuantLinear
@@ -125,12 +127,12 @@ class DenseMatrix(Matrix):
         return hidden, self.plain(normalized.to(self.dtype))
 
     def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        return self.plain((F.silu(gate) * up).to(self.dtype))
+        return self.plain(training.swiglu(gate_up))
 
 
 class QuantizedMatrix(Matrix):
-    """Codes, and the values that the backward multiplies.
+    """Codes, and what the backward multiplies: their values, or with ``backward`` fp8 the codes in
+    FP8.
 
     ``save`` is what a step keeps of quantized operands for its backward: ``codes``, a byte a value,
     or ``packed``, their own few bits; then the weight's values are made anew in the backward, too.
@@ -142,13 +144,18 @@ class QuantizedMatrix(Matrix):
     mask: Tensor
     values: Tensor | None
 
-    def __init__(self, linears: Sequence[QuantLinear], dtype: torch.dtype, save: str) -> None:
+    def __init__(
+        self, linears: Sequence[QuantLinear], dtype: torch.dtype, save: str, backward: str
+    ) -> None:
         super().__init__(linears, dtype)
         weight = operand_of(linears[0].weight_quantizer)
         activation = operand_of(linears[0].activation_quantizer)
         assert weight is not None
         assert activation is not None
         self.weight_operand = weight
+        self.fp8 = backward == "fp8"
+        if self.fp8:
+            _check_fp8(linears, max(weight.form.levels, activation.form.levels))
         self.packed = save == "packed"
         packs = self.packed and activation.form.levels <= MAX_PACKED_LEVELS
         self.operand = activation._replace(packed=packs)
@@ -158,10 +165,18 @@ class QuantizedMatrix(Matrix):
         quantized = hadamard_quantize(stacked, *form, trust=trust)
         for name, tensor in quantized._asdict().items():
             self.register_buffer(name, tensor, persistent=False)
-        values = None
-        if not self.packed:
-            values = torch.ops.questtrain.dequantize(*quantized[:2], form.levels, self.dtype)
+        values = None if self.packed else self._multiplied(quantized)
         self.register_buffer("values", values, persistent=False)
+
+    def _multiplied(self, quantized: Quantized) -> Tensor:
+        """By the backward."""
+        ops, levels = torch.ops.questtrain, self.weight_operand.form.levels
+        values: Tensor = (
+            ops.fp8_transpose(quantized.codes, levels)
+            if self.fp8
+            else ops.dequantize(*quantized[:2], levels, self.dtype)
+        )
+        return values
 
     def gradient_of(self, total: Tensor) -> Tensor:
         block = self.weight_operand.form.block
@@ -182,9 +197,8 @@ class QuantizedMatrix(Matrix):
 
     def _weight(self) -> StepWeight:
         form = self.weight_operand.form
-        return StepWeight(
-            self.codes, self.scales, self.sums, self.mask, self.values, form.levels, form.block
-        )
+        tensors = (self.codes, self.scales, self.sums, self.mask, self.values)
+        return StepWeight(*tensors, form.levels, form.block, self.fp8)
 
 
 def operand_of(quantizer: nn.Module) -> Operand | None:
@@ -196,8 +210,13 @@ def operand_of(quantizer: nn.Module) -> Operand | None:
     return Operand(form, estimator.outer_trust_scale) if isinstance(estimator, OuterTrust) else None
 
 
-def stacked_matrix(linears: Sequence[nn.Module], dtype: torch.dtype, save: str) -> Matrix | None:
-    """One matrix of layers that share their input, None where the kernels do not serve them."""
+def stacked_matrix(
+    linears: Sequence[nn.Module], dtype: torch.dtype, save: str, backward: str = "exact"
+) -> Matrix | None:
+    """One matrix of layers that share their input, None where the kernels do not serve them.
+
+    UserError where they do, but not with such a ``backward``.
+    """
     layers = [linear for linear in linears if isinstance(linear, QuantLinear)]
     if len(layers) < len(linears) or any(layer.bias is not None for layer in layers):
         return None
@@ -210,7 +229,22 @@ def stacked_matrix(linears: Sequence[nn.Module], dtype: torch.dtype, save: str) 
     fits = layers[0].in_features % 32 == 0 and all(layer.out_features % 8 == 0 for layer in layers)
     if len(kinds) > 1 or None in kinds.pop() or not fits:
         return None
-    return QuantizedMatrix(layers, dtype, save)
+    return QuantizedMatrix(layers, dtype, save, backward)
+
+
+def _check_fp8(linears: Sequence[QuantLinear], levels: int) -> None:
+    rows, width = sum(linear.out_features for linear in linears), linears[0].in_features
+    if levels > MAX_PACKED_LEVELS:
+        raise UserError(
+            f"train.backward=fp8 multiplies integers of up to {MAX_PACKED_LEVELS} levels, which FP8"
+            f" holds exactly, and bits={linears[0].bits} has {levels}: choose at most 4 bits, or"
+            " train.backward=exact."
+        )
+    if rows % MULTIPLE or width % MULTIPLE:
+        raise UserError(
+            f"train.backward=fp8 needs sizes that are multiples of {MULTIPLE}, and a product of the"
+            f" blocks is {rows} × {width}: choose train.backward=exact."
+        )
 
 
 def _is_dense(layer: QuantLinear) -> bool:

@@ -16,6 +16,9 @@ SCALE_EPS = 1e-15
 """Adam's eps of learned scales. Their gradients shrink with the number of values they are summed
 over; with the usual 1e-8 their speed would depend on the micro-batch."""
 
+CLIP_EPS = 1e-6
+"""As in `torch.nn.utils.clip_grad_norm_`."""
+
 
 def build_optimizer(
     model: nn.Module, config: OptimConfig, quant: QuantConfig, lr: float
@@ -61,6 +64,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group its share of the schedule's learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+@torch.no_grad()
+def clipped_step(optimizer: torch.optim.AdamW, limit: float) -> Tensor:
+    """A step with gradients scaled down to a norm of at most ``limit`` all together; returns the
+    norm before that. The fused AdamW scales them as it reads them, which saves a pass."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if optimizer.defaults["fused"]:
+        divisor = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
+        optimizer.grad_scale = divisor  # type: ignore[attr-defined]  # as a GradScaler sets it
+    else:
+        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+    optimizer.step()
+    return norm
 
 
 def _learned_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

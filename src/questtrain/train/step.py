@@ -7,6 +7,7 @@ model itself does, under torch.compile.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -15,13 +16,18 @@ import torch
 from torch import Tensor
 
 from questtrain.config import TrainConfig
+from questtrain.errors import UserError
 from questtrain.kernels import serves
+from questtrain.kernels.reference_fp8 import MULTIPLE
 from questtrain.model import FusedLlama, Llama
 from questtrain.train.evaluate import loss_function, product_dtype
-from questtrain.train.optimizer import build_optimizer, set_learning_rate
+from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
 from questtrain.train.parallel import World
 
 log = logging.getLogger(__name__)
+
+FP8_CAPABILITY = (8, 9)
+"""The first GPUs whose tensor cores multiply FP8."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,6 +35,29 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def micro_batch_size(config: TrainConfig, world: World) -> int:
     """Sequences at once on each device."""
     return min(config.micro_batch_size or config.batch_size, config.batch_size // world.size)
+
+
+def require_fp8(config: TrainConfig, device: torch.device, world: World) -> None:
+    """UserError where no backward runs in FP8; which formats have one says `FusedLlama.of`."""
+    micro = micro_batch_size(config, world)
+    smallest = math.gcd(micro, config.batch_size // world.size)  # divides every micro-batch
+    if device.type != "cuda":
+        why = f"needs a GPU with FP8, and device={device.type} is none"
+    elif (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        needed, given = (".".join(map(str, each)) for each in (FP8_CAPABILITY, capability))
+        why = f"needs a GPU of compute capability {needed} or newer, here is {given}"
+    elif not serves(device):
+        why = "needs the CUDA kernels, which do not run here (questtrain doctor says why)"
+    elif product_dtype(device, config.train.autocast) != torch.bfloat16:
+        why = f"rounds gradients in bf16, and train.autocast={config.train.autocast}"
+    elif smallest * config.sequence_length % MULTIPLE:
+        why = (
+            f"needs micro-batches of a multiple of {MULTIPLE} tokens, not of {micro} ×"
+            f" {config.sequence_length}"
+        )
+    else:
+        return
+    raise UserError(f"train.backward=fp8 {why}: choose train.backward=exact.")
 
 
 class TrainingStep:
@@ -55,9 +84,7 @@ class TrainingStep:
         mean loss over the batch and the gradient's norm before clipping, on the device."""
         set_learning_rate(self.optimizer, lr)
         loss = self._backward(batch_BT)
-        limit = self.config.optim.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self.optimizer.step()
+        norm = clipped_step(self.optimizer, self.config.optim.gradient_clip)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
@@ -95,10 +122,18 @@ class TrainingStep:
 
     def _fused(self) -> FusedLlama | None:
         """None where the kernels do not run, or not for these formats."""
+        settings = self.config.train
+        if settings.backward == "fp8":
+            require_fp8(self.config, self.device, self.world)
         if self.device.type == "cuda" and not serves(self.device):
             return None
-        dtype = product_dtype(self.device, self.config.train.autocast)
-        fused = FusedLlama.of(self.model, dtype, self.config.train.save)
+        dtype = product_dtype(self.device, settings.autocast)
+        fused = FusedLlama.of(self.model, dtype, settings.save, settings.backward)
+        if fused is None and settings.backward == "fp8":
+            raise UserError(
+                f"train.backward=fp8: there are no kernels for {self.config.bits}, method"
+                f" {self.config.quant.method}: choose train.backward=exact."
+            )
         if fused is None:
             log.info(
                 "%s, method %s: no kernels for this; the plain model is trained",
