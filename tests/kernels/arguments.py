@@ -119,10 +119,10 @@ def arguments(
         x_scales = random_quantized(16 * rows, WIDTH, LEVELS, device, seed=seed).scales
         grad = random_rows(16 * rows, COLUMNS, torch.bfloat16, device, seed)
         return (grad, weight.scales, x_scales)
-    if op == "add_product_":
-        total = random_rows(rows, COLUMNS, torch.float32, device, seed)
-        a = random_rows(rows, WIDTH, dtype, device, seed + 1)
-        return (total, a, random_rows(WIDTH, COLUMNS, dtype, device, seed + 2), False)
+    if op == "add_weight_gradient_":
+        total = random_rows(COLUMNS, WIDTH, torch.float32, device, seed)
+        grad = random_rows(rows, COLUMNS, dtype, device, seed + 1)
+        return (total, grad, random_rows(rows, WIDTH, dtype, device, seed + 2), False)
     if op.endswith("_backward"):
         return _backward_arguments(op, device, rows, dtype, seed)
     return _linear_arguments(op, device, rows, dtype, seed, weight)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from questtrain.kernels.checks import FLOATING, check_matrix, check_vector
-from questtrain.kernels.reference_training import add_product_
+from questtrain.kernels.reference_training import add_weight_gradient_
 
 _ops = torch.ops.questtrain
 
@@ -132,7 +132,7 @@ def _run_chunks(
         if grad_x is not None:
             torch.mm(gradient, weight, out=grad_x[chunk])
         if grad_weight is not None:
-            add_product_(grad_weight, gradient.T, x[chunk], first=False)
+            add_weight_gradient_(grad_weight, gradient, x[chunk], first=False)
     return loss
 
 

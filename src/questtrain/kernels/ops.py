@@ -35,7 +35,7 @@ HOMES = (
     reference_attention,
 )
 
-TORCHS_OWN = ("add_product_",)
+TORCHS_OWN = ("add_weight_gradient_",)
 """Ops that are served by torch's kernels on every device."""
 
 

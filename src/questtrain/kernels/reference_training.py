@@ -70,34 +70,31 @@ def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -
     return (integers.float() * scales.unsqueeze(1)).to(dtype)
 
 
-def fp32_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a·b`` accumulated and returned in fp32."""
-    if a.is_cuda and a.dtype != torch.float32:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """``gradᵀ·x`` of ``[M, N]`` and ``[M, K]``, accumulated and returned in fp32."""
+    if grad.is_cuda and grad.dtype != torch.float32:
+        return torch.mm(grad.t(), x, out_dtype=torch.float32)
+    return grad.t().float() @ x.float()
 
 
-def add_product_(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """``total += a·b`` in fp32; the ``first`` time ``total = a·b``. Torch's own product, on GPUs
-    too, where it adds as it accumulates."""
-    check_add_product(total, a, b)
-    if not total.is_cuda or a.dtype == torch.float32:
-        product = fp32_product(a, b)
+def add_weight_gradient_(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
+    """``total += gradᵀ·x`` in fp32; the ``first`` time ``total = gradᵀ·x``. Torch's own product, on
+    GPUs too, where it adds as it accumulates."""
+    check_weight_gradient(total, grad, x)
+    if not total.is_cuda or grad.dtype == torch.float32:
+        product = weight_gradient(grad, x)
         total.copy_(product) if first else total.add_(product)
     elif first:
-        torch.mm(a, b, out_dtype=torch.float32, out=total)
+        torch.mm(grad.t(), x, out_dtype=torch.float32, out=total)
     else:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+        torch.addmm(total, grad.t(), x, out_dtype=torch.float32, out=total)
 
 
-def check_add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    op = "add_product_"
-    rows, columns = a.shape[0], b.shape[1]
-    check_matrix(op, "total", total, rows, columns, (torch.float32,), total)
-    if a.dtype not in FLOATING or b.dtype != a.dtype or a.shape[1] != b.shape[0]:
-        raise ValueError(
-            f"{op}: a {list(a.shape)} of {a.dtype} times b {list(b.shape)} of {b.dtype}: no product"
-        )
+def check_weight_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    op = "add_weight_gradient_"
+    check_matrix(op, "total", total, None, None, (torch.float32,), total)
+    check_matrix(op, "grad", grad, None, total.shape[0], FLOATING, total)
+    check_matrix(op, "x", x, grad.shape[0], total.shape[1], (grad.dtype,), total)
 
 
 def check_backward(op: str, grad: Tensor, mask: Tensor, width: int, block: int) -> None:
@@ -117,10 +114,11 @@ def check_rmsnorm_backward(
     residual_grad: Tensor | None,
 ) -> None:
     op = "rmsnorm_backward"
-    check_norm(op, x, weight)
-    check_backward(op, grad, mask, x.shape[1], block)
+    check_operand(op, "grad", grad)
     rows, width = grad.shape
+    check_backward(op, grad, mask, width, block)
     check_matrix(op, "x", x, rows, width, (grad.dtype,), grad)
+    check_norm(op, x, weight)
     if residual_grad is not None:
         check_matrix(op, "residual_grad", residual_grad, rows, width, (x.dtype,), grad)
 

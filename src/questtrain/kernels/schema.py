@@ -39,7 +39,7 @@ SCHEMAS = (
     " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
     "split_rotary(Tensor qkv, Tensor cos, Tensor sin, int heads) -> (Tensor q, Tensor k, Tensor v)",
     "join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) -> Tensor",
-    "add_product_(Tensor(a!) total, Tensor a, Tensor b, bool first) -> ()",
+    "add_weight_gradient_(Tensor(a!) total, Tensor grad, Tensor x, bool first) -> ()",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
     "fp8_gradients(Tensor grad, Tensor weight_scales, Tensor x_scales) -> (Tensor rows,"
     " Tensor columns, Tensor unit_rows, Tensor unit_columns)",

@@ -34,7 +34,7 @@ from questtrain.kernels.ops import (
     unpack,
 )
 from questtrain.kernels.reference_fp8 import E4M3
-from questtrain.kernels.reference_training import fp32_product
+from questtrain.kernels.reference_training import weight_gradient
 
 _ops = torch.ops.questtrain
 
@@ -328,9 +328,9 @@ def _weight_gradient(
 ) -> Sequence[Tensor | None]:
     """For each of a flattened `Gradient`."""
     if target.first is not None:
-        _ops.add_product_(total, grad_y.t(), fed, target.first)
+        _ops.add_weight_gradient_(total, grad_y, fed, target.first)
         return None, None
-    return _placed(fp32_product(grad_y.t(), fed), total, target, mask, block)
+    return _placed(weight_gradient(grad_y, fed), total, target, mask, block)
 
 
 def _fp8_products(
