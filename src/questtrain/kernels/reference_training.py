@@ -15,6 +15,7 @@ from questtrain.kernels.checks import (
     check_block,
     check_matrix,
     check_norm,
+    check_operand,
     check_output,
     check_swiglu,
     check_vector,
