@@ -162,14 +162,14 @@ __global__ void __launch_bounds__(kThreads, 4) quantize_gradients(Fp8GradientsAr
   __shared__ Columns<8, kGradColumns> tile;
   __shared__ float2 shared_factors;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.y) * kTileRows;
+  const int first_row = blockIdx.y * kTileRows;
   const int first_column = blockIdx.x * kGradColumns;
   const int row_in_tile = 16 * warp + 4 * (lane / 8), column_in_tile = 8 * (lane % 8);
-  const int64_t row = first_row + row_in_tile;
+  const int row = first_row + row_in_tile;
   const auto inside = [&](int patch) {
     return row < a.rows && first_column + column_in_tile + 64 * patch < a.columns;
   };
-  const int64_t start = row * a.columns + first_column + column_in_tile;
+  const int64_t start = int64_t(row) * a.columns + first_column + column_in_tile;
   allow_next();
   // Before waiting: this kernel starts only when the sample's blocks have the gradient.
   uint4 grad[kPatches][4];
