@@ -9,7 +9,7 @@ comes out is masked, rotated back and taken through f in one kernel (quest.md, "
 What the forward keeps of x̂ are its codes, scales and mask. The gradient of a weight goes to its
 parameters; or, over several micro-batches, grad_yᵀ·x̂ is summed up by the products themselves, and
 masked and rotated once for all (`GradientSum`). Activations are ``[M, K]``, weights ``[N, K]``, y
-and its gradient ``[M, N]``.
+and its gradient ``[M, N]``. Where no gradients are wanted nothing is kept.
 
 With `StepWeight.fp8` the backward's products are of FP8 operands, to which the gradient is rounded
 (`questtrain.kernels.reference_fp8`): another estimator of the gradients.
@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from questtrain.kernels import fused
 from questtrain.kernels.dispatch import quantized_linear
 from questtrain.kernels.formats import Int8Matrix, Quantized
 from questtrain.kernels.fused import RowFormat
@@ -79,6 +80,8 @@ other, or into a sum."""
 
 def hadamard_linear(x: Tensor, operand: Operand, weight: StepWeight, gradient: Gradient) -> Tensor:
     """``Q(x)·Q(w)ᵀ``."""
+    if not torch.is_grad_enabled():
+        return fused.hadamard_linear(x, operand.form, _matrix(weight))
     y: Tensor = _HadamardLinear.apply(  # type: ignore[no-untyped-call]
         x, operand, *weight, *gradient
     )
@@ -95,6 +98,10 @@ def add_rmsnorm_linear(
     gradient: Gradient,
 ) -> tuple[Tensor, Tensor]:
     """``x + residual``, and ``Q(RMSNorm(x + residual))·Q(w)ᵀ``."""
+    if not torch.is_grad_enabled():
+        return fused.add_rmsnorm_linear(
+            x, residual, norm_weight, eps, operand.form, _matrix(weight)
+        )
     hidden, y = _AddRMSNormLinear.apply(  # type: ignore[no-untyped-call]
         x, residual, norm_weight, eps, operand, *weight, *gradient
     )
@@ -105,6 +112,8 @@ def swiglu_linear(
     gate_up: Tensor, operand: Operand, weight: StepWeight, gradient: Gradient
 ) -> Tensor:
     """``Q(silu(gate)·up)·Q(w)ᵀ``; ``gate_up [M, 2K]``."""
+    if not torch.is_grad_enabled():
+        return fused.swiglu_linear(gate_up, operand.form, _matrix(weight))
     y: Tensor = _SwigluLinear.apply(  # type: ignore[no-untyped-call]
         gate_up, operand, *weight, *gradient
     )
@@ -113,55 +122,12 @@ def swiglu_linear(
 
 def dense_linear(x: Tensor, values: Tensor, gradient: Gradient) -> Tensor:
     """``x·wᵀ`` of an unquantized weight's ``values`` in x's dtype; the gradient is fp32."""
+    if not torch.is_grad_enabled():
+        return F.linear(x, values)
     y: Tensor = _DenseLinear.apply(  # type: ignore[no-untyped-call]
         x, values, *gradient
     )
     return y
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """``silu(gate)·up`` of ``[M, 2K]``, rounded once."""
-    y: Tensor = _Swiglu.apply(gate_up)  # type: ignore[no-untyped-call]
-    return y
-
-
-def split_rotary(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``; ``cos``, ``sin`` fp32
-    ``[T, K]``, halves repeated. K is a multiple of 16."""
-    q, k, v = _SplitRotary.apply(qkv, cos, sin, heads)  # type: ignore[no-untyped-call]
-    return q, k, v
-
-
-class _Swiglu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_up)
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        return (F.silu(gate) * up).to(gate_up.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (gate_up,) = ctx.saved_tensors
-        unmasked = gate_up.new_empty((gate_up.shape[0], 0), dtype=torch.uint8)
-        result: Tensor = _ops.swiglu_backward(grad.contiguous(), unmasked, gate_up, 1)
-        return result
-
-
-class _SplitRotary(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(cos, sin)
-        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
-        return q, k, v
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        parts = (grad.contiguous() for grad in grads)
-        return _ops.join_rotary(*parts, *ctx.saved_tensors), None, None, None
 
 
 class _HadamardLinear(torch.autograd.Function):
@@ -304,8 +270,11 @@ def _product(fed: Quantized, operand: Operand, weight: StepWeight, dtype: torch.
     levels = operand.form.levels
     if operand.packed:
         fed = fed._replace(codes=unpack(fed.codes, levels))
-    matrix = Int8Matrix(weight.codes, weight.scales, weight.sums, weight.levels)
-    return quantized_linear(fed, matrix, dtype, levels)
+    return quantized_linear(fed, _matrix(weight), dtype, levels)
+
+
+def _matrix(weight: StepWeight) -> Int8Matrix:
+    return Int8Matrix(weight.codes, weight.scales, weight.sums, weight.levels)
 
 
 def _linear_backward(

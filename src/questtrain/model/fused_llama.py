@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.kernels import linear_cross_entropy
-from questtrain.kernels.training import split_rotary
+from questtrain.kernels.elementwise import split_rotary
 from questtrain.model.attention import Rotary, rotary_angles
 from questtrain.model.llama import Block, Llama
 from questtrain.quant.step_weights import Matrix, stacked_matrix

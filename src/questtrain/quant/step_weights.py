@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from questtrain.errors import UserError
 from questtrain.kernels import hadamard_quantize, training
+from questtrain.kernels.elementwise import swiglu
 from questtrain.kernels.formats import MAX_PACKED_LEVELS, Quantized
 from questtrain.kernels.reference_fp8 import MULTIPLE
 from questtrain.kernels.training import Gradient, GradientSum, Operand, StepWeight
@@ -127,7 +128,7 @@ class DenseMatrix(Matrix):
         return hidden, self.plain(normalized.to(self.dtype))
 
     def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        return self.plain(training.swiglu(gate_up))
+        return self.plain(swiglu(gate_up))
 
 
 class QuantizedMatrix(Matrix):

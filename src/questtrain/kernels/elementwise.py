@@ -1,0 +1,67 @@
+"""SwiGLU and rotary positions, with a backward in one kernel each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ops = torch.ops.questtrain
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate)·up`` of ``[M, 2K]``, rounded once."""
+    if not torch.is_grad_enabled():
+        return _gated(gate_up)
+    y: Tensor = _Swiglu.apply(gate_up)  # type: ignore[no-untyped-call]
+    return y
+
+
+def split_rotary(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``; ``cos``, ``sin`` fp32
+    ``[T, K]``, halves repeated. K is a multiple of 16."""
+    if not torch.is_grad_enabled():
+        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
+        return q, k, v
+    q, k, v = _SplitRotary.apply(  # type: ignore[no-untyped-call]
+        qkv, cos, sin, heads
+    )
+    return q, k, v
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        return _gated(gate_up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        unmasked = gate_up.new_empty((gate_up.shape[0], 0), dtype=torch.uint8)
+        result: Tensor = _ops.swiglu_backward(grad.contiguous(), unmasked, gate_up, 1)
+        return result
+
+
+class _SplitRotary(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(cos, sin)
+        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
+        return q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        parts = (grad.contiguous() for grad in grads)
+        return _ops.join_rotary(*parts, *ctx.saved_tensors), None, None, None
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(gate_up.dtype)
