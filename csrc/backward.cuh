@@ -11,30 +11,6 @@
 
 namespace questtrain {
 
-// From one of a thread's chunks to its next: constants, so that one address serves all four.
-template <class Rotation>
-constexpr int kStep = std::is_same_v<Rotation, TensorCore> ? 4 : 32;
-
-// The chunk that says of a thread's i-th whether it is inside, and in which row: the first of the
-// tensor cores', which are one Hadamard block.
-template <class Rotation>
-constexpr int anchor(int i) {
-  return std::is_same_v<Rotation, TensorCore> ? 0 : i;
-}
-
-// ---- 8 elements, by whole words: elements touched one by one would lie in a register each
-
-// Zeros outside; it passes the caches by.
-template <class T>
-__device__ __forceinline__ Chunk<T> load_inside(const Chunk<T>* source, bool inside) {
-  Chunk<T> result;
-#pragma unroll
-  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
-    reinterpret_cast<uint4*>(&result)[i] =
-        inside ? __ldcs(reinterpret_cast<const uint4*>(source) + i) : uint4{};
-  return result;
-}
-
 // Of a vector that every row reads. Not as constant memory: the compiler would keep the values in
 // registers from one use to the next.
 template <class T>
@@ -49,33 +25,6 @@ __device__ __forceinline__ Chunk<T> load_cached(const Chunk<T>* source, bool ins
                    : "l"(reinterpret_cast<const uint4*>(source) + i));
     reinterpret_cast<uint4*>(&result)[i] = words;
   }
-  return result;
-}
-
-template <class T>
-__device__ __forceinline__ void widen(const Chunk<T>& x, float (&v)[8]) {
-  const uint32_t* words = reinterpret_cast<const uint32_t*>(&x);
-#pragma unroll
-  for (int j = 0; j < 8; j += 2) {
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      v[j] = __uint_as_float(words[j / 2] << 16);
-      v[j + 1] = __uint_as_float(words[j / 2] & 0xffff0000u);
-    } else if constexpr (std::is_same_v<T, __half>) {
-      const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[j / 2]));
-      v[j] = pair.x;
-      v[j + 1] = pair.y;
-    } else {
-      v[j] = x.element[j];
-      v[j + 1] = x.element[j + 1];
-    }
-  }
-}
-
-template <class T>
-__device__ __forceinline__ Chunk<T> narrowed(const float (&v)[8]) {
-  Chunk<T> result;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) result.element[j] = narrow<T>(v[j]);
   return result;
 }
 
@@ -116,7 +65,7 @@ struct MaskedGrad {
 
   __device__ __forceinline__ void load(const BackwardArguments& a, int64_t start, int i,
                                        bool inside) {
-    const int at = i * kStep<Rotation>;
+    const int at = i * Rotation::kStep;
     grad[i] = load_inside(static_cast<const Chunk<T>*>(a.grad) + start + at, inside);
     bits[i] = inside && a.mask ? __ldcs(a.mask + start + at) : 0xffu;
   }
@@ -142,7 +91,7 @@ struct MatrixPart {
     start = warp * (kWarpElements / 8) + Rotation::position(0, lane, 0);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i)
-      inside[i] = start + anchor<Rotation>(i) * kStep<Rotation> < chunks;
+      inside[i] = start + Rotation::anchor(i) * Rotation::kStep < chunks;
   }
 };
 
@@ -162,7 +111,7 @@ __global__ void __maxnreg__(56) plain_backward(BackwardArguments a) {
     if (!part.inside[i]) continue;
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[i][j] *= a.orthonormal;
-    store_chunk(result + i * kStep<Rotation>, narrowed<T>(v[i]));
+    store_chunk(result + i * Rotation::kStep, narrowed<T>(v[i]));
   }
 }
 
@@ -190,7 +139,7 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
   int64_t place[kChunks];  // of gate; up's is a row further
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const int at = anchor<Rotation>(i) * kStep<Rotation>;
+    const int at = Rotation::anchor(i) * Rotation::kStep;
     const uint32_t row = static_cast<uint32_t>(part.start + at) / row_chunks;
     place[i] = part.start + static_cast<int64_t>(row) * row_chunks;
   }
@@ -200,7 +149,7 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
   Chunk<T> gate[kChunks], up[kChunks];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    const Chunk<T>* source = static_cast<const Chunk<T>*>(a.x) + place[i] + i * kStep<Rotation>;
+    const Chunk<T>* source = static_cast<const Chunk<T>*>(a.x) + place[i] + i * Rotation::kStep;
     masked.load(a, part.start, i, part.inside[i]);
     gate[i] = load_inside(source, part.inside[i]);
     up[i] = load_inside(source + row_chunks, part.inside[i]);
@@ -211,7 +160,7 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
   for (int i = 0; i < kChunks; ++i) {
     if (!part.inside[i]) continue;
     swiglu_gradients(v[i], a.orthonormal, gate[i], up[i]);
-    Chunk<T>* target = static_cast<Chunk<T>*>(a.result) + place[i] + i * kStep<Rotation>;
+    Chunk<T>* target = static_cast<Chunk<T>*>(a.result) + place[i] + i * Rotation::kStep;
     store_chunk(target, gate[i]);
     store_chunk(target + row_chunks, up[i]);
   }
@@ -271,10 +220,10 @@ template <class T, class W, class Rotation>
 __device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row, int64_t next,
                                          const Part<Rotation>& part, int slot, float2* shared,
                                          float4* weight_grads) {
-  constexpr int step = kStep<Rotation>;
+  constexpr int step = Rotation::kStep;
   const int64_t start = row * (a.width / 8) + part.position[0];
   const Chunk<W>* weight = static_cast<const Chunk<W>*>(a.weight) + part.position[0];
-  const auto inside = [&](int i) { return part.inside[anchor<Rotation>(i)]; };
+  const auto inside = [&](int i) { return part.inside[Rotation::anchor(i)]; };
   MaskedGrad<T, Rotation> masked;
   Chunk<T> x[kChunks];
 #pragma unroll

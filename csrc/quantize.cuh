@@ -26,22 +26,20 @@ __device__ __forceinline__ float silu(float x) { return x * sigmoid(x); }
 // silu(gate)·up, computed in fp32 and rounded once.
 template <class T>
 __device__ __forceinline__ Chunk<T> gated(const Chunk<T>& gate, const Chunk<T>& up) {
-  Chunk<T> result;
+  float g[8], u[8];
+  widen(gate, g);
+  widen(up, u);
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    result.element[j] =
-        narrow<T>(silu(static_cast<float>(gate.element[j])) * static_cast<float>(up.element[j]));
-  }
-  return result;
+  for (int j = 0; j < 8; ++j) g[j] = silu(g[j]) * u[j];
+  return narrowed<T>(g);
 }
 
 template <class T>
 __device__ __forceinline__ float add_squares(const Chunk<T>& x, float sum) {
+  float value[8];
+  widen(x, value);
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float value = static_cast<float>(x.element[j]);
-    sum = fmaf(value, value, sum);
-  }
+  for (int j = 0; j < 8; ++j) sum = fmaf(value[j], value[j], sum);
   return sum;
 }
 
@@ -52,7 +50,7 @@ __device__ __forceinline__ void multiply_by(const Chunk<W>* weight, const Part<R
 #pragma unroll
   for (int i = 0; i < kChunks; ++i)
     product[i] = product_of<R>(
-        x[i], part.inside[i] ? load_again(weight + part.position[i]) : Chunk<W>{});
+        x[i], load_again(weight + part.position[0] + i * Rotation::kStep, part.inside[i]));
 }
 
 // Loads the thread's part of a row, and makes of it what is rotated: x, silu(gate)·up, or x·weight of
@@ -63,17 +61,19 @@ __device__ __forceinline__ float load_operand(const QuantizeArguments& a, int64_
                                               const Part<Rotation>& part,
                                               Chunk<Rotated<T, operand>> (&rotated)[kChunks]) {
   constexpr bool two = operand == Operand::add_rmsnorm || operand == Operand::swiglu;
+  constexpr int step = Rotation::kStep;
   const int chunks = a.width / 8;
+  const int64_t start = row * chunks + part.position[0];
   const Chunk<T>* first =
-      static_cast<const Chunk<T>*>(a.x) + row * chunks * (operand == Operand::swiglu ? 2 : 1);
+      static_cast<const Chunk<T>*>(a.x) + (operand == Operand::swiglu ? start + row * chunks : start);
   const Chunk<T>* second = operand == Operand::swiglu
                                ? first + chunks
-                               : static_cast<const Chunk<T>*>(a.residual) + row * chunks;
+                               : static_cast<const Chunk<T>*>(a.residual) + start;
   Chunk<T> x[kChunks], other[two ? kChunks : 1];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    x[i] = part.inside[i] ? load_chunk(first + part.position[i]) : Chunk<T>{};
-    if constexpr (two) other[i] = part.inside[i] ? load_chunk(second + part.position[i]) : Chunk<T>{};
+    x[i] = load_inside(first + i * step, part.inside[i]);
+    if constexpr (two) other[i] = load_inside(second + i * step, part.inside[i]);
   }
   float squares = 0.f;
 #pragma unroll
@@ -81,7 +81,7 @@ __device__ __forceinline__ float load_operand(const QuantizeArguments& a, int64_
     if constexpr (operand == Operand::add_rmsnorm) {
       x[i] = sum_of(x[i], other[i]);
       if (a.hidden && part.inside[i])
-        store_chunk(static_cast<Chunk<T>*>(a.hidden) + row * chunks + part.position[i], x[i]);
+        store_chunk(static_cast<Chunk<T>*>(a.hidden) + start + i * step, x[i]);
     }
     if constexpr (normalizes(operand))
       squares = add_squares(x[i], squares);
@@ -173,12 +173,96 @@ struct RowGrid {
 
 template <Operand operand>
 __device__ __forceinline__ RowGrid grid_of(const QuantizeArguments& a, const float (&v)[kChunks][8],
-                                           float operand_squares, float2* shared, int warps) {
+                                           float operand_squares, float2* shared, int warp,
+                                           int warps) {
   const float squares = squares_of(v);
   if constexpr (!normalizes(operand))
-    return {half_width_of(a, row_sum(squares, reinterpret_cast<float*>(shared), warps)), 1.f};
-  const float2 sums = row_sum(make_float2(squares, operand_squares), shared, warps);
+    return {half_width_of(a, row_sum(squares, reinterpret_cast<float*>(shared), warp, warps)), 1.f};
+  const float2 sums = row_sum(make_float2(squares, operand_squares), shared, warp, warps);
   return {half_width_of(a, sums.x), rsqrtf(fmaf(sums.y, a.inverse_width, a.epsilon))};
+}
+
+// The block's rows have `warps` warps each.
+template <Operand operand>
+__device__ __forceinline__ RowGrid grid_of(const QuantizeArguments& a, const float (&v)[kChunks][8],
+                                           float operand_squares, float2* shared, int warps) {
+  const int warp = threadIdx.x >> 5, slot = warp / warps;
+  return grid_of<operand>(a, v, operand_squares, shared + slot * warps, warp - slot * warps, warps);
+}
+
+// ---- masks
+
+// What |v| must be below to be at most `limit`: the difference's sign bit then tells.
+__device__ __forceinline__ float next_above(float limit) {
+  return __uint_as_float(__float_as_uint(limit) + (limit < INFINITY));
+}
+
+// Puts the bits of 8 elements below those of `bits`. NaN is outside.
+__device__ __forceinline__ uint32_t append_mask(uint32_t bits, const float (&v)[8], float beyond) {
+#pragma unroll
+  for (int j = 7; j >= 0; --j)
+    bits = __funnelshift_l(__float_as_uint(fabsf(v[j]) - beyond), bits, 1);
+  return bits;
+}
+
+// Bytes i of the quad's words → the i-th lane's word.
+__device__ __forceinline__ uint32_t transpose_in_quad(uint32_t word, int lane) {
+  const uint32_t odd = __shfl_xor_sync(0xffffffffu, word, 1);
+  word = __byte_perm(word, odd, lane & 1 ? 0x3715 : 0x6240);
+  const uint32_t far = __shfl_xor_sync(0xffffffffu, word, 2);
+  return __byte_perm(word, far, lane & 2 ? 0x3276 : 0x5410);
+}
+
+template <class Rotation>
+__device__ __forceinline__ void store_mask(uint8_t* mask, const Part<Rotation>& part,
+                                           uint32_t bits) {
+  if constexpr (std::is_same_v<Rotation, TensorCore>) {
+    bits = transpose_in_quad(bits, part.lane);
+    if (part.inside[0])
+      reinterpret_cast<uint32_t*>(mask)[part.warp * 32 + part.lane] = bits;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+      if (part.inside[i]) mask[part.position[i]] = static_cast<uint8_t>(bits >> (8 * i));
+  }
+}
+
+// The thread's codes into memory, with the mask or without. Returns their sum.
+template <class Rotation, bool packed, bool masked>
+__device__ __forceinline__ int32_t store_codes(const QuantizeArguments& a, int64_t row,
+                                               const Part<Rotation>& part, float half_width,
+                                               const float (&v)[kChunks][8]) {
+  const float inverse = __fdividef(0.5f * a.orthonormal, half_width);
+  const float beyond = masked ? next_above(a.trust * half_width / a.orthonormal) : 0.f;
+  const int64_t first = row * (a.width / 8), start = first + part.position[0];
+  int32_t sum = 0;
+  uint32_t bits = 0;
+#pragma unroll
+  for (int i = kChunks - 1; i >= 0; --i) {
+    if constexpr (masked) bits = append_mask(bits, v[i], beyond);
+    if (!part.inside[i]) continue;
+    const uint2 indices = level_indices(v[i], inverse, a.steps);
+    const uint2 codes = int8_codes(indices, a);
+    sum = add_codes(codes, sum);
+    if constexpr (packed)
+      store_packed(a, start + i * Rotation::kStep, indices);
+    else
+      (static_cast<uint2*>(a.codes) + start)[i * Rotation::kStep] = codes;
+  }
+  if constexpr (masked) store_mask(a.mask + first, part, bits);
+  return sum;
+}
+
+// The sum that the first warp gets; the others need not wait for it to be read.
+template <class Rotation>
+__device__ __forceinline__ int32_t first_warps_sum(int32_t sum, int32_t* shared,
+                                                   const Part<Rotation>& part) {
+  sum = warp_sum(sum);
+  if (part.warps == 1) return sum;
+  if (part.lane == 0) shared[part.warp] = sum;
+  __syncthreads();
+  if (part.warp > 0) return 0;
+  return warp_sum(part.lane < part.warps ? shared[part.lane] : 0);
 }
 
 // The thread's part of a rotated row → codes, scale, sum and mask in memory.
@@ -186,35 +270,12 @@ template <class Rotation, bool packed>
 __device__ __forceinline__ void quantize_row(const QuantizeArguments& a, int64_t row, bool exists,
                                              const Part<Rotation>& part, const RowGrid& grid,
                                              const float (&v)[kChunks][8], int32_t* codes_of_row) {
-  const float half_width = grid.half_width;
-  const float inverse = __fdividef(0.5f * a.orthonormal, half_width);
-  int32_t sum = 0;
-  const int64_t first = row * (a.width / 8);
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
-    if (!exists || !part.inside[i]) continue;
-    const uint2 indices = level_indices(v[i], inverse, a.steps);
-    const uint2 codes = int8_codes(indices, a);
-    sum = add_codes(codes, sum);
-    if constexpr (packed)
-      store_packed(a, first + part.position[i], indices);
-    else
-      (static_cast<uint2*>(a.codes) + first)[part.position[i]] = codes;
-  }
-  if (a.mask) {
-    const float trusted = a.trust * half_width / a.orthonormal;
-#pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
-      if (!exists || !part.inside[i]) continue;
-      uint32_t bits = 0;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) bits |= (fabsf(v[i][j]) <= trusted ? 1u : 0u) << j;
-      (a.mask + first)[part.position[i]] = static_cast<uint8_t>(bits);
-    }
-  }
-  sum = row_sum(sum, codes_of_row, part.warps);
+  int32_t sum =
+      a.mask ? store_codes<Rotation, packed, true>(a, row, part, grid.half_width, v)
+             : store_codes<Rotation, packed, false>(a, row, part, grid.half_width, v);
+  sum = first_warps_sum(sum, codes_of_row, part);
   if (part.warp == 0 && part.lane == 0 && exists) {
-    a.scales[row] = half_width * grid.factor * a.inverse_steps;
+    a.scales[row] = grid.half_width * grid.factor * a.inverse_steps;
     a.sums[row] = sum;
   }
 }
@@ -228,7 +289,7 @@ __global__ void __maxnreg__(registers_for(operand)) quantize_rows(QuantizeArgume
   __shared__ int32_t codes_of_row[32];
   Part<Rotation> part(warps, a.width / 8);
   const int rows_per_block = blockDim.x / 32 / warps;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + (threadIdx.x >> 5) / warps;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * rows_per_block + part.slot;
   const bool exists = row < a.rows;
   if (!exists)
 #pragma unroll
@@ -240,8 +301,10 @@ __global__ void __maxnreg__(registers_for(operand)) quantize_rows(QuantizeArgume
   const float squares = load_operand<T, Rotation, operand>(a, row, part, x);
   float v[kChunks][8];
   Rotation::apply(x, v, a.block, part.lane);
-  const RowGrid grid = grid_of<operand>(a, v, squares, squares_of_row, warps);
-  quantize_row<Rotation, packed>(a, row, exists, part, grid, v, codes_of_row);
+  const RowGrid grid = grid_of<operand>(a, v, squares, squares_of_row + part.slot * warps,
+                                        part.warp, warps);
+  quantize_row<Rotation, packed>(a, row, exists, part, grid, v,
+                                 codes_of_row + part.slot * warps);
 }
 
 // ---- launching

@@ -23,7 +23,7 @@ struct alignas(16) Chunk {
   T element[8];
 };
 
-// By 16 bytes; each row is read once and passes the caches by.
+// Each row is read once and passes the caches by.
 template <class T>
 __device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source) {
   Chunk<T> result;
@@ -33,13 +33,25 @@ __device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source) {
   return result;
 }
 
-// Of a vector that every row reads.
+// The same, or zeros. Whole words: elements chosen one by one would lie in a register each.
 template <class T>
-__device__ __forceinline__ Chunk<T> load_again(const Chunk<T>* source) {
+__device__ __forceinline__ Chunk<T> load_inside(const Chunk<T>* source, bool inside) {
   Chunk<T> result;
 #pragma unroll
   for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
-    reinterpret_cast<uint4*>(&result)[i] = __ldg(reinterpret_cast<const uint4*>(source) + i);
+    reinterpret_cast<uint4*>(&result)[i] =
+        inside ? __ldcs(reinterpret_cast<const uint4*>(source) + i) : uint4{};
+  return result;
+}
+
+// Of a vector that every row reads.
+template <class T>
+__device__ __forceinline__ Chunk<T> load_again(const Chunk<T>* source, bool inside = true) {
+  Chunk<T> result;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
+    reinterpret_cast<uint4*>(&result)[i] =
+        inside ? __ldg(reinterpret_cast<const uint4*>(source) + i) : uint4{};
   return result;
 }
 
@@ -73,40 +85,75 @@ __device__ __forceinline__ __half narrow(float value) {
   return __float2half_rn(value);
 }
 
+template <class T>
+__device__ __forceinline__ void widen(const Chunk<T>& x, float (&v)[8]) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(&x);
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      v[j] = __uint_as_float(words[j / 2] << 16);
+      v[j + 1] = __uint_as_float(words[j / 2] & 0xffff0000u);
+    } else if constexpr (std::is_same_v<T, __half>) {
+      const float2 pair = __half22float2(reinterpret_cast<const __half2&>(words[j / 2]));
+      v[j] = pair.x;
+      v[j + 1] = pair.y;
+    } else {
+      v[j] = x.element[j];
+      v[j + 1] = x.element[j + 1];
+    }
+  }
+}
+
+template <class T>
+__device__ __forceinline__ Chunk<T> narrowed(const float (&v)[8]) {
+  Chunk<T> result;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) result.element[j] = narrow<T>(v[j]);
+  return result;
+}
+
 // Elementwise, rounded once to the result's dtype; pairs of bf16 in one instruction.
 template <class T>
 __device__ __forceinline__ Chunk<T> sum_of(const Chunk<T>& x, const Chunk<T>& y) {
-  Chunk<T> sum;
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    Chunk<T> sum;
 #pragma unroll
     for (int j = 0; j < 4; ++j) pairs(sum)[j] = __hadd2(pairs(x)[j], pairs(y)[j]);
+    return sum;
   } else {
+    float a[8], b[8];
+    widen(x, a);
+    widen(y, b);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      sum.element[j] =
-          narrow<T>(static_cast<float>(x.element[j]) + static_cast<float>(y.element[j]));
+    for (int j = 0; j < 8; ++j) a[j] += b[j];
+    return narrowed<T>(a);
   }
-  return sum;
 }
 
 template <class R, class T, class W>
 __device__ __forceinline__ Chunk<R> product_of(const Chunk<T>& x, const Chunk<W>& y) {
-  Chunk<R> product;
   if constexpr (std::is_same_v<T, __nv_bfloat16> && std::is_same_v<T, W>) {
+    Chunk<R> product;
 #pragma unroll
     for (int j = 0; j < 4; ++j) pairs(product)[j] = __hmul2(pairs(x)[j], pairs(y)[j]);
+    return product;
   } else {
+    float a[8], b[8];
+    widen(x, a);
+    widen(y, b);
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      product.element[j] =
-          narrow<R>(static_cast<float>(x.element[j]) * static_cast<float>(y.element[j]));
+    for (int j = 0; j < 8; ++j) a[j] *= b[j];
+    return narrowed<R>(a);
   }
-  return product;
 }
 
 // ---- rotations: which chunk of its row a thread's i-th is, and the unnormalized transform
 
 struct Butterfly {
+  static constexpr int kStep = 32;  // from one of a thread's chunks to its next
+  // The chunk that says of a thread's i-th whether it is inside its row.
+  static constexpr __host__ __device__ int anchor(int i) { return i; }
+
   static __device__ __forceinline__ int position(int warp, int lane, int i) {
     return warp * 128 + i * 32 + lane;
   }
@@ -116,8 +163,7 @@ struct Butterfly {
                                                float (&v)[kChunks][8], int block, int lane) {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) v[i][j] = static_cast<float>(x[i].element[j]);
+      widen(x[i], v[i]);
       if (block == 1) continue;
 #pragma unroll
       for (int stride = 1; stride < 8; stride <<= 1)
@@ -144,23 +190,20 @@ struct Butterfly {
 // 0, 1 (place in the chunk) and 3, 4 (lane within the quad) are summed over by the tensor core;
 // bit 2 tells rows g from g + 8; bits 5, 6 number the thread's chunks.
 struct TensorCore {
+  static constexpr int kStep = 4;
+  static constexpr __host__ __device__ int anchor(int) { return 0; }  // all are of one block
+
   static __device__ __forceinline__ int position(int warp, int lane, int i) {
     return (warp * 8 + (lane >> 2)) * 16 + i * 4 + (lane & 3);
   }
 
   // Column n = 8·tile + g of H_16 stands for quad lane g/2 and place g%2 + 2·tile; row k for quad
-  // lane t and places 0, 1 (register 0) or 2, 3 (register 1). Two entries of ±1 a register.
+  // lane t and places 0, 1 (register 0) or 2, 3 (register 1). Two entries of ±1 a register, alike in
+  // both tiles and registers, but of the other sign in tile 1's register 1.
   template <class T>
-  static __device__ __forceinline__ uint32_t signs(int lane, int tile, int half) {
-    const int t = lane & 3, g = lane >> 2, place = (g & 1) + 2 * tile;
-    const uint32_t one = std::is_same<T, __half>::value ? 0x3c00u : 0x3f80u;
-    uint32_t bits = 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int parity = (__popc(t & (g >> 1)) + __popc((i + 2 * half) & place)) & 1;
-      bits |= (one | (parity << 15)) << (16 * i);
-    }
-    return bits;
+  static __device__ __forceinline__ uint32_t signs(int lane) {
+    const uint32_t ones = std::is_same_v<T, __half> ? 0x3c003c00u : 0x3f803f80u, g = lane >> 2;
+    return ones ^ (__popc(lane & 3 & (g >> 1)) & 1u) * 0x80008000u ^ g << 31;
   }
 
   template <class T>
@@ -181,14 +224,13 @@ struct TensorCore {
   template <class T>
   static __device__ __forceinline__ void apply(const Chunk<T> (&x)[kChunks],
                                                float (&v)[kChunks][8], int, int lane) {
-    const uint32_t b00 = signs<T>(lane, 0, 0), b01 = signs<T>(lane, 0, 1);
-    const uint32_t b10 = signs<T>(lane, 1, 0), b11 = signs<T>(lane, 1, 1);
+    const uint32_t b = signs<T>(lane), negative = b ^ 0x80008000u;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const uint4 a = *reinterpret_cast<const uint4*>(&x[i]);
       float low[4], high[4];  // places 0, 1 and 2, 3, first of bit 2 clear, then of bit 2 set
-      multiply<T>(low, a, b00, b01);
-      multiply<T>(high, a, b10, b11);
+      multiply<T>(low, a, b, b);
+      multiply<T>(high, a, b, negative);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         v[i][j] = low[j] + low[j + 2];

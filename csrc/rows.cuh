@@ -34,35 +34,37 @@ __device__ __forceinline__ void add_to(float4& sum, float4 value) {
   sum = make_float4(sum.x + value.x, sum.y + value.y, sum.z + value.z, sum.w + value.w);
 }
 
-template <class V>
-__device__ __forceinline__ V row_sum(V value, V* shared, int warps) {
-  value = warp_sum(value);
-  if (warps == 1) return value;
-  const int warp = threadIdx.x >> 5, first = warp / warps * warps;
-  if ((threadIdx.x & 31) == 0) shared[warp] = value;
-  __syncthreads();
-  V total{};
-  for (int i = 0; i < warps; ++i) add_to(total, shared[first + i]);
-  return total;
-}
-
 // ---- a thread's part of a row
 
 template <class Rotation>
 struct Part {
   int position[kChunks];  // of its chunks in the row
   bool inside[kChunks];
-  int lane, warp, warps;
+  int lane, warp, warps, slot;  // slot: the block's rows
 
   __device__ __forceinline__ Part(int row_warps, int row_chunks)
-      : lane(threadIdx.x & 31), warp((threadIdx.x >> 5) % row_warps), warps(row_warps) {
+      : lane(threadIdx.x & 31), warps(row_warps), slot((threadIdx.x >> 5) / row_warps) {
+    warp = (threadIdx.x >> 5) - slot * warps;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       position[i] = Rotation::position(warp, lane, i);
-      inside[i] = position[i] < row_chunks;
+      inside[i] = position[Rotation::anchor(i)] < row_chunks;
     }
   }
 };
+
+// Of the row whose sums start at `shared`.
+template <class V>
+__device__ __forceinline__ V row_sum(V value, V* shared, int warp, int warps) {
+  value = warp_sum(value);
+  if (warps == 1) return value;
+  if ((threadIdx.x & 31) == 0) shared[warp] = value;
+  __syncthreads();
+  V total = shared[0];
+#pragma unroll 1
+  for (int i = 1; i < warps; ++i) add_to(total, shared[i]);
+  return total;
+}
 
 // By the fast units; e^-x beyond fp32 is inf, and the sigmoid then 0.
 __device__ __forceinline__ float sigmoid(float x) {
