@@ -106,8 +106,8 @@ def test_same_loss_and_gradients(compose: Compose, bits: str) -> None:
 
 @pytest.mark.parametrize("method", ["quest-noht", "clip", "ste"])
 def test_methods_of_the_same_form(compose: Compose, method: str) -> None:
-    """Unrotated, a product's integers are often exactly 0, which is a tie of the next quantizer; each
-    method's layer by itself is compared in test_step_weights.py."""
+    """Unrotated, a product's integers are often exactly 0, which is a tie of the next quantizer;
+    each method's layer by itself is compared in test_step_weights.py."""
     model = build(compose, "w2a2", method)
     expected, _ = loss_and_grads(model, plain_loss(model))
     assert loss_and_grads(model, fuse(model))[0] == pytest.approx(expected, rel=3e-3)
@@ -274,6 +274,10 @@ def change_by_optimizer(model: Llama) -> None:
     torch.optim.AdamW(model.parameters(), lr=0.1).step()
 
 
+def change_by_fused_optimizer(model: Llama) -> None:
+    torch.optim.AdamW(model.parameters(), lr=0.1, fused=True).step()
+
+
 def change_by_loading(model: Llama) -> None:
     model.load_state_dict({key: 2 * value for key, value in model.state_dict().items()})
 
@@ -290,7 +294,14 @@ def change_in_place(model: Llama) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [change_by_optimizer, change_by_loading, change_by_assigning, change_in_place]
+    "change",
+    [
+        change_by_optimizer,
+        change_by_fused_optimizer,
+        change_by_loading,
+        change_by_assigning,
+        change_in_place,
+    ],
 )
 @pytest.mark.parametrize("bits", ["bf16", "w4a4"])
 def test_weights_are_never_stale(

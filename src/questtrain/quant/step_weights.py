@@ -4,19 +4,21 @@ A matrix stacks the weights of layers that share an input (Q, K and V; gate and 
 are one product. Their parameters become slices of one fp32 storage, so that they are quantized in
 one go; they stay parameters of their own in every other respect.
 
-What is derived from the parameters is kept until one of them changes: `refresh` compares their
-version counters, which every in-place operation raises (an optimizer's, loading, a broadcast), and
-the storage, which `.to()` and assignment replace. Writing through ``parameter.data`` goes
-unnoticed, as everywhere in torch.
+What is derived from the parameters is kept until one of them changes. `refresh` compares their
+version counters, which in-place operations raise (loading, a broadcast), the storage, which `.to()`
+and assignment replace, and how many steps optimizers have made: a fused one raises no counter.
+Writing through ``parameter.data`` goes unnoticed, as everywhere in torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from questtrain.errors import UserError
 from questtrain.kernels import hadamard_quantize, training
@@ -28,6 +30,20 @@ from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packing import row_format
 from questtrain.quant.quantizer import Quantizer, Unquantized
+
+
+class _Steps:
+    """Counts the steps of all optimizers of this process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        register_optimizer_step_post_hook(self._step)
+
+    def _step(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        self.count += 1
+
+
+_steps = _Steps()
 
 
 class Matrix(nn.Module):
@@ -99,7 +115,8 @@ class Matrix(nn.Module):
         return [weight.shape[0] for weight in self.weights]
 
     def _state(self) -> tuple[int, ...]:
-        return tuple(n for weight in self.weights for n in (weight.data_ptr(), weight._version))
+        of_weights = (n for weight in self.weights for n in (weight.data_ptr(), weight._version))
+        return (_steps.count, *of_weights)
 
     def _is_stacked(self) -> bool:
         expected = self._stacked.data_ptr()
