@@ -161,11 +161,11 @@ def test_sparse_weights_take_five_eighths_of_dense_ones(compose: Compose) -> Non
 
 
 def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Compose) -> None:
-    """At least weights, gradients and two fp32 moments; activations are linear in the batch."""
-    sizes = [training_bytes(compose("100M", micro_batch_size=n), VOCABULARY) for n in (1, 2, 3)]
-    state = 16 * total_params(compose("100M").model, VOCABULARY)
-    assert sizes[0] > state
-    assert sizes[2] - sizes[1] == sizes[1] - sizes[0] == sizes[0] - state
+    """At least weights, gradients and two fp32 moments; once the head's chunks are full,
+    activations are linear in the batch."""
+    sizes = [training_bytes(compose("100M", micro_batch_size=n), VOCABULARY) for n in (8, 9, 10)]
+    assert sizes[0] > 16 * total_params(compose("100M").model, VOCABULARY)
+    assert sizes[2] - sizes[1] == sizes[1] - sizes[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ RULES = (
     ("attention", "flash"),
     ("attention", "fmha"),
     ("attention", "sdpa"),
-    ("INT8 products", "cutlass", "signed char"),
+    ("attention", "cudnn::fusion"),
+    ("INT8 products", "cutlass", "GemmUniversal"),  # ours; torch's own are nvjet and cublas
     ("INT8 products", "imma"),
     ("our kernels", "questtrain"),
     ("elementwise", "at::native"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from questtrain.config.bits import Bits, parse_bits
+from questtrain.config.bits import Bits, NumberFormat, parse_bits
 from questtrain.config.schema import ModelConfig, TrainConfig
 from questtrain.config.skip import is_skipped
 
 FFN_MULTIPLE = 256
+MASK_BYTES = 1 / 8
+HEAD_ROWS = 4096
+"""Rows whose logits there are at once (`questtrain.kernels.linear_cross_entropy`)."""
 
 
 def intermediate_size(model: ModelConfig) -> int:
@@ -82,18 +85,31 @@ def packed_block_bytes(model: ModelConfig, bits: Bits, skip: Sequence[str] = ())
 
 
 def training_bytes(config: TrainConfig, vocab_size: int) -> int:
-    """Estimated peak device memory of training under ``torch.compile``, in bytes.
+    """Estimated peak device memory of training with the kernels, in bytes.
 
-    Weights, gradients and AdamW's two moments in fp32 (16 bytes a parameter); a micro-batch's
-    logits and their gradient in bf16; what the blocks keep for the backward in bf16; and, where
-    activations are quantized, a bf16 copy and a byte of mask for each. Within 6% of the peaks
-    measured on an H100 (30M in BF16 and W4A4, 800M in BF16, 64 sequences of 512 tokens).
+    Weights, gradients and AdamW's two moments in fp32 (16 bytes a parameter); the weights as the
+    products take them; what the blocks keep of a micro-batch for the backward; a chunk of logits.
+    Within 6% of the peaks measured on an H100 (30M, 100M and 800M in BF16 and W4A4).
     """
-    model = config.model
-    micro_batch_tokens = (config.micro_batch_size or config.batch_size) * config.sequence_length
+    model, bits = config.model, parse_bits(config.bits)
     hidden, width = model.hidden_size, intermediate_size(model)
-    block = 2 * (3 * hidden + 2 * width)
-    if parse_bits(config.bits).activation.quantized:
-        block += 3 * (3 * hidden + width)
-    activations = micro_batch_tokens * (model.num_layers * block + 4 * vocab_size)
-    return 16 * total_params(model, vocab_size) + activations
+    rows = (config.micro_batch_size or config.batch_size) * config.sequence_length
+    quantized = bits.weight.quantized and bits.activation.quantized
+    if quantized:
+        kept = _kept_bytes(bits.activation, config.train.save)
+        weight = 1 + MASK_BYTES if config.train.save == "packed" else 1 + MASK_BYTES + 2
+    else:
+        kept = weight = 2.0
+    of_products = kept * (3 * hidden + width)  # what feeds qkv, o, gate and up, down
+    beside = 2 * (5 * hidden + 2 * width)  # two residual sums, Q, K, V; gate and up
+    attention = 2 * hidden if quantized else 0  # otherwise it is what feeds o
+    of_row = of_products + beside + attention
+    blocks = rows * model.num_layers * of_row + weight * quantized_params(model)
+    head = 2 * min(rows, HEAD_ROWS) * vocab_size + 2 * rows * hidden + 6 * vocab_size * hidden
+    return int(16 * total_params(model, vocab_size) + blocks + head)
+
+
+def _kept_bytes(activation: NumberFormat, save: str) -> float:
+    """Of a quantized value and its mask bit."""
+    packs = save == "packed" and activation.storage_bits <= 4
+    return (activation.storage_bits / 8 if packs else 1) + MASK_BYTES
