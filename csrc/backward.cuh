@@ -57,23 +57,34 @@ __device__ __forceinline__ void apply_mask(Chunk<T>& x, uint32_t bits) {
   }
 }
 
-// A thread's chunks of the gradient and their mask bits, on their way.
+// A thread's chunks of the gradient and their mask bits, on their way. A byte a chunk; of the tensor
+// cores' the quad loads a word a lane, which is then transposed.
 template <class T, class Rotation>
 struct MaskedGrad {
+  static constexpr bool in_words = std::is_same_v<Rotation, TensorCore>;
   Chunk<T> grad[kChunks];
-  uint32_t bits[kChunks];
+  uint32_t bits[in_words ? 1 : kChunks];
 
-  __device__ __forceinline__ void load(const BackwardArguments& a, int64_t start, int i,
-                                       bool inside) {
-    const int at = i * Rotation::kStep;
-    grad[i] = load_inside(static_cast<const Chunk<T>*>(a.grad) + start + at, inside);
-    bits[i] = inside && a.mask ? __ldcs(a.mask + start + at) : 0xffu;
+  __device__ __forceinline__ void load(const BackwardArguments& a, int64_t start,
+                                       const bool (&inside)[kChunks], int lane) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int64_t at = start + i * Rotation::kStep;
+      grad[i] = load_inside(static_cast<const Chunk<T>*>(a.grad) + at, inside[i]);
+      if constexpr (!in_words) bits[i] = inside[i] && a.mask ? __ldcs(a.mask + at) : 0xffu;
+    }
+    if constexpr (in_words) {
+      const void* words = a.mask + start + 3 * (lane & 3);
+      bits[0] = inside[0] && a.mask ? __ldcs(static_cast<const uint32_t*>(words)) : 0xffffffffu;
+    }
   }
 
   // Masked and transformed, not yet times block^-1/2.
   __device__ __forceinline__ void rotate(float (&v)[kChunks][8], int block, int lane) {
+    if constexpr (in_words) bits[0] = transpose_in_quad(bits[0], lane);
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) apply_mask(grad[i], bits[i]);
+    for (int i = 0; i < kChunks; ++i)
+      apply_mask(grad[i], in_words ? bits[0] >> (8 * i) : bits[i]);
     Rotation::apply(grad, v, block, lane);
   }
 };
@@ -101,8 +112,7 @@ __global__ void __maxnreg__(56) plain_backward(BackwardArguments a) {
   allow_next();
   wait_for_previous();
   MaskedGrad<T, Rotation> masked;
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i) masked.load(a, part.start, i, part.inside[i]);
+  masked.load(a, part.start, part.inside, part.lane);
   float v[kChunks][8];
   masked.rotate(v, a.block, part.lane);
   Chunk<T>* result = static_cast<Chunk<T>*>(a.result) + part.start;
@@ -146,11 +156,11 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
   allow_next();
   wait_for_previous();
   MaskedGrad<T, Rotation> masked;
+  masked.load(a, part.start, part.inside, part.lane);
   Chunk<T> gate[kChunks], up[kChunks];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     const Chunk<T>* source = static_cast<const Chunk<T>*>(a.x) + place[i] + i * Rotation::kStep;
-    masked.load(a, part.start, i, part.inside[i]);
     gate[i] = load_inside(source, part.inside[i]);
     up[i] = load_inside(source + row_chunks, part.inside[i]);
   }
@@ -170,32 +180,15 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
 
 constexpr int kMostNormWarps = kLargestNormWidth / kWarpElements;
 
-__device__ __forceinline__ void prefetch(const void* address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes));
-#endif
-}
-
-// Asks for a row's operands while another is worked on. Bulk copies are multiples of 16 bytes.
-template <class T>
-__device__ __forceinline__ void prefetch_row(const BackwardArguments& a, int64_t row) {
-  const int64_t first = row * a.width;
-  prefetch(static_cast<const T*>(a.grad) + first, a.width * sizeof(T));
-  prefetch(static_cast<const T*>(a.x) + first, a.width * sizeof(T));
-  if (a.residual_grad)
-    prefetch(static_cast<const T*>(a.residual_grad) + first, a.width * sizeof(T));
-  if (a.mask && a.width % 128 == 0) prefetch(a.mask + first / 8, a.width / 8);
-}
-
 // Over a row's warps alone: other rows of the block go on. Uses of `shared` must alternate.
 template <class Rotation>
 __device__ __forceinline__ float2 slot_sum(float2 value, float2* shared,
-                                           const Part<Rotation>& part, int slot) {
+                                           const Part<Rotation>& part) {
   value = warp_sum(value);
   if (part.warps == 1) return value;
-  const int first = slot * part.warps;
+  const int first = part.slot * part.warps;
   if (part.lane == 0) shared[first + part.warp] = value;
-  asm volatile("bar.sync %0, %1;" ::"r"(slot + 1), "r"(32 * part.warps) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(part.slot + 1), "r"(32 * part.warps) : "memory");
   float2 total{};
   for (int i = 0; i < part.warps; ++i) add_to(total, shared[first + i]);
   return total;
@@ -217,21 +210,19 @@ __device__ __forceinline__ void add_products(float4* sums, int i, const float (&
 // With r = 1/√(mean x² + ε) and g the gradient of x·r·weight:
 // x's is r·(g·weight − x·r²·mean(g·weight·x)), the weight's the sum of g·x·r over the rows.
 template <class T, class W, class Rotation>
-__device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row, int64_t next,
-                                         const Part<Rotation>& part, int slot, float2* shared,
+__device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row,
+                                         const Part<Rotation>& part, float2* shared,
                                          float4* weight_grads) {
   constexpr int step = Rotation::kStep;
   const int64_t start = row * (a.width / 8) + part.position[0];
   const Chunk<W>* weight = static_cast<const Chunk<W>*>(a.weight) + part.position[0];
-  const auto inside = [&](int i) { return part.inside[Rotation::anchor(i)]; };
   MaskedGrad<T, Rotation> masked;
+  masked.load(a, start, part.inside, part.lane);
   Chunk<T> x[kChunks];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    masked.load(a, start, i, inside(i));
-    x[i] = load_inside(static_cast<const Chunk<T>*>(a.x) + start + i * step, inside(i));
+    x[i] = load_inside(static_cast<const Chunk<T>*>(a.x) + start + i * step, part.inside[i]);
   }
-  if (part.warp == 0 && part.lane == 0 && next < a.rows) prefetch_row<T>(a, next);
   float v[kChunks][8];
   masked.rotate(v, a.block, part.lane);
 
@@ -240,29 +231,29 @@ __device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row
   for (int i = 0; i < kChunks; ++i) {
     float value[8], w[8];
     widen(x[i], value);
-    widen(load_cached(weight + i * step, inside(i)), w);
+    widen(load_cached(weight + i * step, part.inside[i]), w);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       sums.x = fmaf(value[j], value[j], sums.x);
       sums.y = fmaf(v[i][j] * w[j], value[j], sums.y);
     }
   }
-  sums = slot_sum(sums, shared, part, slot);
   const auto load_residual = [&](int i) {
     return load_inside(static_cast<const Chunk<T>*>(a.residual_grad) + start + i * step,
-                       inside(i) && a.residual_grad);
+                       part.inside[i] && a.residual_grad);
   };
   constexpr bool together = sizeof(T) == 2;  // all loads before the first store; fp32 has no room
   Chunk<T> residual[kChunks];
 #pragma unroll
   for (int i = 0; together && i < kChunks; ++i) residual[i] = load_residual(i);
+  sums = slot_sum(sums, shared, part);
   const float inverse_rms = rsqrtf(fmaf(sums.x, a.inverse_width, a.epsilon));
   const float factor = inverse_rms * a.orthonormal;
   const float slope = factor * inverse_rms * (sums.y * inverse_rms * a.inverse_width);
 
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    if (!inside(i)) continue;
+    if (!part.inside[i]) continue;
     float value[8], w[8], result[8];
     widen(x[i], value);
     widen(load_cached(weight + i * step, true), w);
@@ -300,16 +291,15 @@ __global__ void __maxnreg__(128) rmsnorm_backward(BackwardArguments a) {
   extern __shared__ float4 weight_grads[];  // [8 a thread][threads]
   __shared__ float2 sums_of_row[2][kMostNormWarps];
   const Part<Rotation> part(a.grid.warps, a.width / 8);
-  const int slot = (threadIdx.x >> 5) / a.grid.warps;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * a.grid.slots;
   for (int i = 0; i < 2 * kChunks; ++i) weight_grads[i * blockDim.x + threadIdx.x] = float4{};
   allow_next();
   wait_for_previous();
 
   int turn = 0;
-  for (int64_t row = static_cast<int64_t>(blockIdx.x) * a.grid.slots + slot; row < a.rows;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * a.grid.slots + part.slot; row < a.rows;
        row += stride, turn ^= 1)
-    norm_row<T, W>(a, row, row + stride, part, slot, sums_of_row[turn], weight_grads);
+    norm_row<T, W>(a, row, part, sums_of_row[turn], weight_grads);
   store_weight_grad<Rotation>(a, weight_grads);
 }
 

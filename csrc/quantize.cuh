@@ -205,14 +205,6 @@ __device__ __forceinline__ uint32_t append_mask(uint32_t bits, const float (&v)[
   return bits;
 }
 
-// Bytes i of the quad's words → the i-th lane's word.
-__device__ __forceinline__ uint32_t transpose_in_quad(uint32_t word, int lane) {
-  const uint32_t odd = __shfl_xor_sync(0xffffffffu, word, 1);
-  word = __byte_perm(word, odd, lane & 1 ? 0x3715 : 0x6240);
-  const uint32_t far = __shfl_xor_sync(0xffffffffu, word, 2);
-  return __byte_perm(word, far, lane & 2 ? 0x3276 : 0x5410);
-}
-
 template <class Rotation>
 __device__ __forceinline__ void store_mask(uint8_t* mask, const Part<Rotation>& part,
                                            uint32_t bits) {

@@ -8,7 +8,7 @@
 namespace questtrain {
 namespace {
 
-constexpr int kWarps = 16;  // a multiprocessor's, of 128 registers a thread
+constexpr int kWarps = 16;  // of a block: a multiprocessor has one, of 128 registers a thread
 
 constexpr int kThreads = 512;
 constexpr int kColumns = 8;                 // a block's, of 4 floats each
@@ -37,10 +37,9 @@ __global__ void __launch_bounds__(kThreads)
 
 NormGrid norm_grid(int64_t rows, int width) {
   const int warps = (width + kWarpElements - 1) / kWarpElements;
-  const int slots = std::max(1, 8 / warps);
-  const int64_t resident = int64_t(device_attribute(cudaDevAttrMultiProcessorCount)) *
-                           std::max(1, kWarps / (warps * slots));
-  return {warps, slots, static_cast<int>(std::min(resident, (rows + slots - 1) / slots))};
+  const int slots = kWarps / warps;
+  const int64_t blocks = device_attribute(cudaDevAttrMultiProcessorCount);
+  return {warps, slots, static_cast<int>(std::min(blocks, (rows + slots - 1) / slots))};
 }
 
 cudaError_t sum_weight_grads(const float* weight_grads, float* sum, int blocks, int width,

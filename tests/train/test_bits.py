@@ -14,8 +14,8 @@ import pytest
 from tests.training_data import questtrain, rows
 
 FORMATS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w5a5", "w6a6", "w7a7", "w8a8")
-NOISE = 0.03
-"""Between neighbours: runs of the same format on other processors differ by less."""
+NOISE = 0.07
+"""Between neighbours: over three seeds 6, 7 and 8 bits come in any order, up to 0.06 apart."""
 
 
 @pytest.fixture(scope="module")
