@@ -154,9 +154,7 @@ Tensor int8_offset_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weigh
   const cudaStream_t stream = current_stream(x);
 #ifdef QUESTTRAIN_SM90
   if (is_hopper()) {
-    const OffsetKernel kernel =
-        offset_kernel(output_of(dtype), arguments.rows, arguments.columns);
-    check_cuda(kernel(arguments, stream), op);
+    check_cuda(run_offset(output_of(dtype), arguments, stream), op);
     return y;
   }
 #endif

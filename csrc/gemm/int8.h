@@ -34,6 +34,5 @@ struct OffsetArguments : Int8Arguments {
 
 // One tile configuration; cudaErrorNotSupported for a shape that it cannot do.
 using Int8Kernel = cudaError_t (*)(const Int8Arguments&, cudaStream_t);
-using OffsetKernel = cudaError_t (*)(const OffsetArguments&, cudaStream_t);
 
 }  // namespace questtrain

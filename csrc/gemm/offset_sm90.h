@@ -2,6 +2,7 @@
 #pragma once
 
 #include "int8.h"
+#include "tiles_sm90.h"
 
 namespace questtrain {
 
@@ -12,17 +13,19 @@ cudaError_t int8_64x64_swapped_offset(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_offset_half(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_offset_float(const OffsetArguments&, cudaStream_t);
 
-// Small tiles for few rows or few tiles; else the two that win most of tiles_sm90.inc: 192 columns
-// a tile, or 256 where 192 would leave more than a fiftieth of the last tile's work undone.
-inline OffsetKernel offset_kernel(Output output, int rows, int columns) {
-  constexpr int kProcessors = 132;
-  if (output == Output::half) return int8_128x128_pingpong_offset_half;
-  if (output == Output::float32) return int8_128x128_pingpong_offset_float;
-  if (rows <= 128) return int8_64x64_swapped_offset;
-  const int64_t row_tiles = (rows + 127) / 128, column_tiles = (columns + 191) / 192;
-  if (row_tiles * column_tiles < kProcessors) return int8_128x128_pingpong_offset;
-  const bool fits = column_tiles * 192 * 50 <= int64_t(columns) * 51;
-  return fits ? int8_128x192_pingpong_offset : int8_128x256_cooperative_offset;
+// The tile of `int8_linear` for the shape, or the nearest that has been compiled; its order of tiles
+// and its swizzle too.
+inline cudaError_t run_offset(Output output, OffsetArguments arguments, cudaStream_t stream) {
+  const int tile = tile_for(arguments.rows, arguments.columns, arguments.width);
+  set_order(tile, arguments);
+  if (output == Output::half) return int8_128x128_pingpong_offset_half(arguments, stream);
+  if (output == Output::float32) return int8_128x128_pingpong_offset_float(arguments, stream);
+  switch (tile % kConfigurations) {
+    case 6: case 7: return int8_64x64_swapped_offset(arguments, stream);
+    case 0: case 4: case 5: return int8_128x128_pingpong_offset(arguments, stream);
+    case 1: case 2: case 3: return int8_128x256_cooperative_offset(arguments, stream);
+    default: return int8_128x192_pingpong_offset(arguments, stream);
+  }
 }
 
 }  // namespace questtrain

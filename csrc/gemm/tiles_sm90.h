@@ -71,9 +71,13 @@ inline int tile_for(int rows, int columns, int width) {
   return best;
 }
 
-inline cudaError_t run_tile(int tile, Int8Arguments arguments, cudaStream_t stream) {
+inline void set_order(int tile, Int8Arguments& arguments) {
   arguments.swizzle = 1 << tile / kConfigurations % kSwizzles;
   arguments.along_columns = tile / (kConfigurations * kSwizzles) != 0;
+}
+
+inline cudaError_t run_tile(int tile, Int8Arguments arguments, cudaStream_t stream) {
+  set_order(tile, arguments);
   return kTiles[tile % kConfigurations](arguments, stream);
 }
 

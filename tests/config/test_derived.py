@@ -169,12 +169,21 @@ def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Com
 
 
 @pytest.mark.parametrize(
-    ("size", "bits", "measured"),
-    [("30M", "bf16", 7.35), ("30M", "w4a4", 9.36), ("800M", "bf16", 35.4)],
+    ("size", "rows", "bits", "save", "measured"),
+    [
+        ("30M", 64, "bf16", "codes", 5.23),
+        ("30M", 64, "w4a4", "codes", 4.92),
+        ("30M", 64, "w4a4", "packed", 4.52),
+        ("100M", 64, "bf16", "codes", 10.91),
+        ("100M", 64, "w4a4", "codes", 10.27),
+        ("800M", 32, "bf16", "codes", 32.87),
+        ("800M", 32, "w4a4", "codes", 32.25),
+        ("800M", 32, "w4a4", "packed", 29.28),
+    ],
 )
 def test_training_bytes_agree_with_measurements(
-    compose: Compose, size: str, bits: str, measured: float
+    compose: Compose, size: str, rows: int, bits: str, save: str, measured: float
 ) -> None:
-    """GiB at 64 sequences of 512 tokens on an H100: our first curves, and the plain 800M."""
-    config = compose(size, bits=bits, micro_batch_size=64)
+    """GiB at ``rows`` sequences of 512 tokens at once on an H100, of `questtrain bench train`."""
+    config = compose(size, bits=bits, micro_batch_size=rows, train={"save": save})
     assert training_bytes(config, VOCABULARY) / 2**30 == pytest.approx(measured, rel=0.06)

@@ -75,6 +75,14 @@ class Matrix(nn.Module):
     def derive(self, stacked: Tensor) -> None:
         raise NotImplementedError
 
+    def _replace_buffers(self, **buffers: Tensor | None) -> None:
+        """`register_buffer` the first time; its checks would cost the host more than a kernel."""
+        if buffers.keys() <= self._buffers.keys():
+            self._buffers.update(buffers)
+            return
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
+
     @torch.no_grad()
     def sum_gradients(self, first: bool) -> None:
         """Let the next backward add to a sum instead of the parameters' gradients."""
@@ -131,7 +139,7 @@ class DenseMatrix(Matrix):
     """Unquantized: the values in 16 bits, cast once."""
 
     def derive(self, stacked: Tensor) -> None:
-        self.register_buffer("values", stacked.to(self.dtype), persistent=False)
+        self._replace_buffers(values=stacked.to(self.dtype))
 
     def gradient_of(self, total: Tensor) -> Tensor:
         return total
@@ -181,10 +189,8 @@ class QuantizedMatrix(Matrix):
     def derive(self, stacked: Tensor) -> None:
         form, trust = self.weight_operand.form, self.weight_operand.trust
         quantized = hadamard_quantize(stacked, *form, trust=trust)
-        for name, tensor in quantized._asdict().items():
-            self.register_buffer(name, tensor, persistent=False)
         values = None if self.packed else self._multiplied(quantized)
-        self.register_buffer("values", values, persistent=False)
+        self._replace_buffers(**quantized._asdict(), values=values)
 
     def _multiplied(self, quantized: Quantized) -> Tensor:
         """By the backward."""
