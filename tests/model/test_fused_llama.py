@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -256,6 +257,16 @@ def test_sums_of_gradients(compose: Compose, bits: str) -> None:
                 fused(*batch(seed)).backward()
             assert model.layers[0].mlp.up_proj.weight.grad is None
         assert_close(grads_of(model), expected, 1e-6)
+
+
+def test_an_interrupted_sum_is_forgotten(compose: Compose) -> None:
+    model = build(compose)
+    fused = fuse(model)
+    _, expected = loss_and_grads(model, fused)
+    with suppress(KeyboardInterrupt), fused.summing_gradients():
+        fused(*batch(5)).backward()
+        raise KeyboardInterrupt
+    assert_close(loss_and_grads(model, fused)[1], expected, 0.0)
 
 
 def test_validation_between_micro_batches_adds_nothing(compose: Compose) -> None:

@@ -69,6 +69,12 @@ def test_what_is_no_one_product(first: str, second: str) -> None:
     assert stacked_matrix(layers, torch.float32, "codes") is None
 
 
+@pytest.mark.parametrize(("width", "columns"), [(80, 64), (64, 20)])
+@pytest.mark.parametrize("bits", ["bf16", "w4a4"])
+def test_sizes_that_the_kernels_do_not_take(bits: str, width: int, columns: int) -> None:
+    assert stacked_matrix([QuantLinear(width, columns, bits=bits)], torch.float32, "codes") is None
+
+
 def test_a_bias_is_no_part_of_it() -> None:
     layer = QuantLinear(WIDTH, COLUMNS, bias=True)
     assert stacked_matrix([layer], torch.float32, "codes") is None

@@ -104,6 +104,8 @@ class FusedLlama(nn.Module):
                 matrix.finish_gradients()
         finally:
             self._summed = None
+            for matrix in self._matrices:
+                matrix.sum = None
 
     def gradient_sums(self) -> list[Tensor]:
         """What `summing_gradients` has summed so far; other processes' sums are to be added."""

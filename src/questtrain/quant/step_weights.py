@@ -96,7 +96,6 @@ class Matrix(nn.Module):
         grads = torch.split(self.gradient_of(self.sum.total), self._rows())
         for weight, grad in zip(self.weights, grads, strict=True):
             weight.grad = grad
-        self.sum = None
 
     def gradient_of(self, total: Tensor) -> Tensor:
         """The gradient of the stacked weight from the sum of grad_yᵀ·x̂."""
@@ -244,14 +243,15 @@ def stacked_matrix(
     layers = [linear for linear in linears if isinstance(linear, QuantLinear)]
     if len(layers) < len(linears) or any(layer.bias is not None for layer in layers):
         return None
+    if layers[0].in_features % 32 or any(layer.out_features % 8 for layer in layers):
+        return None
     if all(_is_dense(layer) for layer in layers):
         return DenseMatrix(layers, dtype)
     kinds = {
         (operand_of(layer.weight_quantizer), operand_of(layer.activation_quantizer))
         for layer in layers
     }
-    fits = layers[0].in_features % 32 == 0 and all(layer.out_features % 8 == 0 for layer in layers)
-    if len(kinds) > 1 or None in kinds.pop() or not fits:
+    if len(kinds) > 1 or None in kinds.pop():
         return None
     return QuantizedMatrix(layers, dtype, save, backward)
 
