@@ -42,11 +42,11 @@ def decode_attention(
     """
     check_decode("decode_attention", q, k, v, keys, values, position, cos, sin)
     heads_BH1K = (q.shape[0], keys.shape[1], 1, keys.shape[3])
-    q_BH1K = _rotate(q.reshape(heads_BH1K), cos, sin).float()
+    q_BH1K = rotate(q.reshape(heads_BH1K), cos, sin).float()
     capacity = keys.shape[2]
     fits = (position >= 0) & (position < capacity)
     place = position.clamp(0, capacity - 1).reshape(1)
-    for cache, new in ((keys, _rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
+    for cache, new in ((keys, rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
         old = cache.index_select(2, place)
         cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
     seen_S = None
@@ -68,7 +68,7 @@ def split_rotary(
     check_split("split_rotary", qkv, cos, sin, heads)
     q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return _rotate(q, cos, sin), _rotate(k, cos, sin), v.contiguous()
+    return rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous()
 
 
 def join_rotary(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def join_rotary(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Te
     beside V in ``[B, T, 3·H·K]``."""
     check_join("join_rotary", q, k, v, cos, sin)
     cos, sin = cos.unsqueeze(1), -sin.unsqueeze(1)
-    return torch.stack((_rotate(q, cos, sin), _rotate(k, cos, sin), v), dim=2).flatten(2)
+    return torch.stack((rotate(q, cos, sin), rotate(k, cos, sin), v), dim=2).flatten(2)
 
 
 def check_split(op: str, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
@@ -125,7 +125,9 @@ def check_decode(
         check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)
 
 
-def _rotate(x_BH1K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    x = x_BH1K.float()
+def rotate(x_K: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding on (first half, second half) pairs of the last dimension ``K``,
+    computed in fp32; ``cos``, ``sin`` with halves repeated, of a shape that broadcasts."""
+    x = x_K.float()
     first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BH1K.dtype)
+    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_K.dtype)

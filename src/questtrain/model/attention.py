@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questtrain.config import ModelConfig
+from questtrain.kernels.reference_attention import rotate as rotate_by
 from questtrain.model.cache import Cache, LayerCache
 
 Rotary = tuple[Tensor, Tensor]
@@ -62,11 +63,8 @@ def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
 
 
 def rotate(x_BHTK: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding on (first half, second half) pairs, computed in fp32."""
-    cos, sin = rotary
-    x = x_BHTK.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTK.dtype)
+    """Rotary position embedding of queries or keys, at the positions of ``rotary``."""
+    return rotate_by(x_BHTK, *rotary)
 
 
 def _split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:

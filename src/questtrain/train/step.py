@@ -126,6 +126,10 @@ class TrainingStep:
         if settings.backward == "fp8":
             require_fp8(self.config, self.device, self.world)
         if self.device.type == "cuda" and not serves(self.device):
+            log.warning(
+                "the CUDA kernels do not run here (questtrain doctor says why): the plain model is"
+                " trained, which is slower"
+            )
             return None
         dtype = product_dtype(self.device, settings.autocast)
         fused = FusedLlama.of(self.model, dtype, settings.save, settings.backward)
