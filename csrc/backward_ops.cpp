@@ -23,10 +23,7 @@ BackwardArguments masked_arguments(const Tensor& grad, const Tensor& mask, int64
   const int64_t rows = grad.size(0);
   check_matrix(grad, grad, rows, width, op, "grad");
   check_floating(grad.scalar_type(), op, "grad");
-  STD_TORCH_CHECK(block == 1 || (block >= 16 && block <= 256 && (block & (block - 1)) == 0), op,
-                  ": block must be 1, 16, 32, 64, 128 or 256, not ", block);
-  STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % block == 0, op, ": the width ", width,
-                  " must be a multiple of 32 and of the block ", block);
+  check_block(width, block, op);
   check_size(rows, width, op);
   const bool all_pass = mask.dim() == 2 && mask.size(1) == 0;
   check_two_dimensional(mask, op, "mask");

@@ -18,16 +18,21 @@ struct Format {
   std::optional<double> trust;
 };
 
+// Rows of `width` elements that are rotated in blocks of `block`.
+inline void check_block(int64_t width, int64_t block, const char* op) {
+  STD_TORCH_CHECK(block == 1 || (block >= 16 && block <= 256 && (block & (block - 1)) == 0), op,
+                  ": block must be 1, 16, 32, 64, 128 or 256, not ", block);
+  STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % block == 0, op, ": the width ", width,
+                  " must be a multiple of 32 and of the block ", block);
+}
+
 inline void check_format(const Format& format, int64_t width, const char* op,
                          int64_t most_levels = kOffsetLevels) {
-  const int64_t n = format.levels, b = format.block;
+  const int64_t n = format.levels;
   const bool power_of_two = n >= 2 && n <= most_levels && (n & (n - 1)) == 0;
   STD_TORCH_CHECK(power_of_two || n == 3, op, ": levels must be 3 or a power of two from 2 to ",
                   most_levels, ", not ", n);
-  STD_TORCH_CHECK(b == 1 || (b >= 16 && b <= 256 && (b & (b - 1)) == 0), op,
-                  ": block must be 1, 16, 32, 64, 128 or 256, not ", b);
-  STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % b == 0, op, ": the width ", width,
-                  " must be a multiple of 32 and of the block ", b);
+  check_block(width, format.block, op);
   STD_TORCH_CHECK(width <= kLargestWidth, op, ": the width ", width, " exceeds ", kLargestWidth);
   STD_TORCH_CHECK(format.alpha > 0, op, ": alpha must be positive, not ", format.alpha);
 }

@@ -168,12 +168,7 @@ def _train(words: Sequence[str]) -> int:
     _at_least_one(config, "sequence_length", "batch_size", "vocab_size", "steps", "rounds")
     if config.micro_batch_tokens is not None:
         _at_least_one(config, "micro_batch_tokens")
-    choices = group_choices("model")
-    if not config.models:
-        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
-    for name in config.models:
-        if name not in choices:
-            raise unknown("model", name, choices)
+    _check_models(config.models, group_choices("model"))
     models = {name: _train_cases(config, name) for name in config.models}
 
     from questtrain.bench.train_step import bench_train
@@ -271,13 +266,9 @@ def _models(
     names: Sequence[str], vocab_size: int | None = None, layers: int | None = None
 ) -> list[ModelConfig]:
     """The shapes of models by name, cut to ``layers`` blocks."""
-    choices = [*group_choices("model"), *LARGER_MODELS]
-    if not names:
-        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
+    _check_models(names, [*group_choices("model"), *LARGER_MODELS])
     models = []
     for name in names:
-        if name not in choices:
-            raise unknown("model", name, choices)
         model = _model(name)
         if vocab_size is not None and vocab_size < 1:
             raise UserError(f"vocab_size={vocab_size} must be at least 1.")
@@ -287,6 +278,15 @@ def _models(
         model.num_layers = layers or model.num_layers
         models.append(model)
     return models
+
+
+def _check_models(names: Sequence[str], choices: Sequence[str]) -> None:
+    """UserError for none, or one that is not among ``choices``."""
+    if not names:
+        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
+    for name in names:
+        if name not in choices:
+            raise unknown("model", name, choices)
 
 
 def _model(name: str) -> ModelConfig:

@@ -13,28 +13,20 @@ theirs. Shape suffixes are left out: M rows, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from questtrain.kernels.checks import FLOATING, check_matrix, check_vector
+from questtrain.kernels.extension import never_compiled
 from questtrain.kernels.reference_training import add_weight_gradient_
 
 _ops = torch.ops.questtrain
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def _never_compiled(function: Function) -> Function:
-    """`torch.compiler.disable`, typed. Traced, each chunk's logits would be a new buffer."""
-    wrapped: Function = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
-    return wrapped
-
-
-@_never_compiled
+@never_compiled
 def linear_cross_entropy(
     x: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, rows: int = 4096
 ) -> Tensor:
@@ -44,6 +36,8 @@ def linear_cross_entropy(
     is fp32 or that dtype; ``targets`` int64 ``[M]``, those that are ``ignored`` count nothing.
     ``rows`` are those of a chunk. The backward runs once. A target outside the vocabulary makes the
     loss NaN; other wrong arguments raise ValueError.
+
+    A compiled caller breaks its graph here: traced, each chunk's logits would be a new buffer.
     """
     _check_linear(x, weight, targets, rows)
     with torch.autocast(x.device.type, enabled=False):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch._compile import _disable_dynamo
 
 from questtrain.errors import UserError, unknown
 
@@ -110,6 +111,12 @@ def constant_when_compiled(function: Function) -> Function:
     """`torch.compiler.assume_constant_result`, which would import the compiler: a second."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def never_compiled(function: Function) -> Function:
+    """`torch.compiler.disable`, which would import the compiler: here the first call does."""
+    wrapped: Function = _disable_dynamo(function)  # type: ignore[assignment]
+    return wrapped
 
 
 @constant_when_compiled

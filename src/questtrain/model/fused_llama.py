@@ -125,13 +125,13 @@ class FusedLlama(nn.Module):
 
     def _prepare(self) -> None:
         """What the matrices need before a forward."""
-        summing = self._summed is not None and torch.is_grad_enabled()
+        summed = self._summed if torch.is_grad_enabled() else None
         for matrix in self._matrices:
             matrix.refresh()
-            if summing:
-                matrix.sum_gradients(first=self._summed == 0)
-        if self._summed is not None and summing:
-            self._summed += 1
+            if summed is not None:
+                matrix.sum_gradients(first=summed == 0)
+        if summed is not None:
+            self._summed = summed + 1
 
 
 def _attention(qkv: Tensor, heads: int, rotary: Rotary) -> Tensor:

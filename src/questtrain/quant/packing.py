@@ -38,6 +38,11 @@ def row_format(quantizer: nn.Module) -> RowFormat | None:
     return RowFormat(grid.levels, scale.alpha, block)
 
 
+def has_kernel_sizes(layer: nn.Linear) -> bool:
+    """Whether the quantizers take such rows and the integer products so many outputs."""
+    return layer.in_features % 32 == 0 and layer.out_features % 8 == 0
+
+
 class PackedLinear(nn.Module):
     """``x [..., K] → [..., N]`` in x's dtype: quantizes the rows and multiplies integers."""
 
@@ -121,9 +126,8 @@ def _has_integer_product(layer: QuantLinear, quantizer: Quantizer) -> bool:
         and quantizer.grid.levels in (LEVELS if quantizer.sparsity is None else INTEGER_LEVELS)
         and not quantizer.rotate_back
         and layer.weight.dtype != torch.float64
-        and layer.in_features % 32 == 0
         and layer.in_features <= MAX_WIDTH
-        and layer.out_features % 8 == 0
+        and has_kernel_sizes(layer)
     )
 
 

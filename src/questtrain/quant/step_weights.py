@@ -28,7 +28,7 @@ from questtrain.kernels.reference_fp8 import MULTIPLE
 from questtrain.kernels.training import Gradient, GradientSum, Operand, StepWeight
 from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.linear import QuantLinear
-from questtrain.quant.packing import row_format
+from questtrain.quant.packing import has_kernel_sizes, row_format
 from questtrain.quant.quantizer import Quantizer, Unquantized
 
 
@@ -243,7 +243,7 @@ def stacked_matrix(
     layers = [linear for linear in linears if isinstance(linear, QuantLinear)]
     if len(layers) < len(linears) or any(layer.bias is not None for layer in layers):
         return None
-    if layers[0].in_features % 32 or any(layer.out_features % 8 for layer in layers):
+    if not all(has_kernel_sizes(layer) for layer in layers):
         return None
     if all(_is_dense(layer) for layer in layers):
         return DenseMatrix(layers, dtype)
