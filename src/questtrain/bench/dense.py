@@ -24,13 +24,11 @@ class DenseBlock(nn.Module):
 
     def __init__(self, block: Block) -> None:
         super().__init__()
-        attention, mlp = block.attention, block.mlp
-        self.num_heads = attention.num_heads
+        self.num_heads = block.attention.num_heads
         self.attention_norm, self.mlp_norm = block.attention_norm, block.mlp_norm
-        self.qkv = _stacked((attention.q_proj, attention.k_proj, attention.v_proj))
-        self.o = attention.o_proj.weight
-        self.gate_up = _stacked((mlp.gate_proj, mlp.up_proj))
-        self.down = mlp.down_proj.weight
+        weights = {name: _stacked(linears) for name, linears in block.products().items()}
+        self.qkv, self.o = weights["qkv"], weights["o"]
+        self.gate_up, self.down = weights["gate_up"], weights["down"]
 
     def forward(
         self,

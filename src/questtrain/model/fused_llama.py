@@ -160,15 +160,8 @@ def _matrices(
     block: Block, dtype: torch.dtype, save: str, backward: str
 ) -> dict[str, Matrix] | None:
     """A block's four matrices, None where the kernels do not serve one of them."""
-    attention, mlp = block.attention, block.mlp
-    groups = {
-        "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
-        "o": (attention.o_proj,),
-        "gate_up": (mlp.gate_proj, mlp.up_proj),
-        "down": (mlp.down_proj,),
-    }
     matrices = {}
-    for name, linears in groups.items():
+    for name, linears in block.products().items():
         matrix = stacked_matrix(linears, dtype, save, backward)
         if matrix is None:
             return None

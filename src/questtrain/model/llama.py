@@ -71,6 +71,16 @@ class Block(nn.Module):
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config, layer, linear)
 
+    def products(self) -> dict[str, tuple[nn.Linear, ...]]:
+        """The linear layers by product: those that share an input can be one."""
+        attention, mlp = self.attention, self.mlp
+        return {
+            "qkv": (attention.q_proj, attention.k_proj, attention.v_proj),
+            "o": (attention.o_proj,),
+            "gate_up": (mlp.gate_proj, mlp.up_proj),
+            "down": (mlp.down_proj,),
+        }
+
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))

@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from questtrain.kernels.extension import never_compiled
+
 GAUSSIAN_ALPHA = {
     2: 0.797885,
     3: 1.224009,
@@ -89,7 +91,7 @@ class LearnedScalar(nn.Module):
         gradient_scale = 1 / math.sqrt(max(1, x.numel()) * self.gradient_levels)
         return value.detach() + gradient_scale * (value - value.detach())
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @never_compiled
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
         rms = mean(x.square()).sqrt()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -104,11 +104,17 @@ class TrainingStep:
                 loss = loss / targets_in_batch
                 torch.autograd.backward(loss)
                 total += loss.detach()
-            weights = self.model.parameters()
-            gradients = [weight.grad for weight in weights if weight.grad is not None]
-            sums = fused.gradient_sums() if fused else []
-            self.world.sum([*gradients, *sums, total])
+            if self.world.size > 1:
+                self.world.sum([*self._gradients(fused), total])
         return total
+
+    def _gradients(self, fused: FusedLlama | None) -> Iterator[Tensor]:
+        """What this rank's rows have given so far."""
+        for weight in self.model.parameters():
+            if weight.grad is not None:
+                yield weight.grad
+        if fused is not None:
+            yield from fused.gradient_sums()
 
     def _fast_loss(self) -> Loss:
         config, on_gpu = self.config, self.device.type == "cuda"
