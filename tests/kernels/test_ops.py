@@ -205,6 +205,13 @@ def test_a_product_of_another_dtype_is_refused(name):
         op_of(name)(**named(name, dtype=torch.float64))
 
 
+def test_codes_that_the_kernel_cannot_divide_are_not_dequantized():
+    codes = torch.ones(2, 48, dtype=torch.int8)
+    message = "the width 48 must be a multiple of 32"
+    with pytest.raises(ValueError, match=f"^dequantize: {message}"):
+        torch.ops.questtrain.dequantize(codes, torch.ones(2), 16, torch.float32)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [

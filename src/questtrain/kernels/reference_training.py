@@ -14,6 +14,7 @@ from questtrain.kernels.checks import (
     FLOATING,
     check_block,
     check_matrix,
+    check_multiple,
     check_norm,
     check_operand,
     check_output,
@@ -140,6 +141,7 @@ def check_dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dt
     else:
         check_matrix(op, "codes", codes, None, None, (torch.int8,), codes)
         width = codes.shape[1]
+        check_multiple(op, "the width", width, 32)
     check_vector(op, "scales", scales, codes.shape[0], (torch.float32,), codes)
     return width
 
