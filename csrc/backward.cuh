@@ -70,7 +70,7 @@ struct MaskedGrad {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const int64_t at = start + i * Rotation::kStep;
-      grad[i] = load_inside(static_cast<const Chunk<T>*>(a.grad) + at, inside[i]);
+      grad[i] = load_chunk(static_cast<const Chunk<T>*>(a.grad) + at, inside[i]);
       if constexpr (!in_words) bits[i] = inside[i] && a.mask ? __ldcs(a.mask + at) : 0xffu;
     }
     if constexpr (in_words) {
@@ -161,8 +161,8 @@ __global__ void __maxnreg__(sizeof(T) == 2 ? 96 : 128) swiglu_backward(BackwardA
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
     const Chunk<T>* source = static_cast<const Chunk<T>*>(a.x) + place[i] + i * Rotation::kStep;
-    gate[i] = load_inside(source, part.inside[i]);
-    up[i] = load_inside(source + row_chunks, part.inside[i]);
+    gate[i] = load_chunk(source, part.inside[i]);
+    up[i] = load_chunk(source + row_chunks, part.inside[i]);
   }
   float v[kChunks][8];
   masked.rotate(v, a.block, part.lane);
@@ -221,7 +221,7 @@ __device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row
   Chunk<T> x[kChunks];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    x[i] = load_inside(static_cast<const Chunk<T>*>(a.x) + start + i * step, part.inside[i]);
+    x[i] = load_chunk(static_cast<const Chunk<T>*>(a.x) + start + i * step, part.inside[i]);
   }
   float v[kChunks][8];
   masked.rotate(v, a.block, part.lane);
@@ -239,7 +239,7 @@ __device__ __forceinline__ void norm_row(const BackwardArguments& a, int64_t row
     }
   }
   const auto load_residual = [&](int i) {
-    return load_inside(static_cast<const Chunk<T>*>(a.residual_grad) + start + i * step,
+    return load_chunk(static_cast<const Chunk<T>*>(a.residual_grad) + start + i * step,
                        part.inside[i] && a.residual_grad);
   };
   constexpr bool together = sizeof(T) == 2;  // all loads before the first store; fp32 has no room

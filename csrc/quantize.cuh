@@ -72,8 +72,8 @@ __device__ __forceinline__ float load_operand(const QuantizeArguments& a, int64_
   Chunk<T> x[kChunks], other[two ? kChunks : 1];
 #pragma unroll
   for (int i = 0; i < kChunks; ++i) {
-    x[i] = load_inside(first + i * step, part.inside[i]);
-    if constexpr (two) other[i] = load_inside(second + i * step, part.inside[i]);
+    x[i] = load_chunk(first + i * step, part.inside[i]);
+    if constexpr (two) other[i] = load_chunk(second + i * step, part.inside[i]);
   }
   float squares = 0.f;
 #pragma unroll

@@ -23,19 +23,10 @@ struct alignas(16) Chunk {
   T element[8];
 };
 
-// Each row is read once and passes the caches by.
+// Of what is read once, past the caches; zeros outside. Whole words: elements chosen one by one would
+// lie in a register each.
 template <class T>
-__device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source) {
-  Chunk<T> result;
-#pragma unroll
-  for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)
-    reinterpret_cast<uint4*>(&result)[i] = __ldcs(reinterpret_cast<const uint4*>(source) + i);
-  return result;
-}
-
-// The same, or zeros. Whole words: elements chosen one by one would lie in a register each.
-template <class T>
-__device__ __forceinline__ Chunk<T> load_inside(const Chunk<T>* source, bool inside) {
+__device__ __forceinline__ Chunk<T> load_chunk(const Chunk<T>* source, bool inside = true) {
   Chunk<T> result;
 #pragma unroll
   for (int i = 0; i < int(sizeof(Chunk<T>) / 16); ++i)

@@ -14,8 +14,11 @@ import pytest
 from tests.training_data import questtrain, rows
 
 FORMATS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w5a5", "w6a6", "w7a7", "w8a8")
-NOISE = 0.07
-"""Between neighbours: over three seeds 6, 7 and 8 bits come in any order, up to 0.06 apart."""
+NOISE = 0.03
+"""Between neighbours: runs of the same format on other processors differ by less."""
+
+UNORDERED = {"w6a6": 0.07, "w7a7": 0.07}
+"""Instead, to the next: over three seeds 6, 7 and 8 bits come in any order, up to 0.06 apart."""
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_more_bits_learn_more(losses):
     """Ordered by bits up to noise, and clearly so where the formats differ much."""
     ends = [final(losses[bits]) for bits in FORMATS]
     for fewer, more, worse, better in zip(FORMATS, FORMATS[1:], ends, ends[1:], strict=False):
-        assert better < worse + NOISE, (fewer, more)
+        assert better < worse + UNORDERED.get(fewer, NOISE), (fewer, more)
     by_name = dict(zip(FORMATS, ends, strict=True))
     assert by_name["w1a1"] > by_name["w2a2"] + 0.05 > by_name["w4a4"] + 0.1
     assert by_name["w4a4"] > by_name["w8a8"] - NOISE

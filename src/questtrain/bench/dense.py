@@ -26,9 +26,9 @@ class DenseBlock(nn.Module):
         super().__init__()
         self.num_heads = block.attention.num_heads
         self.attention_norm, self.mlp_norm = block.attention_norm, block.mlp_norm
-        weights = {name: _stacked(linears) for name, linears in block.products().items()}
-        self.qkv, self.o = weights["qkv"], weights["o"]
-        self.gate_up, self.down = weights["gate_up"], weights["down"]
+        products = block.products()
+        self.qkv, self.o = _stacked(products["qkv"]), block.attention.o_proj.weight
+        self.gate_up, self.down = _stacked(products["gate_up"]), block.mlp.down_proj.weight
 
     def forward(
         self,
