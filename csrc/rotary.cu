@@ -1,5 +1,6 @@
-// Rotary positions between one product's Q, K, V and attention: split and rotated on the way there,
-// rotated back and joined on the way back. 8 pairs a thread: elements i and i + width/2 of a head.
+// Rotary positions between one product's Q, K, V and attention: Q and K rotated in place on the way
+// there, rotated back and joined with V on the way back. 8 pairs a thread: elements i and i + width/2
+// of a head.
 #include "launch.cuh"
 #include "rotary.h"
 #include "rotate.cuh"
@@ -29,17 +30,19 @@ __global__ void rotary_kernel(RotaryArguments a, int64_t items) {
   wait_for_previous();
   if (item >= items) return;
   const int half_chunks = a.width / 16, of_matrix = a.heads * half_chunks;
-  const int64_t token = item / (3 * of_matrix);
-  const int rest = static_cast<int>(item - token * (3 * of_matrix));
+  constexpr int kMatrices = joins ? 3 : 2;
+  const int64_t token = item / (kMatrices * of_matrix);
+  const int rest = static_cast<int>(item - token * (kMatrices * of_matrix));
   const int matrix = rest / of_matrix, place = rest % of_matrix;
   const int head = place / half_chunks, i = place % half_chunks;
   const int in_row = head * 2 * half_chunks + i;  // in chunks
-  void* part = matrix == 0 ? a.parts[0] : matrix == 1 ? a.parts[1] : a.parts[2];
-  Chunk<T>* apart = static_cast<Chunk<T>*>(part) + token * (2 * of_matrix) + in_row;
-  Chunk<T>* together =
+  Chunk<T>* target =
       static_cast<Chunk<T>*>(a.qkv) + (3 * token + matrix) * (2 * of_matrix) + in_row;
-  const Chunk<T>* source = joins ? apart : together;
-  Chunk<T>* target = joins ? together : apart;
+  const Chunk<T>* source = target;
+  if constexpr (joins) {
+    const void* part = matrix == 0 ? a.parts[0] : matrix == 1 ? a.parts[1] : a.parts[2];
+    source = static_cast<const Chunk<T>*>(part) + token * (2 * of_matrix) + in_row;
+  }
   Chunk<T> first = load_chunk(source), second = load_chunk(source + half_chunks);
   if (matrix < 2) {
     const int64_t angle = token % a.length * (2 * half_chunks) + i;
@@ -51,8 +54,9 @@ __global__ void rotary_kernel(RotaryArguments a, int64_t items) {
 }
 
 template <class T>
-cudaError_t launch(const RotaryArguments& a, bool joins, cudaStream_t stream) {
-  const int64_t items = a.tokens * 3 * a.heads * (a.width / 16);
+cudaError_t launch(const RotaryArguments& a, cudaStream_t stream) {
+  const bool joins = a.parts[0] != nullptr;
+  const int64_t items = a.tokens * (joins ? 3 : 2) * a.heads * (a.width / 16);
   const dim3 grid(static_cast<unsigned>((items + kThreads - 1) / kThreads)), block(kThreads);
   return joins ? launch_dependent(rotary_kernel<T, true>, grid, block, 0, stream, a, items)
                : launch_dependent(rotary_kernel<T, false>, grid, block, 0, stream, a, items);
@@ -60,11 +64,11 @@ cudaError_t launch(const RotaryArguments& a, bool joins, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t rotary(const RotaryArguments& a, bool joins, Output type, cudaStream_t stream) {
+cudaError_t rotary(const RotaryArguments& a, Output type, cudaStream_t stream) {
   switch (type) {
-    case Output::bfloat16: return launch<__nv_bfloat16>(a, joins, stream);
-    case Output::half: return launch<__half>(a, joins, stream);
-    default: return launch<float>(a, joins, stream);
+    case Output::bfloat16: return launch<__nv_bfloat16>(a, stream);
+    case Output::half: return launch<__half>(a, stream);
+    default: return launch<float>(a, stream);
   }
 }
 

@@ -11,7 +11,7 @@ namespace questtrain {
 
 struct RotaryArguments {
   void* qkv;          // [tokens, 3, heads, width]
-  void* parts[3];     // Q, K, V: [tokens, heads, width]
+  const void* parts[3];  // Q, K, V: [tokens, heads, width]; null: Q and K are turned in place
   const float* cos;   // [length, width], halves repeated
   const float* sin;
   int64_t tokens;
@@ -19,8 +19,7 @@ struct RotaryArguments {
   int heads, width;
 };
 
-// Of elements of `type`: from qkv to the parts, or, where it `joins`, turned back from the parts to
-// qkv.
-cudaError_t rotary(const RotaryArguments&, bool joins, Output type, cudaStream_t);
+// Of elements of `type`: Q and K of qkv in place, or turned back from the parts to qkv.
+cudaError_t rotary(const RotaryArguments&, Output type, cudaStream_t);
 
 }  // namespace questtrain

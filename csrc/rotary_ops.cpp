@@ -1,5 +1,4 @@
-// torch.ops.questtrain.split_rotary and join_rotary on CUDA: checks, outputs, launch.
-#include <tuple>
+// torch.ops.questtrain.rotary_ and join_rotary on CUDA: checks, outputs, launch.
 
 #include "rotary.h"
 #include "stable.h"
@@ -13,37 +12,33 @@ void check_angles(const Tensor& angles, const Tensor& x, int64_t length, int64_t
   check_dtype(angles, ScalarType::Float, op, name);
 }
 
-RotaryArguments arguments_of(const Tensor& qkv, const Tensor& q, const Tensor& k, const Tensor& v,
-                             const Tensor& cos, const Tensor& sin, const char* op) {
-  const int64_t heads = q.size(2), width = q.size(3);
+// But for the parts.
+RotaryArguments arguments_of(const Tensor& qkv, int64_t heads, const Tensor& cos,
+                             const Tensor& sin, const char* op) {
+  const int64_t length = qkv.size(1), width = qkv.size(2) / (3 * heads);
   STD_TORCH_CHECK(width % 16 == 0, op, ": the head width ", width, " must be a multiple of 16");
-  check_angles(cos, q, q.size(1), width, op, "cos");
-  check_angles(sin, q, q.size(1), width, op, "sin");
+  check_angles(cos, qkv, length, width, op, "cos");
+  check_angles(sin, qkv, length, width, op, "sin");
   return {qkv.data_ptr(),
-          {q.data_ptr(), k.data_ptr(), v.data_ptr()},
+          {},
           static_cast<const float*>(cos.data_ptr()),
           static_cast<const float*>(sin.data_ptr()),
-          q.size(0) * q.size(1),
-          static_cast<int>(q.size(1)),
+          qkv.size(0) * length,
+          static_cast<int>(length),
           static_cast<int>(heads),
           static_cast<int>(width)};
 }
 
-std::tuple<Tensor, Tensor, Tensor> split_rotary(Tensor qkv, Tensor cos, Tensor sin,
-                                                int64_t heads) {
-  const char* op = "split_rotary";
+void rotary_(Tensor qkv, Tensor cos, Tensor sin, int64_t heads) {
+  const char* op = "rotary_";
   check_floating(qkv.scalar_type(), op, "qkv");
   check_layout(qkv, qkv, op, "qkv");
   STD_TORCH_CHECK(qkv.dim() == 3 && heads > 0 && qkv.size(2) % (3 * heads) == 0, op,
                   ": qkv must be [batch, tokens, 3·heads·width], not ", shape_of(qkv));
-  const int64_t batch = qkv.size(0), length = qkv.size(1), width = qkv.size(2) / (3 * heads);
-  const auto part = [&] { return torch::stable::new_empty(qkv, {batch, length, heads, width}); };
-  Tensor q = part(), k = part(), v = part();
-  const RotaryArguments arguments = arguments_of(qkv, q, k, v, cos, sin, op);
-  if (arguments.tokens == 0) return {q, k, v};
+  const RotaryArguments arguments = arguments_of(qkv, heads, cos, sin, op);
+  if (arguments.tokens == 0) return;
   const DeviceGuard guard(qkv);
-  check_cuda(rotary(arguments, false, output_of(qkv.scalar_type()), current_stream(qkv)), op);
-  return {q, k, v};
+  check_cuda(rotary(arguments, output_of(qkv.scalar_type()), current_stream(qkv)), op);
 }
 
 Tensor join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) {
@@ -60,17 +55,18 @@ Tensor join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) {
     check_layout(*parts[i], q, op, names[i]);
   }
   Tensor qkv = torch::stable::new_empty(q, {q.size(0), q.size(1), 3 * q.size(2) * q.size(3)});
-  const RotaryArguments arguments = arguments_of(qkv, q, k, v, cos, sin, op);
+  RotaryArguments arguments = arguments_of(qkv, q.size(2), cos, sin, op);
+  for (int i = 0; i < 3; ++i) arguments.parts[i] = parts[i]->data_ptr();
   if (arguments.tokens == 0) return qkv;
   const DeviceGuard guard(q);
-  check_cuda(rotary(arguments, true, output_of(q.scalar_type()), current_stream(q)), op);
+  check_cuda(rotary(arguments, output_of(q.scalar_type()), current_stream(q)), op);
   return qkv;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
-  m.impl("split_rotary", TORCH_BOX(&split_rotary));
+  m.impl("rotary_", TORCH_BOX(&rotary_));
   m.impl("join_rotary", TORCH_BOX(&join_rotary));
 }
 

@@ -104,7 +104,7 @@ def arguments(
         return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
     if op == "decode_attention":
         return random_step(rows, dtype, device, seed=seed)
-    if op in ("split_rotary", "join_rotary"):
+    if op in ("rotary_", "join_rotary"):
         return _rotary_arguments(op, device, rows, dtype, seed)
     if op == "unpack":
         return (random_weight(rows, WIDTH, LEVELS, device, seed).codes, LEVELS)
@@ -176,6 +176,14 @@ def random_mask(rows: int, width: int, device: str = "cpu", seed: int = 0) -> Te
     return torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
 
 
+def random_angles(
+    length: int, width: int, device: str = "cpu", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin ``[length, width]``, halves repeated."""
+    angles = random_rows(length, width // 2, torch.float32, device, seed).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
 def _rotary_arguments(
     op: str, device: str, batch: int, dtype: torch.dtype, seed: int
 ) -> tuple[Any, ...]:
@@ -185,8 +193,7 @@ def _rotary_arguments(
         random_rows(batch * length, heads * width, dtype, device, seed + i).reshape(shape)
         for i in range(3)
     ]
-    angles = random_rows(length, width // 2, torch.float32, device, seed + 3).repeat(1, 2)
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = random_angles(length, width, device, seed + 3)
     if op == "join_rotary":
         return (*parts, cos, sin)
     return (torch.stack(parts, dim=2).flatten(2), cos, sin, heads)

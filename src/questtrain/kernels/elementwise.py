@@ -22,11 +22,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def split_rotary(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``; ``cos``, ``sin`` fp32
-    ``[T, K]``, halves repeated. K is a multiple of 16."""
+    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``, in the place of
+    ``qkv``, which nobody else may read or have kept; ``cos``, ``sin`` fp32 ``[T, K]``, halves
+    repeated. K is a multiple of 16."""
     if not torch.is_grad_enabled():
-        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
-        return q, k, v
+        return _rotated(qkv, cos, sin, heads)
     q, k, v = _SplitRotary.apply(  # type: ignore[no-untyped-call]
         qkv, cos, sin, heads
     )
@@ -53,13 +53,18 @@ class _SplitRotary(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        q, k, v = _ops.split_rotary(qkv, cos, sin, heads)
-        return q, k, v
+        return _rotated(qkv, cos, sin, heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         parts = (grad.contiguous() for grad in grads)
         return _ops.join_rotary(*parts, *ctx.saved_tensors), None, None, None
+
+
+def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    _ops.rotary_(qkv, cos, sin, heads)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).unbind(2)
+    return q, k, v
 
 
 def _gated(gate_up: Tensor) -> Tensor:

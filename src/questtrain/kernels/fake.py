@@ -258,12 +258,8 @@ def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     return logits.new_empty((logits.shape[0],), dtype=torch.float32)
 
 
-def split_rotary(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    reference_attention.check_split("split_rotary", qkv, cos, sin, heads)
-    shape = (*qkv.shape[:2], heads, qkv.shape[2] // (3 * heads))
-    return qkv.new_empty(shape), qkv.new_empty(shape), qkv.new_empty(shape)
+def rotary_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    reference_attention.check_rotary("rotary_", qkv, cos, sin, heads)
 
 
 def join_rotary(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

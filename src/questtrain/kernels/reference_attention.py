@@ -60,26 +60,23 @@ def decode_attention(
     return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
 
 
-def split_rotary(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``qkv [B, T, 3·H·K]`` of one product → Q, K and V ``[B, T, H, K]``, Q and K rotated by the
-    angles of their positions, ``cos``, ``sin`` fp32 ``[T, K]`` with halves repeated."""
-    check_split("split_rotary", qkv, cos, sin, heads)
-    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v.contiguous()
+def rotary_(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+    """Q and K of one product, ``qkv [B, T, 3·H·K]``, rotated in place by the angles of their
+    positions, ``cos``, ``sin`` fp32 ``[T, K]`` with halves repeated."""
+    check_rotary("rotary_", qkv, cos, sin, heads)
+    turned = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1])[:, :, :2]
+    turned.copy_(rotate(turned, cos[:, None, None], sin[:, None, None]))
 
 
 def join_rotary(q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The inverse, which is also the way back of gradients: Q and K ``[B, T, H, K]`` turned back,
-    beside V in ``[B, T, 3·H·K]``."""
+    """The way back of gradients: those of Q and K ``[B, T, H, K]`` turned back, beside V's in ``[B,
+    T, 3·H·K]``."""
     check_join("join_rotary", q, k, v, cos, sin)
     cos, sin = cos.unsqueeze(1), -sin.unsqueeze(1)
     return torch.stack((rotate(q, cos, sin), rotate(k, cos, sin), v), dim=2).flatten(2)
 
 
-def check_split(op: str, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
+def check_rotary(op: str, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> None:
     if qkv.dim() != 3 or heads < 1 or qkv.shape[2] % (3 * heads):
         raise ValueError(
             f"{op}: qkv must be [batch, tokens, 3·{heads}·width], not {list(qkv.shape)}"

@@ -37,7 +37,7 @@ SCHEMAS = (
     "hadamard_backward(Tensor grad, Tensor mask, int block) -> Tensor",
     "rmsnorm_backward(Tensor grad, Tensor mask, Tensor x, Tensor weight, float eps, int block,"
     " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
-    "split_rotary(Tensor qkv, Tensor cos, Tensor sin, int heads) -> (Tensor q, Tensor k, Tensor v)",
+    "rotary_(Tensor(a!) qkv, Tensor cos, Tensor sin, int heads) -> ()",
     "join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) -> Tensor",
     "add_weight_gradient_(Tensor(a!) total, Tensor grad, Tensor x, bool first) -> ()",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
