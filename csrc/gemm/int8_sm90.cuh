@@ -28,14 +28,17 @@ using cute::Stride;
 struct Pingpong {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+  static constexpr int kEpilogueRows = 64;
 };
 struct Cooperative {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+  static constexpr int kEpilogueRows = 128;
 };
 struct OneConsumer {
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+  static constexpr int kEpilogueRows = 64;
 };
 
 template <class Out, class Tile, class Cluster, class Schedule, bool swapped, bool offset = false>
@@ -71,10 +74,13 @@ struct Int8Gemm {
       Times<float>, OfWeight<float>, Sum>;
   using Scaled = cutlass::epilogue::fusion::Sm90EVT<Times<Out>, OfX<float>, ScaledByWeight>;
 
+  // What is stored at once: rows of 128 bytes, which swapped tiles have by themselves.
+  using EpilogueTile =
+      std::conditional_t<swapped, cutlass::epilogue::collective::EpilogueTileAuto,
+                         Shape<Int<Schedule::kEpilogueRows>, Int<128 / sizeof(Out)>>>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-      cutlass::epilogue::collective::EpilogueTileAuto, int32_t, float, void, LayoutD, kAlignmentD,
-      Out, LayoutD, kAlignmentD, typename Schedule::Epilogue, Scaled>::CollectiveOp;
+      EpilogueTile, int32_t, float, void, LayoutD, kAlignmentD, Out, LayoutD, kAlignmentD, typename Schedule::Epilogue, Scaled>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor,
       kAlignment, int8_t, cutlass::layout::ColumnMajor, kAlignment, int32_t, Tile, Cluster,
