@@ -122,7 +122,7 @@ def arguments(
     if op == "add_weight_gradient_":
         total = random_rows(COLUMNS, WIDTH, torch.float32, device, seed)
         grad = random_rows(rows, COLUMNS, dtype, device, seed + 1)
-        return (total, grad, random_rows(rows, WIDTH, dtype, device, seed + 2), False)
+        return (total, grad, random_rows(rows, WIDTH, dtype, device, seed + 2), False, None)
     if op.endswith("_backward"):
         return _backward_arguments(op, device, rows, dtype, seed)
     return _linear_arguments(op, device, rows, dtype, seed, weight)

@@ -138,3 +138,19 @@ def test_sizes_and_formats_that_no_product_takes_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=f"fp8_transpose: {message}"):
             ops.fp8_transpose(codes_of, levels)
+
+
+def test_weight_gradients_are_summed_in_place() -> None:
+    rows, width, columns = 48, 32, 64
+    grads = [gradient(width, rows, seed=seed).to(E4M3) for seed in (1, 2)]
+    xs = [gradient(columns, rows, seed=seed).to(E4M3) for seed in (3, 4)]
+    unit, total = torch.full((1,), 0.25), torch.full((width, columns), torch.nan)
+    exact = torch.zeros(width, columns)
+    for grad, x in zip(grads, xs, strict=True):
+        ops.add_weight_gradient_(total, grad.t(), x.t(), grad is grads[0], unit)
+        exact += 0.25 * grad.float() @ x.float().t()
+        torch.testing.assert_close(total, exact)
+    with pytest.raises(ValueError, match="add_weight_gradient_: grad's transpose must be contig"):
+        ops.add_weight_gradient_(total, grads[0].t().contiguous(), xs[0].t(), True, unit)
+    with pytest.raises(ValueError, match="x's transpose must be float8_e4m3fn"):
+        ops.add_weight_gradient_(total, grads[0].t(), xs[0].float().t(), True, unit)

@@ -209,8 +209,10 @@ def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -
     return codes.new_empty((codes.shape[0], width), dtype=dtype)
 
 
-def add_weight_gradient_(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
-    reference_training.check_weight_gradient(total, grad, x)
+def add_weight_gradient_(
+    total: Tensor, grad: Tensor, x: Tensor, first: bool, unit: Tensor | None = None
+) -> None:
+    reference_training.check_weight_gradient(total, grad, x, unit)
 
 
 def hadamard_backward(grad: Tensor, mask: Tensor, block: int) -> Tensor:

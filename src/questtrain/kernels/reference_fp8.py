@@ -61,6 +61,17 @@ def fp8_transpose(codes: Tensor, levels: int) -> Tensor:
     return integers.t().float().to(E4M3).contiguous()
 
 
+def fp8_product(
+    a: Tensor, b: Tensor, unit: Tensor, dtype: torch.dtype, out: Tensor | None = None
+) -> Tensor:
+    """``a·b·unit`` of e4m3 ``[M, K]``, row-major, and ``[K, N]``, column-major."""
+    one = torch.ones_like(unit)
+    product: Tensor = torch._scaled_mm(
+        a, b, unit, one, out_dtype=dtype, use_fast_accum=False, out=out
+    )
+    return product
+
+
 def check_fp8_gradients(grad: Tensor, weight_scales: Tensor, x_scales: Tensor) -> None:
     op = "fp8_gradients"
     check_matrix(op, "grad", grad, None, None, (torch.bfloat16,), grad)

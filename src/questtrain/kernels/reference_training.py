@@ -23,6 +23,7 @@ from questtrain.kernels.checks import (
 )
 from questtrain.kernels.formats import integers_of, unpack_bits
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
+from questtrain.kernels.reference_fp8 import E4M3, fp8_product
 from questtrain.kernels.reference_linear import check_unpack, unpack
 
 
@@ -79,11 +80,19 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return grad.t().float() @ x.float()
 
 
-def add_weight_gradient_(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
+def add_weight_gradient_(
+    total: Tensor, grad: Tensor, x: Tensor, first: bool, unit: Tensor | None = None
+) -> None:
     """``total += gradᵀ·x`` in fp32; the ``first`` time ``total = gradᵀ·x``. Torch's own product, on
-    GPUs too, where it adds as it accumulates."""
-    check_weight_gradient(total, grad, x)
-    if not total.is_cuda or grad.dtype == torch.float32:
+    GPUs too, where it adds as it accumulates. With ``unit``, which the product is multiplied by,
+    grad and x are e4m3 and column-major."""
+    check_weight_gradient(total, grad, x, unit)
+    if unit is not None:
+        out = total if first else None
+        product = fp8_product(grad.t(), x, unit, torch.float32, out)
+        if not first:
+            total.add_(product)
+    elif not total.is_cuda or grad.dtype == torch.float32:
         product = weight_gradient(grad, x)
         total.copy_(product) if first else total.add_(product)
     elif first:
@@ -92,9 +101,16 @@ def add_weight_gradient_(total: Tensor, grad: Tensor, x: Tensor, first: bool) ->
         torch.addmm(total, grad.t(), x, out_dtype=torch.float32, out=total)
 
 
-def check_weight_gradient(total: Tensor, grad: Tensor, x: Tensor) -> None:
+def check_weight_gradient(
+    total: Tensor, grad: Tensor, x: Tensor, unit: Tensor | None = None
+) -> None:
     op = "add_weight_gradient_"
     check_matrix(op, "total", total, None, None, (torch.float32,), total)
+    if unit is not None:
+        check_matrix(op, "grad's transpose", grad.t(), total.shape[0], None, (E4M3,), total)
+        check_matrix(op, "x's transpose", x.t(), total.shape[1], grad.shape[0], (E4M3,), total)
+        check_vector(op, "unit", unit, 1, (torch.float32,), total)
+        return
     check_matrix(op, "grad", grad, None, total.shape[0], FLOATING, total)
     check_matrix(op, "x", x, grad.shape[0], total.shape[1], (grad.dtype,), total)
 

@@ -39,7 +39,8 @@ SCHEMAS = (
     " Tensor? residual_grad=None) -> (Tensor grad_x, Tensor grad_weight)",
     "rotary_(Tensor(a!) qkv, Tensor cos, Tensor sin, int heads) -> ()",
     "join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) -> Tensor",
-    "add_weight_gradient_(Tensor(a!) total, Tensor grad, Tensor x, bool first) -> ()",
+    "add_weight_gradient_(Tensor(a!) total, Tensor grad, Tensor x, bool first, Tensor? unit=None)"
+    " -> ()",
     "swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int block) -> Tensor",
     "fp8_gradients(Tensor grad, Tensor weight_scales, Tensor x_scales) -> (Tensor rows,"
     " Tensor columns, Tensor unit_rows, Tensor unit_columns)",

@@ -34,7 +34,7 @@ from questtrain.kernels.ops import (
     swiglu_quantize,
     unpack,
 )
-from questtrain.kernels.reference_fp8 import E4M3
+from questtrain.kernels.reference_fp8 import E4M3, fp8_product
 from questtrain.kernels.reference_training import weight_gradient
 
 _ops = torch.ops.questtrain
@@ -284,8 +284,7 @@ def _linear_backward(
     total, mask, *rest = weight
     grad_y = grad_y.contiguous()
     if plan.fp8:
-        grad_values, product = _fp8_products(grad_y, codes, scales, rest, plan)
-        return grad_values, _placed(product, total, plan.target, mask, plan.block)
+        return _fp8_backward(grad_y, codes, scales, weight, plan)
     values = rest[0] if len(rest) == 1 else _ops.dequantize(*rest, plan.levels, grad_y.dtype)
     fed = _ops.dequantize(codes, scales, plan.form.levels, grad_y.dtype)
     grads = _weight_gradient(grad_y, fed, total, plan.target, mask, plan.block)
@@ -299,36 +298,31 @@ def _weight_gradient(
     if target.first is not None:
         _ops.add_weight_gradient_(total, grad_y, fed, target.first)
         return None, None
-    return _placed(weight_gradient(grad_y, fed), total, target, mask, block)
+    return _placed(weight_gradient(grad_y, fed), target, mask, block)
 
 
-def _fp8_products(
+def _fp8_backward(
     grad_y: Tensor, codes: Tensor, scales: Tensor, weight: Sequence[Tensor], plan: _Plan
-) -> tuple[Tensor, Tensor]:
-    """``grad_y·ŵ`` and, in fp32, ``grad_yᵀ·x̂``; ``weight``: its codes, transposed or not, and its
-    scales."""
-    weight_codes, weight_scales = weight
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """`_linear_backward` by FP8 products; the weight's codes are transposed already or not."""
+    total, mask, weight_codes, weight_scales = weight
     rows, columns, unit_rows, unit_columns = _ops.fp8_gradients(grad_y, weight_scales, scales)
     if weight_codes.dtype != E4M3:
         weight_codes = _ops.fp8_transpose(weight_codes, plan.levels)
     fed = _ops.fp8_transpose(codes, plan.form.levels)
-    one = torch.ones_like(unit_rows)
-    grad_values = torch._scaled_mm(
-        rows, weight_codes.t(), unit_rows, one, out_dtype=grad_y.dtype, use_fast_accum=False
-    )
-    product = torch._scaled_mm(
-        columns, fed.t(), unit_columns, one, out_dtype=torch.float32, use_fast_accum=False
-    )
-    return grad_values, product
+    grad_values = fp8_product(rows, weight_codes.t(), unit_rows, grad_y.dtype)
+    if plan.target.first is not None:
+        operands = (columns.t(), fed.t(), plan.target.first, unit_columns)
+        _ops.add_weight_gradient_(total, *operands)
+        return grad_values, (None, None)
+    product = fp8_product(columns, fed.t(), unit_columns, torch.float32)
+    return grad_values, _placed(product, plan.target, mask, plan.block)
 
 
 def _placed(
-    grad_weight: Tensor, total: Tensor, target: _Target, mask: Tensor | None, block: int
+    grad_weight: Tensor, target: _Target, mask: Tensor | None, block: int
 ) -> Sequence[Tensor | None]:
-    """For each of a flattened `Gradient`, from grad_yᵀ·x̂."""
-    if target.first is not None:
-        total.copy_(grad_weight) if target.first else total.add_(grad_weight)
-        return None, None
+    """For each of the parameters, from grad_yᵀ·x̂."""
     if mask is not None:
         grad_weight = _ops.hadamard_backward(grad_weight, mask, block)
     return torch.split(grad_weight, list(target.rows))
