@@ -80,7 +80,8 @@ struct Int8Gemm {
                          Shape<Int<Schedule::kEpilogueRows>, Int<128 / sizeof(Out)>>>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster,
-      EpilogueTile, int32_t, float, void, LayoutD, kAlignmentD, Out, LayoutD, kAlignmentD, typename Schedule::Epilogue, Scaled>::CollectiveOp;
+      EpilogueTile, int32_t, float, void, LayoutD, kAlignmentD, Out, LayoutD, kAlignmentD,
+      typename Schedule::Epilogue, Scaled>::CollectiveOp;
   using Mainloop = typename cutlass::gemm::collective::CollectiveBuilder<
       cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, int8_t, cutlass::layout::RowMajor,
       kAlignment, int8_t, cutlass::layout::ColumnMajor, kAlignment, int32_t, Tile, Cluster,

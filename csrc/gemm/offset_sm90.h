@@ -8,7 +8,7 @@ namespace questtrain {
 
 cudaError_t int8_128x192_pingpong_offset(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_offset(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_128x256_cooperative_offset(const OffsetArguments&, cudaStream_t);
+cudaError_t int8_192x128_pingpong_offset(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_64x64_swapped_offset(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_offset_half(const OffsetArguments&, cudaStream_t);
 cudaError_t int8_128x128_pingpong_offset_float(const OffsetArguments&, cudaStream_t);
@@ -23,7 +23,7 @@ inline cudaError_t run_offset(Output output, OffsetArguments arguments, cudaStre
   switch (tile % kConfigurations) {
     case 6: case 7: return int8_64x64_swapped_offset(arguments, stream);
     case 0: case 4: case 5: return int8_128x128_pingpong_offset(arguments, stream);
-    case 1: case 2: case 3: return int8_128x256_cooperative_offset(arguments, stream);
+    case 2: case 3: return int8_192x128_pingpong_offset(arguments, stream);
     default: return int8_128x192_pingpong_offset(arguments, stream);
   }
 }

@@ -12,9 +12,9 @@
 namespace questtrain {
 
 cudaError_t int8_128x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x256_cooperative(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_128x192_pingpong_cluster_12_swapped(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_256x128_cooperative(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x256_cooperative_cluster_12(const Int8Arguments&, cudaStream_t);
+cudaError_t int8_192x128_pingpong(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x128_pingpong(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x128_pingpong_swapped(const Int8Arguments&, cudaStream_t);
 cudaError_t int8_64x64_swapped(const Int8Arguments&, cudaStream_t);
@@ -30,9 +30,9 @@ cudaError_t int8_64x64_swapped_float(const Int8Arguments&, cudaStream_t);
 
 constexpr Int8Kernel kTiles[] = {
     int8_128x128_pingpong,
-    int8_128x256_cooperative,
+    int8_128x192_pingpong_cluster_12_swapped,
     int8_256x128_cooperative,
-    int8_128x256_cooperative_cluster_12,
+    int8_192x128_pingpong,
     int8_64x128_pingpong,
     int8_64x128_pingpong_swapped,
     int8_64x64_swapped,

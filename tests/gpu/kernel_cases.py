@@ -146,7 +146,17 @@ def assert_near(actual: Tensor, expected: Tensor, width: int) -> None:
 
 
 def on(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.to(device) if isinstance(a, Tensor) else a for a in arguments)
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return tuple(moved(value) for value in arguments)
+
+
+def flattened(arguments: tuple[Any, ...]) -> list[Any]:
+    """Lists of tensors, as one of them takes, opened."""
+    return [each for value in arguments for each in (value if isinstance(value, list) else [value])]
 
 
 def replaced(

@@ -16,11 +16,12 @@ ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22}
 
 def operands(batch, length, heads, width, dtype):
     qkv = random_rows(batch * length, 3 * heads * width, dtype, "cuda")
-    return qkv.view(batch, length, -1), *random_angles(length, width, "cuda")
+    return qkv.view(batch, length, 3 * heads * width), *random_angles(length, width, "cuda")
 
 
 def parts_of(qkv, heads):
-    return qkv.view(*qkv.shape[:2], 3, heads, -1).unbind(2)
+    batch, length, size = qkv.shape
+    return qkv.view(batch, length, 3, heads, size // (3 * heads)).unbind(2)
 
 
 def assert_turned(actual, before, cos, sin, dtype):

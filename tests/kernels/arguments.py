@@ -119,6 +119,8 @@ def arguments(
         x_scales = random_quantized(16 * rows, WIDTH, LEVELS, device, seed=seed).scales
         grad = random_rows(16 * rows, COLUMNS, torch.bfloat16, device, seed)
         return (grad, weight.scales, x_scales)
+    if op == "adamw_":
+        return random_adamw((rows, WIDTH), (rows,), device=device, seed=seed)
     if op == "add_weight_gradient_":
         total = random_rows(COLUMNS, WIDTH, torch.float32, device, seed)
         grad = random_rows(rows, COLUMNS, dtype, device, seed + 1)
@@ -126,6 +128,22 @@ def arguments(
     if op.endswith("_backward"):
         return _backward_arguments(op, device, rows, dtype, seed)
     return _linear_arguments(op, device, rows, dtype, seed, weight)
+
+
+def random_adamw(
+    *shapes: tuple[int, ...], device: str = "cpu", seed: int = 0, steps: int = 7
+) -> tuple[Any, ...]:
+    """Weights of such shapes after ``steps`` steps, the one that is to be made counted."""
+    generator = device_generator(device, seed)
+
+    def normal(size: float) -> list[Tensor]:
+        return [size * torch.randn(*s, generator=generator, device=device) for s in shapes]
+
+    weights, grads, means = normal(1.0), normal(1e-2), normal(1e-3)
+    squares = [tensor.square() for tensor in normal(1e-2)]
+    counts = [torch.full((), float(steps), device=device) for _ in shapes]
+    divisor = torch.full((), 3.0, device=device)
+    return (weights, grads, means, squares, counts, divisor, 1e-3, 0.9, 0.95, 1e-8, 0.1)
 
 
 def random_step(

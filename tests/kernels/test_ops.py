@@ -44,6 +44,8 @@ def named(name, **changes):
 
 def on_meta(value):
     """The same strides too."""
+    if isinstance(value, list):
+        return [on_meta(each) for each in value]
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

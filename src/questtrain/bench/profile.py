@@ -12,7 +12,8 @@ RULES = (
     ("copies", "Memcpy"),
     ("copies", "Memset"),
     ("elementwise", "triton_"),  # the compiler's names hold those of the operations it fused
-    ("optimizer", "multi_tensor"),  # AdamW and the clipping of gradients
+    ("optimizer", "multi_tensor"),  # torch's AdamW, and the norm for clipping
+    ("optimizer", "adamw"),
     ("attention", "flash"),
     ("attention", "fmha"),
     ("attention", "sdpa"),

@@ -63,7 +63,7 @@ class _SplitRotary(torch.autograd.Function):
 
 def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     _ops.rotary_(qkv, cos, sin, heads)
-    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, -1).unbind(2)
+    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
     return q, k, v
 
 

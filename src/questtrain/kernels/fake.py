@@ -7,6 +7,7 @@ from torch import Tensor
 
 from questtrain.kernels import (
     cross_entropy,
+    reference_adamw,
     reference_attention,
     reference_fp8,
     reference_linear,
@@ -253,6 +254,18 @@ def fp8_gradients(
 def fp8_transpose(codes: Tensor, levels: int) -> Tensor:
     width = reference_fp8.check_fp8_transpose(codes, levels)
     return codes.new_empty((width, codes.shape[0]), dtype=reference_fp8.E4M3)
+
+
+def adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    divisor: Tensor | None,
+    *hyperparameters: float,
+) -> None:
+    reference_adamw.check_adamw(weights, grads, means, squares, steps, divisor)
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:

@@ -16,6 +16,7 @@ from questtrain.kernels import (
     cross_entropy,
     extension,
     fake,
+    reference_adamw,
     reference_attention,
     reference_fp8,
     reference_linear,
@@ -31,6 +32,7 @@ HOMES = (
     reference_linear,
     reference_training,
     reference_fp8,
+    reference_adamw,
     cross_entropy,
     reference_attention,
 )
@@ -50,11 +52,13 @@ def _register() -> None:
 
 def _admitted(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     """The reference, which runs where the chosen backend allows it. Each op's first argument is a
-    tensor."""
+    tensor, or a list of some."""
 
     @wraps(reference)
     def run(*arguments: Any) -> Any:
-        extension.admit_reference(op, arguments[0].device)
+        first = arguments[0]
+        for tensor in first[:1] if isinstance(first, list) else (first,):
+            extension.admit_reference(op, tensor.device)
         return reference(*arguments)
 
     return run
@@ -129,6 +133,27 @@ def unpack(packed: Tensor, levels: int) -> Tensor:
     """The int8 integers ``[N, K]`` of packed codes."""
     values: Tensor = _ops.unpack(packed, levels)
     return values
+
+
+def adamw_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    steps: list[Tensor],
+    divisor: Tensor | None,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Update fp32 weights and AdamW's moments in place, by gradients over ``divisor``.
+
+    ``steps``, fp32 scalars, count the updates with this one. The gradients are used up: they may
+    come back divided. Raises ValueError (RuntimeError on CUDA) for anything that is not contiguous,
+    not fp32 or not of its weight's size.
+    """
+    _ops.adamw_(weights, grads, means, squares, steps, divisor, lr, *betas, eps, weight_decay)
 
 
 def decode_attention(

@@ -45,6 +45,9 @@ SCHEMAS = (
     "fp8_gradients(Tensor grad, Tensor weight_scales, Tensor x_scales) -> (Tensor rows,"
     " Tensor columns, Tensor unit_rows, Tensor unit_columns)",
     "fp8_transpose(Tensor codes, int levels) -> Tensor",
+    "adamw_(Tensor(a!)[] weights, Tensor(b!)[] grads, Tensor(c!)[] means, Tensor(d!)[] squares,"
+    " Tensor[] steps, Tensor? divisor, float lr, float beta1, float beta2, float eps,"
+    " float weight_decay) -> ()",
     "cross_entropy_(Tensor(a!) logits, Tensor targets, int ignored) -> Tensor",
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor position, Tensor cos, Tensor sin) -> Tensor",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from questtrain.config import OptimConfig, QuantConfig
 from questtrain.quant import learned_scalars
 from questtrain.quant.scale import LearnedOffset
+from questtrain.train.adamw import AdamW
 
 SCALE_EPS = 1e-15
 """Adam's eps of learned scales. Their gradients shrink with the number of values they are summed
@@ -20,9 +21,7 @@ CLIP_EPS = 1e-6
 """As in `torch.nn.utils.clip_grad_norm_`."""
 
 
-def build_optimizer(
-    model: nn.Module, config: OptimConfig, quant: QuantConfig, lr: float
-) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig, quant: QuantConfig, lr: float) -> AdamW:
     """Parameter groups: decayed block matrices; embedding, head and norms without decay; learned
     scales, and learned offsets without decay.
 
@@ -51,13 +50,7 @@ def build_optimizer(
                     "eps": SCALE_EPS,
                 }
             )
-    return torch.optim.AdamW(
-        groups,
-        lr=lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=decayed[0].is_cuda,
-    )
+    return AdamW(groups, lr, (config.beta1, config.beta2), config.eps)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -67,17 +60,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
-def clipped_step(optimizer: torch.optim.AdamW, limit: float) -> Tensor:
+def clipped_step(optimizer: AdamW, limit: float) -> Tensor:
     """A step with gradients scaled down to a norm of at most ``limit`` all together; returns the
-    norm before that. The fused AdamW scales them as it reads them, which saves a pass."""
+    norm before that. AdamW scales them as it reads them, which saves a pass."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if optimizer.defaults["fused"]:
-        divisor = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
-        optimizer.grad_scale = divisor  # type: ignore[attr-defined]  # as a GradScaler sets it
-    else:
-        torch.nn.utils.clip_grads_with_norm_(weights, limit, norm)
+    optimizer.grad_scale = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
     optimizer.step()
     return norm
 
@@ -104,9 +93,7 @@ def restore_optimizer(
 ) -> None:
     """The inverse of `optimizer_tensors`, each tensor onto its parameter's device."""
     parameters = dict(model.named_parameters())
-    fused = optimizer.defaults["fused"]
     for full_name, value in tensors.items():
         name, key = full_name.rsplit(".", 1)
         parameter = parameters[name]
-        stays_on_host = key == "step" and not fused
-        optimizer.state[parameter][key] = value if stays_on_host else value.to(parameter.device)
+        optimizer.state[parameter][key] = value.to(parameter.device)
