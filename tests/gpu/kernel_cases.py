@@ -59,7 +59,9 @@ def call(op: str, *arguments: Any) -> Any:
     return second
 
 
-def tensors(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def tensors(result: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    if result is None:
+        return ()
     return (result,) if isinstance(result, Tensor) else tuple(result)
 
 
