@@ -23,6 +23,9 @@ inline cudaError_t run_offset(Output output, OffsetArguments arguments, cudaStre
   switch (tile % kConfigurations) {
     case 6: case 7: return int8_64x64_swapped_offset(arguments, stream);
     case 0: case 4: case 5: return int8_128x128_pingpong_offset(arguments, stream);
+    case 1: case 10:  // 128 × 192 of yᵀ, whose columns are y's rows
+      arguments.along_columns = !arguments.along_columns;
+      [[fallthrough]];
     case 2: case 3: return int8_192x128_pingpong_offset(arguments, stream);
     default: return int8_128x192_pingpong_offset(arguments, stream);
   }

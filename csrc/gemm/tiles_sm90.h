@@ -1,7 +1,7 @@
 // The tile configurations of INT8 products on sm_90, and which one serves a shape.
 //
 // A tile is named by one number for the autotuner: configuration + 12·log2(swizzle) + 48·order, where
-// order 1 walks along the columns of y.
+// order 1 walks along the columns of y, of yᵀ where the tile is swapped.
 #pragma once
 
 #include <cmath>
