@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from questtrain.kernels import container_bits, unpack_bits
 from questtrain.kernels.extension import serves
@@ -148,17 +149,8 @@ def assert_near(actual: Tensor, expected: Tensor, width: int) -> None:
 
 
 def on(device: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    def moved(value: Any) -> Any:
-        if isinstance(value, list):
-            return [moved(each) for each in value]
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return tuple(moved(value) for value in arguments)
-
-
-def flattened(arguments: tuple[Any, ...]) -> list[Any]:
-    """Lists of tensors, as one of them takes, opened."""
-    return [each for value in arguments for each in (value if isinstance(value, list) else [value])]
+    moved: tuple[Any, ...] = tree_map_only(Tensor, lambda each: each.to(device), arguments)
+    return moved
 
 
 def replaced(

@@ -4,13 +4,13 @@ import re
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import questtrain.kernels as kernels
 from questtrain.kernels import reference_linear
 from questtrain.kernels.schema import OPS
 from tests.gpu.kernel_cases import (
     assert_linear,
-    flattened,
     need_kernel,
     needs_kernels,
     on,
@@ -63,7 +63,7 @@ def test_graphs_replay_with_new_contents(op):
         result = function(*static)
     for seed in (10, 20):
         fresh = arguments(op, "cuda", seed=seed)
-        for target, source in zip(flattened(static), flattened(fresh), strict=True):
+        for target, source in zip(tree_leaves(static), tree_leaves(fresh), strict=True):
             if isinstance(target, torch.Tensor):
                 target.copy_(source)
         graph.replay()

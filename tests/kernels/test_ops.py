@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from torch.library import opcheck
+from torch.utils._pytree import tree_map_only
 
 import questtrain.kernels as kernels
 from questtrain.kernels.schema import OPS
@@ -44,11 +45,11 @@ def named(name, **changes):
 
 def on_meta(value):
     """The same strides too."""
-    if isinstance(value, list):
-        return [on_meta(each) for each in value]
-    if not isinstance(value, torch.Tensor):
-        return value
-    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+
+    def empty(tensor):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    return tree_map_only(torch.Tensor, empty, value)
 
 
 def fake_call(name, by_name):
@@ -155,6 +156,29 @@ def test_a_tensor_on_another_device_is_refused(name):
         if isinstance(value, torch.Tensor) and argument != first:
             with pytest.raises(ValueError, match=rf"^{name}: {argument} must be on cpu, not meta"):
                 op_of(name)(**{**good, argument: value.to("meta")})
+
+
+@pytest.mark.parametrize("argument", ["weights", "grads", "means", "squares", "steps"])
+def test_lists_that_do_not_go_together_are_refused(argument):
+    """On the CPU and in tracing alike."""
+    good = named("adamw_")
+    first, second = good[argument]
+    for wrong, message in (
+        ([first, second.double()], f"{argument} must be float32, not torch.float64"),
+        ([first, second.unsqueeze(0)], r"\w+ must be "),
+        ([first], "[12] weights need as many of everything, not [12]"),
+    ):
+        for refuses in (lambda a: op_of("adamw_")(**a), lambda a: fake_call("adamw_", a)):
+            with pytest.raises(ValueError, match=f"^adamw_: {message}"):
+                refuses({**good, argument: wrong})
+    with pytest.raises(ValueError, match=f"^adamw_: {argument} must be on cpu, not meta"):
+        op_of("adamw_")(**{**good, argument: [first, second.to("meta")]})
+
+
+def test_only_fp32_weights_are_updated():
+    good = named("adamw_")
+    with pytest.raises(ValueError, match=r"^adamw_: weights must be float32, not torch.bfloat16"):
+        op_of("adamw_")(**{**good, "weights": [weight.bfloat16() for weight in good["weights"]]})
 
 
 @pytest.mark.parametrize("name", [*QUANTIZERS, *FUSED_LINEARS])

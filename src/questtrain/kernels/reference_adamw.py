@@ -65,9 +65,9 @@ def check_adamw(
                 f"{op}: {len(weights)} weights need as many of everything, not {len(others)}"
             )
     for weight, *others, step in zip(weights, grads, means, squares, steps, strict=True):
-        check_dense(op, "weights", weight, weights[0])
         if weight.dtype != torch.float32:
             raise ValueError(f"{op}: weights must be float32, not {weight.dtype}")
+        check_dense(op, "weights", weight, weights[0])
         for name, tensor in zip(("grads", "means", "squares"), others, strict=True):
             check_dense(op, name, tensor, weight)
             if tensor.shape != weight.shape:
