@@ -28,7 +28,7 @@ from questtrain.bench.profile import profile_step
 from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.timing import timing
 from questtrain.config import TrainConfig
-from questtrain.train.step import TrainingStep
+from questtrain.train.step import WARM_STEPS, TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +46,17 @@ own shapes, and never given up in favour of eager execution."""
 @dataclass
 class Measured:
     """One case in its turns: microseconds of each step, microseconds until the host had issued one,
-    most bytes on the device (None on a CPU), the last loss."""
+    the last loss."""
 
     steps: list[float] = field(default_factory=list)
     issues: list[float] = field(default_factory=list)
-    peak_bytes: int | None = None
     loss: float = math.nan
 
 
 class Contender:
-    """One case on the device, with its first step behind it: compiled, with AdamW's moments."""
+    """One case on the device, with its first steps behind it: compiled, with AdamW's moments, and
+    captured as a graph if it will be. ``peak_bytes`` is the most that it had on the device in them
+    but the first, None on a CPU: a replayed graph allocates nothing."""
 
     def __init__(self, case: str, config: TrainConfig, device: torch.device) -> None:
         before = _allocated(device)
@@ -66,7 +67,12 @@ class Contender:
         )
         self._tokens = np.random.default_rng(0)
         self.take_step()
-        self.own_bytes = _allocated(device) - before
+        self.peak_bytes: int | None = None
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            for _ in range(WARM_STEPS):
+                self.take_step()
+            self.peak_bytes = torch.cuda.max_memory_allocated(device) - before
 
     def take_step(self) -> Tensor:
         """One step on new tokens; returns its loss."""
@@ -79,17 +85,11 @@ class Contender:
         """Two steps that are not counted, then ``steps`` that are; they follow each other without
         waiting for the device, as in training. Issuing is timed at the first of all, when nothing
         is under way on the device."""
-        others = _allocated(self.device) - self.own_bytes
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats(self.device)
         start = time.perf_counter()
         self.take_step()
         measured.issues.append((time.perf_counter() - start) * 1e6)
         self.take_step()
         measured.steps += self._timed(steps, measured)
-        if self.on_gpu:
-            peak = torch.cuda.max_memory_allocated(self.device) - others
-            measured.peak_bytes = max(peak, measured.peak_bytes or 0)
 
     def _timed(self, steps: int, measured: Measured) -> list[float]:
         """Microseconds of each step: on a GPU between events, one after each step."""
@@ -188,14 +188,17 @@ class ModelBenchmark:
         if self.profiles is not None:
             self.profiles |= {name: profile_step(pair[name].take_step, device) for name in new}
         self.done |= set(new)
-        return [self._row(name, pair[name].config, measured[name], measured[BF16]) for name in new]
+        return [self._row(name, pair, measured) for name in new]
 
-    def _row(self, case: str, config: TrainConfig, own: Measured, bf16: Measured) -> Row:
+    def _row(
+        self, case: str, pair: Mapping[str, Contender], measured: Mapping[str, Measured]
+    ) -> Row:
         """``speedup`` over ``bf16`` in the same turns, ``bf16_median``; ``plain_speedup`` is that
         times the one of ``bf16`` over ``plain``."""
-        taken, rival = timing(own.steps), timing(bf16.steps)
+        own, config = measured[case], pair[case].config
+        taken, rival = timing(own.steps), timing(measured[BF16].steps)
         speedup = rival.median / taken.median
-        own_peak, rival_peak = own.peak_bytes, bf16.peak_bytes
+        own_peak, rival_peak = pair[case].peak_bytes, pair[BF16].peak_bytes
         return timing_row(
             {"model": self.model, "micro_batch_size": config.micro_batch_size},
             case,
@@ -217,10 +220,12 @@ def _allocated(device: torch.device) -> int:
 
 
 def _make_workspaces(device: torch.device) -> None:
-    """cuBLAS keeps memory for each thread that multiplies, forward and backward: made first, it is
-    counted in no case."""
+    """cuBLAS keeps memory for each thread that multiplies, forward and backward, and for the stream
+    that graphs are captured in: made first, it is counted in no case."""
     x = torch.ones(16, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
     torch.autograd.backward((x @ x).sum())
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.autograd.backward((x @ x).sum())
 
 
 def _release_memory(device: torch.device) -> None:

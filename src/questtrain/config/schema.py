@@ -121,11 +121,13 @@ class LoopConfig:
     ``save`` is what the backward keeps of quantized operands: ``codes`` (a byte a value) or
     ``packed`` (their few bits: less memory, a little slower, the same numbers). ``backward`` is
     ``exact``, or ``fp8``: the quantized layers' two products in FP8, with rounded gradients.
+    ``cuda_graph``: where kernels serve a run on one GPU, its forward and backward are one graph.
     """
 
     autocast: str = "auto"
     save: str = "codes"
     backward: str = "exact"
+    cuda_graph: bool = True
     validation_tokens: int = 524_288
     keep_checkpoints: int = 2
     diagnose_every: int | None = None
@@ -173,6 +175,7 @@ OPERATIONAL = (
     "logger",
     "train.keep_checkpoints",
     "train.save",
+    "train.cuda_graph",
     "train.diagnose_every",
     "train.threads",
     "data.cache_dir",

@@ -111,6 +111,11 @@ class FusedLlama(nn.Module):
         """What `summing_gradients` has summed so far; other processes' sums are to be added."""
         return [matrix.sum.total for matrix in self._matrices if matrix.sum is not None]
 
+    def forget_weights(self) -> None:
+        """Give up the weights as they are derived for the products, until the next forward."""
+        for matrix in self._matrices:
+            matrix.forget()
+
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, ignored: int = -100) -> Tensor:
         """Targets that are ``ignored`` count in no loss."""
         self._prepare()

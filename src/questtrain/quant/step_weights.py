@@ -75,6 +75,11 @@ class Matrix(nn.Module):
     def derive(self, stacked: Tensor) -> None:
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Give up what is derived; `refresh` derives it anew, whatever has changed."""
+        self._seen = ()
+        self._buffers.update(dict.fromkeys(self._buffers))
+
     def _replace_buffers(self, **buffers: Tensor | None) -> None:
         """`register_buffer` the first time; its checks would cost the host more than a kernel."""
         if buffers.keys() <= self._buffers.keys():

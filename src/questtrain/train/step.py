@@ -1,7 +1,7 @@
 """One optimizer step: a model, its loss in the precision of training, AdamW.
 
-Where kernels serve the model's formats, `FusedLlama` computes the loss; where they do not, the
-model itself does, under torch.compile.
+Where kernels serve the model's formats, `FusedLlama` computes the loss, on one GPU as a CUDA graph
+with its backward; where they do not, the model itself does, under torch.compile.
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from questtrain.model import FusedLlama, Llama
 from questtrain.train.evaluate import loss_function, product_dtype
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
 from questtrain.train.parallel import World
+from questtrain.train.step_graph import StepGraph
 
 log = logging.getLogger(__name__)
 
 FP8_CAPABILITY = (8, 9)
 """The first GPUs whose tensor cores multiply FP8."""
+
+WARM_STEPS = 2
+"""Steps before one is captured as a graph: they compile, and fill what libraries keep."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -78,6 +82,8 @@ class TrainingStep:
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
+        self._graph: StepGraph | None = None
+        self._steps_until_graph = WARM_STEPS
 
     def __call__(self, batch_BT: np.ndarray, lr: float) -> tuple[Tensor, Tensor]:
         """Update the weights by this rank's rows, int64 ``[rows, T+1]``, of a batch; returns the
@@ -88,15 +94,39 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
+    def forget_graph(self) -> None:
+        """Free what the step's graph holds of the device's memory; a later step captures anew."""
+        self._graph = None
+
     def _backward(self, batch_BT: np.ndarray) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; returns that loss."""
         batch = torch.from_numpy(batch_BT)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
+        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
+        if fused is None or not self._captures():
+            return self._accumulate(batch, fused)
+        if self._graph is not None and not self._graph.serves(batch):
+            self._graph, self._steps_until_graph = None, WARM_STEPS
+        if self._steps_until_graph > 0:
+            self._steps_until_graph -= 1
+            return self._accumulate(batch, fused)
+        fused.forget_weights()  # replays derive their own, and what validation needed takes memory
+        if self._graph is None:
+            weights = list(self.model.parameters())
+            self._graph = StepGraph(lambda tokens: self._accumulate(tokens, fused), batch, weights)
+        return self._graph(batch)
+
+    def _captures(self) -> bool:
+        """Several processes sum their gradients between backward and optimizer, eagerly."""
+        on_gpu = self.device.type == "cuda"
+        return on_gpu and self.config.train.cuda_graph and self.world.size == 1
+
+    def _accumulate(self, batch: Tensor, fused: FusedLlama | None) -> Tensor:
+        """`_backward` of a batch on the device."""
         targets_in_batch = self.config.batch_size * self.config.sequence_length
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
-        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
         together = len(parts) > 1 or self.world.size > 1
         with fused.summing_gradients() if fused and together else nullcontext():
             for tokens in parts:

@@ -175,6 +175,7 @@ class Trainer:
         return {"step": self.step, "val_loss": loss, "tokens": tokens}
 
     def _diagnose(self) -> dict[str, Any]:
+        self.update.forget_graph()  # the plain model needs the memory
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
         tokens = torch.from_numpy(next(batches)).to(self.device)
         return {

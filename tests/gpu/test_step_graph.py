@@ -1,0 +1,164 @@
+"""A step replayed as one CUDA graph computes what its kernels compute launched one by one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from questtrain.train.step import WARM_STEPS, TrainingStep
+
+if TYPE_CHECKING:
+    from tests.conftest import Compose
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch of itself
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the compiler looks
+]
+
+VOCAB, ROWS, LENGTH = 512, 8, 64
+STEPS = WARM_STEPS + 6
+
+
+def step_of(compose: Compose, settings: str, graph: bool, compiles: bool = False) -> TrainingStep:
+    bits, *words = settings.split()
+    train = dict(word.removeprefix("train.").split("=") for word in words if "train." in word)
+    config = compose(
+        "nano",
+        bits=bits,
+        model={"num_layers": 2, "hidden_size": 256, "num_heads": 4, "vocab_size": VOCAB},
+        train={**train, "cuda_graph": graph},
+        compile=str(compiles).lower(),
+        batch_size=ROWS,
+        micro_batch_size=ROWS // 2 if "in-parts" in words else ROWS,
+        sequence_length=LENGTH,
+    )
+    return TrainingStep(config, torch.device("cuda"))
+
+
+def batch(seed: int, rows: int = ROWS) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, VOCAB, (rows, LENGTH + 1))
+
+
+def loss_now(step: TrainingStep) -> Tensor:
+    """As validation computes it."""
+    tokens = torch.from_numpy(batch(1000)).cuda()
+    with torch.no_grad():
+        return step.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def assert_same(found: TrainingStep, expected: TrainingStep) -> None:
+    for ours, theirs in zip(found.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def pair(compose: Compose, request: pytest.FixtureRequest) -> tuple[TrainingStep, TrainingStep]:
+    """The same step with and without a graph."""
+    settings = getattr(request, "param", "w4a4")
+    return step_of(compose, settings, graph=True), step_of(compose, settings, graph=False)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *("bf16", "w4a4", "w1a1", "w8a8", "bf16 in-parts", "w4a4 in-parts"),
+        *("w4a4 train.save=packed", "w4a4 train.backward=fp8", "w4a4 train.backward=fp8 in-parts"),
+    ],
+    indirect=True,
+)
+def test_losses_norms_and_weights_are_the_same(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    graphed, eager = pair
+    seen = []
+    for seed in range(STEPS):
+        (loss, norm), expected = (step(batch(seed), 1e-3) for step in (graphed, eager))
+        assert torch.equal(loss, expected[0])
+        assert torch.equal(norm, expected[1])
+        seen.append(loss)
+    assert_same(graphed, eager)
+    assert len({float(loss) for loss in seen}) == STEPS, "a returned loss is not overwritten"
+
+
+def test_compiled(compose: Compose) -> None:
+    graphed, eager = (step_of(compose, "w4a4", graph, compiles=True) for graph in (True, False))
+    for seed in range(STEPS):
+        losses = [step(batch(seed), 1e-3)[0] for step in (graphed, eager)]
+        assert torch.equal(*losses)
+    assert_same(graphed, eager)
+
+
+def test_a_replay_allocates_next_to_nothing(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    graphed, eager = pair
+    for step in pair:
+        for seed in range(WARM_STEPS + 1):
+            step(batch(seed), 1e-3)
+    allocations = [_allocations(step) for step in (graphed, eager)]
+    assert allocations[0] < allocations[1] / 2
+
+
+def test_validation_sees_the_weights_of_now(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    graphed, eager = pair
+    for seed in range(STEPS):
+        for step in pair:
+            step(batch(seed), 1e-2)
+        assert torch.equal(loss_now(graphed), loss_now(eager))
+    assert_same(graphed, eager)
+
+
+def test_what_validation_derived_is_given_back(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    graphed, _ = pair
+    for seed in range(STEPS):
+        graphed(batch(seed), 1e-3)
+    before = torch.cuda.memory_allocated()
+    loss_now(graphed)
+    assert torch.cuda.memory_allocated() > before
+    graphed(batch(STEPS), 1e-3)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_weights_written_in_place_are_seen(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    """As a checkpoint's are."""
+    for seed in range(STEPS):
+        for step in pair:
+            step(batch(seed), 1e-3)
+    halved = {name: value / 2 for name, value in pair[1].model.state_dict().items()}
+    for step in pair:
+        step.model.load_state_dict(halved)
+    for seed in range(2):
+        losses = [step(batch(seed), 1e-3)[0] for step in pair]
+        assert torch.equal(*losses)
+    assert_same(*pair)
+
+
+@pytest.mark.parametrize("change", ["storage", "shape", "forgotten"])
+def test_captured_anew_where_the_graph_does_not_serve(
+    pair: tuple[TrainingStep, TrainingStep], change: str
+) -> None:
+    rows = ROWS // 2 if change == "shape" else ROWS
+    for seed in range(STEPS):
+        for step in pair:
+            step(batch(seed), 1e-3)
+    for step in pair:
+        if change == "storage":
+            weight = step.model.layers[0].mlp.down_proj.weight
+            weight.data = weight.detach() * 2
+    if change == "forgotten":
+        pair[0].forget_graph()
+    for seed in range(STEPS):
+        losses = [step(batch(seed, rows), 1e-3)[0] for step in pair]
+        assert torch.equal(*losses)
+    assert_same(*pair)
+
+
+def _allocations(step: TrainingStep) -> int:
+    """Of device memory, in a step."""
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    step(batch(0), 1e-3)
+    return torch.cuda.memory_stats()["allocation.all.allocated"] - before
