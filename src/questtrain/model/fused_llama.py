@@ -25,7 +25,7 @@ from questtrain.kernels import linear_cross_entropy
 from questtrain.kernels.elementwise import split_rotary
 from questtrain.model.attention import Rotary, rotary_angles
 from questtrain.model.llama import Block, Llama
-from questtrain.quant.step_weights import Matrix, stacked_matrix
+from questtrain.quant.step_weights import Matrix, refresh, stacked_matrix
 
 
 class FusedBlock(nn.Module):
@@ -131,11 +131,10 @@ class FusedLlama(nn.Module):
     def _prepare(self) -> None:
         """What the matrices need before a forward."""
         summed = self._summed if torch.is_grad_enabled() else None
-        for matrix in self._matrices:
-            matrix.refresh()
-            if summed is not None:
-                matrix.sum_gradients(first=summed == 0)
+        refresh(self._matrices)
         if summed is not None:
+            for matrix in self._matrices:
+                matrix.sum_gradients(first=summed == 0)
             self._summed = summed + 1
 
 

@@ -4,7 +4,7 @@ A matrix stacks the weights of layers that share an input (Q, K and V; gate and 
 are one product. Their parameters become slices of one fp32 storage, so that they are quantized in
 one go; they stay parameters of their own in every other respect.
 
-What is derived from the parameters is kept until one of them changes. `refresh` compares their
+What is derived from the parameters is kept until one of them changes: `refresh` compares their
 version counters, which in-place operations raise (loading, a broadcast), the storage, which `.to()`
 and assignment replace, and how many steps optimizers have made: a fused one raises no counter.
 Writing through ``parameter.data`` goes unnoticed, as everywhere in torch.
@@ -12,7 +12,9 @@ Writing through ``parameter.data`` goes unnoticed, as everywhere in torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -30,6 +32,8 @@ from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packing import has_kernel_sizes, row_format
 from questtrain.quant.quantizer import Quantizer, Unquantized
+
+SIDE_STREAMS = 4
 
 
 class _Steps:
@@ -57,12 +61,15 @@ class Matrix(nn.Module):
         self._seen: tuple[int, ...] = ()
         self.sum: GradientSum | None = None
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether a parameter has changed since what is used in a step was derived."""
+        return self._seen != self._state()
+
     @torch.no_grad()
     def refresh(self) -> None:
-        """Derive anew what is used in a step, if a parameter has changed since."""
-        if self._seen == (seen := self._state()):
-            return
-        stacked = self._stacked
+        """Derive anew what is used in a step."""
+        seen, stacked = self._state(), self._stacked
         if not self._is_stacked():
             stacked = torch.cat([weight.detach() for weight in self.weights])
             for weight, part in zip(self.weights, torch.split(stacked, self._rows()), strict=True):
@@ -137,6 +144,33 @@ class Matrix(nn.Module):
                 return False
             expected += weight.numel() * weight.element_size()
         return True
+
+
+def refresh(matrices: Iterable[Matrix]) -> None:
+    """Derive anew what is stale. On a GPU several matrices at a time: a small one does not fill it.
+
+    What a side stream allocates is used elsewhere and freed without its knowing; it is reused only
+    here, after waiting for all that was issued before.
+    """
+    stale = [matrix for matrix in matrices if matrix.is_stale]
+    device = stale[0].weights[0].device if stale else None
+    if device is None or device.type != "cuda":
+        for matrix in stale:
+            matrix.refresh()
+        return
+    here, aside = torch.cuda.current_stream(device), _side_streams(device)
+    for stream in aside:
+        stream.wait_stream(here)
+    for matrix, stream in zip(stale, cycle(aside)):
+        with torch.cuda.stream(stream):
+            matrix.refresh()
+    for stream in aside:
+        here.wait_stream(stream)
+
+
+@cache
+def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, ...]:
+    return tuple(torch.cuda.Stream(device) for _ in range(SIDE_STREAMS))  # type: ignore[no-untyped-call]
 
 
 class DenseMatrix(Matrix):
