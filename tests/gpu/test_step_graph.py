@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from questtrain.train.step import WARM_STEPS, TrainingStep
+from questtrain.train.step import TrainingStep
+from questtrain.train.step_graph import WARM_CALLS
 
 if TYPE_CHECKING:
     from tests.conftest import Compose
@@ -23,7 +24,7 @@ pytestmark = [
 ]
 
 VOCAB, ROWS, LENGTH = 512, 8, 64
-STEPS = WARM_STEPS + 6
+STEPS = WARM_CALLS + 6
 
 
 def step_of(compose: Compose, settings: str, graph: bool, compiles: bool = False) -> TrainingStep:
@@ -96,7 +97,7 @@ def test_compiled(compose: Compose) -> None:
 def test_a_replay_allocates_next_to_nothing(pair: tuple[TrainingStep, TrainingStep]) -> None:
     graphed, eager = pair
     for step in pair:
-        for seed in range(WARM_STEPS + 1):
+        for seed in range(WARM_CALLS + 1):
             step(batch(seed), 1e-3)
     allocations = [_allocations(step) for step in (graphed, eager)]
     assert allocations[0] < allocations[1] / 2
@@ -137,7 +138,30 @@ def test_weights_written_in_place_are_seen(pair: tuple[TrainingStep, TrainingSte
     assert_same(*pair)
 
 
-@pytest.mark.parametrize("change", ["storage", "shape", "forgotten"])
+def test_its_memory_goes_to_who_needs_it(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    """A validation that finds no memory is done again without the graph; training goes on."""
+    for seed in range(STEPS):
+        for step in pair:
+            step(batch(seed), 1e-3)
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    reserved = []
+
+    def validate() -> None:
+        torch.cuda.empty_cache()
+        reserved.append(torch.cuda.memory_reserved())
+        if len(reserved) == 1:
+            raise torch.OutOfMemoryError("as if it were full")
+
+    pair[0].beside(validate)
+    assert reserved[0] == before > reserved[1]
+    for seed in range(STEPS):
+        losses = [step(batch(seed), 1e-3)[0] for step in pair]
+        assert torch.equal(*losses)
+    assert_same(*pair)
+
+
+@pytest.mark.parametrize("change", ["storage", "shape"])
 def test_captured_anew_where_the_graph_does_not_serve(
     pair: tuple[TrainingStep, TrainingStep], change: str
 ) -> None:
@@ -149,8 +173,6 @@ def test_captured_anew_where_the_graph_does_not_serve(
         if change == "storage":
             weight = step.model.layers[0].mlp.down_proj.weight
             weight.data = weight.detach() * 2
-    if change == "forgotten":
-        pair[0].forget_graph()
     for seed in range(STEPS):
         losses = [step(batch(seed, rows), 1e-3)[0] for step in pair]
         assert torch.equal(*losses)

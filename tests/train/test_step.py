@@ -76,6 +76,18 @@ def test_the_loss_falls_on_a_batch_seen_again(compose: Compose) -> None:
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_out_of_memory_beside_a_step_without_a_graph(compose: Compose) -> None:
+    step, calls = step_of(compose, "w4a4"), []
+
+    def validate() -> None:
+        calls.append(1)
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        step.beside(validate)
+    assert len(calls) == 1, "a second try would find no more memory"
+
+
 def test_fp8_needs_a_gpu(compose: Compose) -> None:
     with pytest.raises(UserError, match=r"needs a GPU with FP8.*train\.backward=exact"):
         step_of(compose, "w4a4", backward="fp8")

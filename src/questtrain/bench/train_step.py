@@ -28,7 +28,8 @@ from questtrain.bench.profile import profile_step
 from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.timing import timing
 from questtrain.config import TrainConfig
-from questtrain.train.step import WARM_STEPS, TrainingStep
+from questtrain.train.step import TrainingStep
+from questtrain.train.step_graph import WARM_CALLS
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class Contender:
         self.peak_bytes: int | None = None
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-            for _ in range(WARM_STEPS):
+            for _ in range(WARM_CALLS):
                 self.take_step()
             self.peak_bytes = torch.cuda.max_memory_allocated(device) - before
 

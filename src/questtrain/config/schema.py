@@ -121,7 +121,7 @@ class LoopConfig:
     ``save`` is what the backward keeps of quantized operands: ``codes`` (a byte a value) or
     ``packed`` (their few bits: less memory, a little slower, the same numbers). ``backward`` is
     ``exact``, or ``fp8``: the quantized layers' two products in FP8, with rounded gradients.
-    ``cuda_graph``: where kernels serve a run on one GPU, its forward and backward are one graph.
+    ``cuda_graph``: forward and backward are one graph, where kernels serve a run of one process.
     """
 
     autocast: str = "auto"

@@ -1,7 +1,7 @@
 """One optimizer step: a model, its loss in the precision of training, AdamW.
 
-Where kernels serve the model's formats, `FusedLlama` computes the loss, on one GPU as a CUDA graph
-with its backward; where they do not, the model itself does, under torch.compile.
+Where kernels serve the model's formats, `FusedLlama` computes the loss, on one GPU together with
+its backward as a CUDA graph; where they do not, the model itself does, under torch.compile.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,9 +31,7 @@ log = logging.getLogger(__name__)
 FP8_CAPABILITY = (8, 9)
 """The first GPUs whose tensor cores multiply FP8."""
 
-WARM_STEPS = 2
-"""Steps before one is captured as a graph: they compile, and fill what libraries keep."""
-
+T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -82,8 +81,7 @@ class TrainingStep:
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
-        self._graph: StepGraph | None = None
-        self._steps_until_graph = WARM_STEPS
+        self._graph = self._step_graph()
 
     def __call__(self, batch_BT: np.ndarray, lr: float) -> tuple[Tensor, Tensor]:
         """Update the weights by this rank's rows, int64 ``[rows, T+1]``, of a batch; returns the
@@ -94,39 +92,32 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def forget_graph(self) -> None:
-        """Free what the step's graph holds of the device's memory; a later step captures anew."""
-        self._graph = None
+    def beside(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which looks at the model between steps; where memory is short, it
+        is done once more with that of the graph, which the next step captures anew."""
+        try:
+            return work()
+        except torch.OutOfMemoryError:
+            if self._graph is None or not self._graph.is_captured:
+                raise
+        self._graph.forget()
+        return work()
 
     def _backward(self, batch_BT: np.ndarray) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; returns that loss."""
         batch = torch.from_numpy(batch_BT)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
-        if fused is None or not self._captures():
-            return self._accumulate(batch, fused)
-        if self._graph is not None and not self._graph.serves(batch):
-            self._graph, self._steps_until_graph = None, WARM_STEPS
-        if self._steps_until_graph > 0:
-            self._steps_until_graph -= 1
-            return self._accumulate(batch, fused)
-        fused.forget_weights()  # replays derive their own, and what validation needed takes memory
-        if self._graph is None:
-            weights = list(self.model.parameters())
-            self._graph = StepGraph(lambda tokens: self._accumulate(tokens, fused), batch, weights)
-        return self._graph(batch)
+        if isinstance(self.loss_of, FusedLlama):
+            self.loss_of.forget_weights()  # a graph has its own; validation's would take memory
+        return self._accumulate(batch) if self._graph is None else self._graph(batch)
 
-    def _captures(self) -> bool:
-        """Several processes sum their gradients between backward and optimizer, eagerly."""
-        on_gpu = self.device.type == "cuda"
-        return on_gpu and self.config.train.cuda_graph and self.world.size == 1
-
-    def _accumulate(self, batch: Tensor, fused: FusedLlama | None) -> Tensor:
+    def _accumulate(self, batch: Tensor) -> Tensor:
         """`_backward` of a batch on the device."""
         targets_in_batch = self.config.batch_size * self.config.sequence_length
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
+        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
         together = len(parts) > 1 or self.world.size > 1
         with fused.summing_gradients() if fused and together else nullcontext():
             for tokens in parts:
@@ -145,6 +136,13 @@ class TrainingStep:
                 yield weight.grad
         if fused is not None:
             yield from fused.gradient_sums()
+
+    def _step_graph(self) -> StepGraph | None:
+        """None where nothing is captured: several processes sum their gradients eagerly."""
+        fused, on_gpu = isinstance(self.loss_of, FusedLlama), self.device.type == "cuda"
+        if not (fused and on_gpu and self.config.train.cuda_graph and self.world.size == 1):
+            return None
+        return StepGraph(self._accumulate, list(self.model.parameters()))
 
     def _fast_loss(self) -> Loss:
         config, on_gpu = self.config, self.device.type == "cuda"

@@ -1,48 +1,78 @@
-"""Forward and backward of a step as one CUDA graph: the host issues it at once.
+"""Forward and backward of a step as one CUDA graph, which the host issues at once.
 
 Launching a step's kernels one by one takes a host 10 to 40 ms, more than the kernels of a small
-model. A graph records them once, with the addresses that they read and write, and is replayed.
+model take. A graph records them once, with the addresses that they read and write, and is replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+WARM_CALLS = 2
+"""Before one is captured: they compile, and fill what libraries keep."""
+
+Work = Callable[[Tensor], Tensor]
+
 
 class StepGraph:
-    """``work`` on a batch: it sums the gradients of ``weights``, which have none yet, and returns
-    the loss.
+    """``work`` on a batch, first as it is, then captured, then replayed.
 
-    The graph keeps the memory of its work for as long as it lives. Raises what ``work`` raises;
-    every kernel must have run before, since the first time may compile or wait for the device.
+    It gives ``weights``, which have none before, their gradients, and returns the loss. It is
+    captured anew where a graph does not serve: for a batch of another shape, and when a weight has
+    got another storage. What the graph needs of the device's memory it keeps until `forget`.
     """
 
-    def __init__(
-        self, work: Callable[[Tensor], Tensor], batch: Tensor, weights: Sequence[nn.Parameter]
-    ) -> None:
-        self._weights = weights
-        self._addresses = self._places()
-        self._batch = batch.clone()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._loss = work(self._batch)
-        self._gradients = [weight.grad for weight in weights]
+    def __init__(self, work: Work, weights: Sequence[nn.Parameter]) -> None:
+        self._work, self._weights = work, weights
+        self._warm_calls = 0
+        self._captured: _Captured | None = None
 
-    def serves(self, batch: Tensor) -> bool:
-        """Whether a replay does the work on this batch: not in other shapes, nor after a weight has
-        got another storage."""
-        return batch.shape == self._batch.shape and self._places() == self._addresses
+    @property
+    def is_captured(self) -> bool:
+        return self._captured is not None
+
+    def forget(self) -> None:
+        """Free the graph's memory; the next call captures anew."""
+        self._captured = None
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Replay: the weights get their gradients anew, in the same memory each time."""
-        self._batch.copy_(batch)
-        self._graph.replay()
-        for weight, gradient in zip(self._weights, self._gradients, strict=True):
+        if self._captured is not None and not self._serves(self._captured, batch):
+            self._captured, self._warm_calls = None, 0
+        if self._warm_calls < WARM_CALLS:
+            self._warm_calls += 1
+            return self._work(batch)
+        if self._captured is None:
+            self._captured = self._capture(batch)
+        captured = self._captured
+        captured.batch.copy_(batch)
+        captured.graph.replay()
+        for weight, gradient in zip(self._weights, captured.gradients, strict=True):
             weight.grad = gradient
-        return self._loss.clone()
+        return captured.loss.clone()
 
-    def _places(self) -> list[int]:
+    def _capture(self, batch: Tensor) -> _Captured:
+        graph, batch = torch.cuda.CUDAGraph(), batch.clone()
+        with torch.cuda.graph(graph):
+            loss = self._work(batch)
+        gradients = [weight.grad for weight in self._weights]
+        return _Captured(graph, batch, loss, gradients, self._addresses())
+
+    def _serves(self, captured: _Captured, batch: Tensor) -> bool:
+        return batch.shape == captured.batch.shape and self._addresses() == captured.addresses
+
+    def _addresses(self) -> list[int]:
         return [weight.data_ptr() for weight in self._weights]
+
+
+class _Captured(NamedTuple):
+    """A graph and the tensors that it reads and writes, in the same memory at each replay."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Tensor
+    loss: Tensor
+    gradients: list[Tensor | None]
+    addresses: list[int]

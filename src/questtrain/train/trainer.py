@@ -111,9 +111,9 @@ class Trainer:
                     progress.show(row)
                 with rate.paused():
                     if last or self.step % config.eval_every == 0:
-                        metrics.write(self._validate())
+                        metrics.write(self.update.beside(self._validate))
                     if diagnose_every and self.step % diagnose_every == 0:
-                        metrics.write(self._diagnose())
+                        metrics.write(self.update.beside(self._diagnose))
                     if last or stop or self.step % config.checkpoint_every == 0:
                         self._check_finite()
                         self._save()
@@ -175,7 +175,6 @@ class Trainer:
         return {"step": self.step, "val_loss": loss, "tokens": tokens}
 
     def _diagnose(self) -> dict[str, Any]:
-        self.update.forget_graph()  # the plain model needs the memory
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
         tokens = torch.from_numpy(next(batches)).to(self.device)
         return {
