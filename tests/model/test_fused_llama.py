@@ -356,6 +356,18 @@ def test_weights_are_quantized_once_a_step(compose: Compose) -> None:
             optimizer.step()
 
 
+@pytest.mark.parametrize("bits", ["bf16", "w4a4"])
+def test_forgotten_weights_are_derived_anew(compose: Compose, bits: str) -> None:
+    """They are gone, the parameters are not, and the next forward is what it was."""
+    model = build(compose, bits)
+    fused = fuse(model)
+    expected = fused(*batch())
+    assert any(True for _ in fused.buffers())
+    fused.forget_weights()
+    assert not any(True for _ in fused.buffers())
+    assert torch.equal(fused(*batch()), expected)
+
+
 def test_activation_checkpointing(compose: Compose) -> None:
     """Recomputing the blocks gives the same gradients."""
     model = build(compose)
