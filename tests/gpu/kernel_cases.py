@@ -38,6 +38,14 @@ needs_kernels = pytest.mark.skipif(
 )
 
 
+whatever_training_warns_of = [
+    # The autograd thread's first product finds no context and makes one, as it should.
+    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch of itself
+    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the compiler looks
+]
+
+
 def need_kernel(*ops: str) -> None:
     """Skips the test where the library has no such kernels."""
     missing = [op for op in ops if not has_kernel(op)]

@@ -7,15 +7,13 @@ import torch
 from questtrain.cli.main import main
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import checkpoint_folders
+from tests.gpu.kernel_cases import whatever_training_warns_of
 from tests.training_data import TINY, questtrain, rows
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    # The autograd thread's first product finds no context and makes one, as it should.
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch of itself
-    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the compiler looks
+    *whatever_training_warns_of,
 ]
 
 ON_GPU = (*(word for word in TINY if not word.startswith("device=")), "device=cuda")

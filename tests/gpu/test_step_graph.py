@@ -11,17 +11,12 @@ from torch import Tensor
 
 from questtrain.train.step import TrainingStep
 from questtrain.train.step_graph import WARM_CALLS
+from tests.gpu.kernel_cases import needs_kernels, whatever_training_warns_of
 
 if TYPE_CHECKING:
     from tests.conftest import Compose
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:Attempting to run cuBLAS:UserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch of itself
-    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the compiler looks
-]
+pytestmark = [pytest.mark.gpu, needs_kernels, *whatever_training_warns_of]
 
 VOCAB, ROWS, LENGTH = 512, 8, 64
 STEPS = WARM_CALLS + 6
