@@ -22,7 +22,9 @@ VOCAB, ROWS, LENGTH = 512, 8, 64
 STEPS = WARM_CALLS + 6
 
 
-def step_of(compose: Compose, settings: str, graph: bool, compiles: bool = False) -> TrainingStep:
+def step_of(
+    compose: Compose, settings: str, graph: bool, compiles: bool = False, device: str = "cuda"
+) -> TrainingStep:
     bits, *words = settings.split()
     train = dict(word.removeprefix("train.").split("=") for word in words if "train." in word)
     config = compose(
@@ -35,7 +37,7 @@ def step_of(compose: Compose, settings: str, graph: bool, compiles: bool = False
         micro_batch_size=ROWS // 2 if "in-parts" in words else ROWS,
         sequence_length=LENGTH,
     )
-    return TrainingStep(config, torch.device("cuda"))
+    return TrainingStep(config, torch.device(device))
 
 
 def batch(seed: int, rows: int = ROWS) -> np.ndarray:
@@ -87,6 +89,15 @@ def test_compiled(compose: Compose) -> None:
         losses = [step(batch(seed), 1e-3)[0] for step in (graphed, eager)]
         assert torch.equal(*losses)
     assert_same(graphed, eager)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one(compose: Compose) -> None:
+    pair = [step_of(compose, "w4a4", graph, device="cuda:1") for graph in (True, False)]
+    for seed in range(STEPS):
+        losses = [step(batch(seed), 1e-3)[0] for step in pair]
+        assert torch.equal(*losses)
+    assert_same(*pair)
 
 
 def test_a_replay_allocates_next_to_nothing(pair: tuple[TrainingStep, TrainingStep]) -> None:

@@ -225,7 +225,7 @@ def _make_workspaces(device: torch.device) -> None:
     that graphs are captured in: made first, it is counted in no case."""
     x = torch.ones(16, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
     torch.autograd.backward((x @ x).sum())
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph()):
         torch.autograd.backward((x @ x).sum())
 
 

@@ -79,6 +79,7 @@ class TrainingStep:
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(device)
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
+        self._fused = self._fused_llama()
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
         self._graph = self._step_graph()
@@ -108,8 +109,8 @@ class TrainingStep:
         batch = torch.from_numpy(batch_BT)
         if self.device.type == "cuda":
             batch = batch.pin_memory().to(self.device, non_blocking=True)
-        if isinstance(self.loss_of, FusedLlama):
-            self.loss_of.forget_weights()  # a graph has its own; validation's would take memory
+        if self._fused is not None:
+            self._fused.forget_weights()  # a graph has its own; validation's would take memory
         return self._accumulate(batch) if self._graph is None else self._graph(batch)
 
     def _accumulate(self, batch: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class TrainingStep:
         targets_in_batch = self.config.batch_size * self.config.sequence_length
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
-        fused = self.loss_of if isinstance(self.loss_of, FusedLlama) else None
+        fused = self._fused
         together = len(parts) > 1 or self.world.size > 1
         with fused.summing_gradients() if fused and together else nullcontext():
             for tokens in parts:
@@ -126,20 +127,20 @@ class TrainingStep:
                 torch.autograd.backward(loss)
                 total += loss.detach()
             if self.world.size > 1:
-                self.world.sum([*self._gradients(fused), total])
+                self.world.sum([*self._gradients(), total])
         return total
 
-    def _gradients(self, fused: FusedLlama | None) -> Iterator[Tensor]:
+    def _gradients(self) -> Iterator[Tensor]:
         """What this rank's rows have given so far."""
         for weight in self.model.parameters():
             if weight.grad is not None:
                 yield weight.grad
-        if fused is not None:
-            yield from fused.gradient_sums()
+        if self._fused is not None:
+            yield from self._fused.gradient_sums()
 
     def _step_graph(self) -> StepGraph | None:
         """None where nothing is captured: several processes sum their gradients eagerly."""
-        fused, on_gpu = isinstance(self.loss_of, FusedLlama), self.device.type == "cuda"
+        fused, on_gpu = self._fused is not None, self.device.type == "cuda"
         if not (fused and on_gpu and self.config.train.cuda_graph and self.world.size == 1):
             return None
         return StepGraph(self._accumulate, list(self.model.parameters()))
@@ -147,14 +148,13 @@ class TrainingStep:
     def _fast_loss(self) -> Loss:
         config, on_gpu = self.config, self.device.type == "cuda"
         compiles = on_gpu if config.compile == "auto" else config.compile == "true"
-        fused = self._fused()
-        if fused is None:
+        if self._fused is None:
             return torch.compile(self.eager_loss_of) if compiles else self.eager_loss_of
         if compiles:
-            fused.compile_parts()
-        return fused
+            self._fused.compile_parts()
+        return self._fused
 
-    def _fused(self) -> FusedLlama | None:
+    def _fused_llama(self) -> FusedLlama | None:
         """None where the kernels do not run, or not for these formats."""
         settings = self.config.train
         if settings.backward == "fp8":

@@ -56,7 +56,7 @@ class StepGraph:
 
     def _capture(self, batch: Tensor) -> _Captured:
         graph, batch = torch.cuda.CUDAGraph(), batch.clone()
-        with torch.cuda.graph(graph):
+        with torch.cuda.device(batch.device), torch.cuda.graph(graph):
             loss = self._work(batch)
         gradients = [weight.grad for weight in self._weights]
         return _Captured(graph, batch, loss, gradients, self._addresses())
