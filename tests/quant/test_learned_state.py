@@ -211,6 +211,7 @@ def _start_on_a_rank(rank: int, folder: str) -> None:
             for index, value in enumerate(values_of(layer)):
                 learned[f"{case}/{method}/{index}"] = value
     save_file(learned, f"{folder}/{rank}.safetensors")
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 
