@@ -25,20 +25,29 @@ from questtrain.kernels.reference_training import add_weight_gradient_
 
 _ops = torch.ops.questtrain
 
+MOST_ROWS = 4096
+ROWS = {"cpu": 1024}
+"""Rows of a chunk by the device's type, elsewhere `MOST_ROWS`: a CPU's caches hold fewer logits."""
+
 
 @never_compiled
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, ignored: int = -100, rows: int = 4096
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    ignored: int = -100,
+    rows: int | None = None,
 ) -> Tensor:
     """Summed cross-entropy of ``x·weightᵀ`` in nats, an fp32 scalar.
 
     ``x [M, D]`` in bf16, fp16 or fp32 is the products' dtype, under autocast too; ``weight [V, D]``
     is fp32 or that dtype; ``targets`` int64 ``[M]``, those that are ``ignored`` count nothing.
-    ``rows`` are those of a chunk. The backward runs once. A target outside the vocabulary makes the
+    ``rows`` are those of a chunk, by default `ROWS`. The backward runs once. A target outside the vocabulary makes the
     loss NaN; other wrong arguments raise ValueError.
 
     A compiled caller breaks its graph here: traced, each chunk's logits would be a new buffer.
     """
+    rows = ROWS.get(x.device.type, MOST_ROWS) if rows is None else rows
     _check_linear(x, weight, targets, rows)
     with torch.autocast(x.device.type, enabled=False):
         if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -60,11 +69,13 @@ def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     counted = targets != ignored
     exists = (targets >= 0) & (targets < logits.shape[1])
     places = torch.where(exists, targets, 0).unsqueeze(1)
-    log_softmax = logits.float().log_softmax(1)
-    losses = torch.where(exists, -log_softmax.gather(1, places).squeeze(1), math.nan)
-    gradient = log_softmax.exp().scatter_add(1, places, losses.new_full(places.shape, -1.0))
-    gradient = torch.where(exists.unsqueeze(1), gradient, math.nan)
-    logits.copy_(torch.where(counted.unsqueeze(1), gradient, 0.0))
+    log_softmax = logits.log_softmax(1, dtype=torch.float32)
+    of_target = log_softmax.gather(1, places)
+    torch.exp(log_softmax, out=logits)
+    logits.scatter_(1, places, (of_target.exp() - 1).to(logits.dtype))
+    logits[~exists] = math.nan
+    logits[~counted] = 0.0
+    losses = torch.where(exists, -of_target.squeeze(1), math.nan)
     return torch.where(counted, losses, 0.0)
 
 

@@ -33,6 +33,9 @@ BLOCKS = (1, 16, 32, 64, 128, 256)
 
 MAX_PACKED_LEVELS = 16
 
+FIRST_BITS_TO_TOP_BYTE = 0x0102040810204080
+"""Times 8 bytes of one bit each: in the product's highest byte, the first byte's bit is lowest."""
+
 
 class Quantized(NamedTuple):
     """Rows of integers: ``codes`` int8 or packed; ``scales`` fp32 ``[M]``; ``sums`` int32 ``[M]``
@@ -85,6 +88,9 @@ def container_bits(levels: int) -> int:
 
 def pack_bits(indices: Tensor, bits: int) -> Tensor:
     """uint8 ``[M, K]`` of indices below ``2^bits`` → ``[M, K·bits/8]``, the first lowest."""
+    if bits == 1:
+        eights = indices.contiguous().view(torch.int64)
+        return ((eights * FIRST_BITS_TO_TOP_BYTE) >> 56).to(torch.uint8)
     in_byte = 8 // bits
     groups = indices.reshape(indices.shape[0], indices.shape[1] // in_byte, in_byte)
     packed = groups[..., 0].clone()
@@ -94,7 +100,10 @@ def pack_bits(indices: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:
-    """The indices, uint8 ``[M, K]``, that `pack_bits` packed."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    indices: Tensor = (packed.unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return indices.flatten(1)
+    """The indices, uint8 ``[M, K]``, that `pack_bits` packed: a byte's are looked up together."""
+    together = {1: torch.int64, 2: torch.int32, 4: torch.int16, 8: torch.uint8}[bits]
+    shifts = torch.arange(0, 8, bits, device=packed.device)
+    of_byte = (torch.arange(256, device=packed.device).unsqueeze(1) >> shifts) & (2**bits - 1)
+    table = of_byte.to(torch.uint8).view(together).flatten()
+    indices = table.index_select(0, packed.flatten().int()).view(torch.uint8)
+    return indices.view(packed.shape[0], packed.shape[1] * (8 // bits))

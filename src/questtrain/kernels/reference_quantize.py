@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
-from questtrain.kernels.formats import container_bits, int8_codes, pack_bits
+from questtrain.kernels.formats import OFFSET_LEVELS, container_bits, pack_bits
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 
 TINY = 1e-30
@@ -80,7 +80,7 @@ def swiglu_quantize(
     check_format(op, check_swiglu(op, gate_up), levels, alpha, block, packed)
     gate, up = gate_up.float().chunk(2, dim=1)
     product = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-    return _quantize(product, levels, alpha, block, packed, trust)
+    return _quantized(product, levels, alpha, block, packed, trust)
 
 
 def _quantize_normalized(
@@ -97,7 +97,7 @@ def _quantize_normalized(
     product = wide * weight.float()
     if x.dtype == torch.bfloat16:
         product = product.to(x.dtype)
-    codes, scales, sums, mask = _quantize(product, levels, alpha, block, packed, trust)
+    codes, scales, sums, mask = _quantized(product, levels, alpha, block, packed, trust)
     return codes, scales * torch.rsqrt(wide.square().mean(-1) + eps), sums, mask
 
 
@@ -107,15 +107,27 @@ def _quantize(
     x_h = hadamard_transform(x, hadamard_signs(block, x.device)) if block > 1 else x.float()
     half_width = alpha * x_h.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY)
     steps = levels - 1
-    place = (x_h / half_width * (steps / 2) + steps / 2).round().clamp(0, steps)
-    indices = place.nan_to_num(0.0).to(torch.uint8)
-    codes = int8_codes(indices, levels)
-    sums = codes.sum(1, dtype=torch.int32)
+    place = (x_h / half_width).mul_(steps / 2).add_(steps / 2)
+    place.round_().clamp_(0, steps).nan_to_num_(0.0)
+    offset, factor = (levels // 2, 1) if levels == OFFSET_LEVELS else (steps, 2)
+    sums = (factor * place.sum(1) - offset * x.shape[1]).to(torch.int32)  # exact: below 2^24
     if packed:
-        codes = pack_bits(indices, container_bits(levels))
+        codes = pack_bits(place.to(torch.uint8), container_bits(levels))
+    else:
+        codes = place.mul_(factor).sub_(offset).to(torch.int8)
     if trust is None:
         mask = codes.new_empty((x.shape[0], 0), dtype=torch.uint8)
     else:
-        mask = pack_bits((x_h.abs() <= trust * half_width).to(torch.uint8), 1)
+        mask = pack_bits((x_h.abs() <= trust * half_width).view(torch.uint8), 1)
     scales = (half_width / steps).squeeze(1)
     return codes, scales, sums, mask
+
+
+def _quantized(
+    x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
+) -> Four:
+    """`hadamard_quantize` of what is made here, by its kernel where there is one."""
+    quantized: Four = torch.ops.questtrain.hadamard_quantize(
+        x, levels, alpha, block, packed, trust
+    )
+    return quantized

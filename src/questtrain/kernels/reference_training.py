@@ -30,7 +30,12 @@ from questtrain.kernels.reference_linear import check_unpack, unpack
 def hadamard_backward(grad: Tensor, mask: Tensor, block: int) -> Tensor:
     """``(M ⊙ grad)·H``, ``[M, K]`` in grad's dtype."""
     check_backward("hadamard_backward", grad, mask, grad.shape[-1], block)
-    return _rotated_back(grad, mask, block).to(grad.dtype)
+    wide = grad.float()
+    if mask.shape[1]:
+        wide = torch.where(unpack_bits(mask, 1).view(torch.bool), wide, 0.0)
+    if block > 1:
+        wide = hadamard_transform(wide, hadamard_signs(block, grad.device))
+    return wide.to(grad.dtype, copy=wide is grad)
 
 
 def rmsnorm_backward(
@@ -61,9 +66,11 @@ def swiglu_backward(grad: Tensor, mask: Tensor, gate_up: Tensor, block: int) -> 
     check_swiglu_backward(grad, mask, gate_up, block)
     grad_y = _rotated_back(grad, mask, block)
     gate, up = gate_up.float().chunk(2, dim=1)
-    sigmoid = torch.sigmoid(gate)
-    grad_gate = grad_y * up * sigmoid * (1 + gate * (1 - sigmoid))
-    return torch.cat((grad_gate, grad_y * gate * sigmoid), dim=1).to(gate_up.dtype)
+    result = torch.empty_like(gate_up, dtype=torch.float32)
+    grad_gate, grad_up = result.chunk(2, dim=1)
+    torch.mul(grad_y, torch.nn.functional.silu(gate), out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad_y.mul_(up), gate, grad_input=grad_gate)
+    return result.to(gate_up.dtype)
 
 
 def dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
@@ -93,8 +100,8 @@ def add_weight_gradient_(
         if not first:
             total.add_(product)
     elif not total.is_cuda or grad.dtype == torch.float32:
-        product = weight_gradient(grad, x)
-        total.copy_(product) if first else total.add_(product)
+        wide = grad.t().float(), x.float()
+        torch.mm(*wide, out=total) if first else total.addmm_(*wide)
     elif first:
         torch.mm(grad.t(), x, out_dtype=torch.float32, out=total)
     else:
@@ -163,8 +170,6 @@ def check_dequantize(codes: Tensor, scales: Tensor, levels: int, dtype: torch.dt
 
 
 def _rotated_back(grad: Tensor, mask: Tensor, block: int) -> Tensor:
-    """fp32 ``[M, K]``."""
-    wide = grad.float()
-    if mask.shape[1]:
-        wide = torch.where(unpack_bits(mask, 1).bool(), wide, 0.0)
-    return hadamard_transform(wide, hadamard_signs(block, grad.device)) if block > 1 else wide
+    """`hadamard_backward` in fp32, a tensor of its own."""
+    rotated: Tensor = torch.ops.questtrain.hadamard_backward(grad.float(), mask, block)
+    return rotated
