@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CUTLASS := $(VENV)/.cutlass
+NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc $(CUDA_PATH)/bin/nvcc /usr/local/cuda/bin/nvcc)
+NVCC += $(shell command -v nvcc)
 RUN := runs/first
 
 .PHONY: help train kernels test test-all test-gpu test-browser test-slurm lint clean
@@ -12,7 +14,8 @@ help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
 	@echo "make test      the test suite     make test-all   with the slow tests"
 	@echo "make test-gpu  kernels, GPU tests make lint       ruff and mypy; edits nothing"
-	@echo "make kernels   the CUDA kernels; needs nvcc, no GPU   [ARCHS=\"80;89;90a\" JOBS=2]"
+	@echo "make kernels   the kernels: a C++ compiler for the CPU's, nvcc (no GPU) for CUDA's"
+	@echo "               [ARCHS=\"80;89;90a\" JOBS=2]"
 	@echo "make test-browser  the report page's tests, in headless Chromium"
 	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
 
@@ -35,7 +38,7 @@ $(CUTLASS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nvidia-cutlass==4.2.0.0
 	@touch $(CUTLASS)
 
-kernels: $(if $(CUTLASS_PATH),$(READY),$(CUTLASS))
+kernels: $(if $(or $(CUTLASS_PATH),$(if $(strip $(NVCC)),,none)),$(READY),$(CUTLASS))
 	@$(BIN)/python csrc/build.py $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
@@ -60,4 +63,4 @@ lint: $(READY)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
-	rm -f src/questtrain/kernels/questtrain_kernels.*
+	rm -f src/questtrain/kernels/questtrain_kernels.* src/questtrain/kernels/questtrain_cpu.*

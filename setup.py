@@ -1,7 +1,8 @@
 """Packages `conf/` and `sweeps/` from the top level as questtrain.conf and questtrain.sweeps.
 
-With QUESTTRAIN_KERNELS=1 the CUDA kernels are built first and become part of the package, whose
-wheel then is for this platform; ARCHS chooses the architectures. Otherwise it is plain Python.
+With QUESTTRAIN_KERNELS=1 the kernels are built first and become part of the package, whose wheel
+then is for this platform: the CPU's, and CUDA's where there is nvcc. ARCHS chooses architectures,
+and is an error without nvcc. Otherwise it is plain Python.
 """
 
 import os
@@ -28,14 +29,16 @@ def yaml_packages(folder: str) -> dict[str, str]:
     }
 
 
-def build_kernels() -> None:
+def build_kernels() -> list[str]:
+    """The files of the libraries."""
     sys.path.insert(0, str(ROOT / "csrc"))
     import build
 
     try:
-        build.build(os.environ.get("ARCHS"))
+        built = build.build_all(os.environ.get("ARCHS"))
     except build.BuildError as error:
         raise SystemExit(f"error: {error}") from None
+    return [file.name for library in built for file in (library, library.with_suffix(".json"))]
 
 
 class WithLibrary(Distribution):
@@ -53,10 +56,7 @@ class PlatformWheel(bdist_wheel):
 
 
 WITH_KERNELS = os.environ.get("QUESTTRAIN_KERNELS") == "1"
-if WITH_KERNELS:
-    build_kernels()
-
-LIBRARY = ["questtrain_kernels.so", "questtrain_kernels.json"] if WITH_KERNELS else []
+LIBRARIES = build_kernels() if WITH_KERNELS else []
 PLATFORM = {"distclass": WithLibrary, "cmdclass": {"bdist_wheel": PlatformWheel}}
 YAML = yaml_packages("conf") | yaml_packages("sweeps")
 
@@ -68,7 +68,7 @@ setup(
     | {
         "questtrain": ["py.typed"],
         "questtrain.scaling.report": ["assets/*"],
-        "questtrain.kernels": LIBRARY,
+        "questtrain.kernels": LIBRARIES,
     },
     **(PLATFORM if WITH_KERNELS else {}),
 )

@@ -1,8 +1,9 @@
-"""Builds src/questtrain/kernels/questtrain_kernels.so (``make kernels``).
+"""Builds the libraries of kernels (``make kernels``): the CPU's (build_cpu.py), and, where there is
+nvcc, src/questtrain/kernels/questtrain_kernels.so.
 
-Needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what it is
-compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other one for
-every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run. What has
+The latter needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what
+it is compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other
+one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run. What has
 not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not compiled again.
 
 The library uses the LibTorch Stable ABI: built with one torch, it runs with every torch from 2.11
@@ -31,6 +32,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import build_cpu
+from build_cpu import STABLE_ABI, BuildError, torch_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
 OBJECTS = ROOT / "build" / "kernels"
@@ -44,11 +48,6 @@ DEFAULT_ARCHITECTURES = ("80", "89", "90a")
 OLDEST_CUDA = (12, 5)  # the first with mma.sp::ordered_metadata
 SUFFIXES = (".cu", ".cuh", ".cpp", ".h", ".inc")
 CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
-STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
-
-
-class BuildError(Exception):
-    """What stands in the way of a build, for whoever started it."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,17 @@ class Job:
         return str(self.source.relative_to(SOURCES))
 
 
-def find_toolkit(architectures: Sequence[str]) -> Toolkit:
-    """CUDA_HOME's, CUDA_PATH's, the PATH's or the usual one; new enough for all of them."""
+def find_nvcc() -> str | None:
+    """CUDA_HOME's, CUDA_PATH's, the PATH's or the usual one."""
     named = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"))
     candidates = [Path(home) / "bin" / "nvcc" for home in named if home]
     candidates += [Path(shutil.which("nvcc") or ""), SYSTEM_CUDA / "bin" / "nvcc"]
-    nvcc = next((str(path) for path in candidates if path.is_file()), None)
+    return next((str(path) for path in candidates if path.is_file()), None)
+
+
+def find_toolkit(architectures: Sequence[str]) -> Toolkit:
+    """The CUDA that is found, new enough for all of them."""
+    nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError(
             "no nvcc: the kernels need the CUDA toolkit. Put nvcc on the PATH or set CUDA_HOME to"
@@ -135,16 +139,6 @@ def cutlass_headers() -> tuple[Path, Path]:
     return home / "include", home / "tools" / "util" / "include"
 
 
-def torch_folder() -> Path:
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise BuildError(
-            "no torch: the kernels are built against its headers. pip install torch setuptools,"
-            " then pip install --no-build-isolation: an isolated build does not see them."
-        )
-    return Path(spec.origin).parent
-
-
 def choose_architectures(asked: str | None) -> tuple[str, ...]:
     """What was asked for, else this machine's GPUs, else the default."""
     if asked:
@@ -199,7 +193,7 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
     ]
     host += ["-isystem", str(toolkit.include)]
     result = []
-    for source in sorted(SOURCES.rglob("*")):
+    for source in _sources():
         target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")
         if source.suffix == ".cu":
             codes = code_flags(source.name, architectures)
@@ -215,6 +209,12 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
         command += [*dependencies, "-c", str(source), "-o", str(target)]
         result.append(Job(source, target, tuple(command)))
     return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
+
+
+def _sources() -> list[Path]:
+    """Everything in csrc but what build_cpu builds."""
+    everything = sorted(SOURCES.rglob("*"))
+    return [file for file in everything if SOURCES / "cpu" not in file.parents]
 
 
 def dependencies(job: Job) -> list[Path]:
@@ -250,9 +250,9 @@ def is_current(job: Job) -> bool:
 
 
 def source_hash() -> str:
-    """SHA-256 over names and contents of all sources and headers in csrc: the same wherever the
-    tree lies, whatever else lies in it."""
-    files = {f.relative_to(SOURCES).as_posix(): f for f in SOURCES.rglob("*")}
+    """SHA-256 over names and contents of all sources and headers in csrc but the CPU's: the same
+    wherever the tree lies, whatever else lies in it."""
+    files = {f.relative_to(SOURCES).as_posix(): f for f in _sources()}
     digest = hashlib.sha256()
     for name in sorted(files):
         if files[name].suffix in SUFFIXES:
@@ -343,6 +343,18 @@ def build(asked: str | None = None, parallel: int | None = None) -> Path:
     return LIBRARY
 
 
+def build_all(asked: str | None = None, parallel: int | None = None) -> list[Path]:
+    """The CPU's library, and CUDA's where there is nvcc or architectures were asked for."""
+    if asked:
+        choose_architectures(asked)
+    libraries = [build_cpu.build(parallel=parallel)]
+    if asked or find_nvcc():
+        libraries.append(build(asked, parallel))
+    else:
+        _say("no nvcc (CUDA_HOME, PATH): only the CPU's library is built, no CUDA kernels")
+    return libraries
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of compilers; give 1 or more")
@@ -365,7 +377,7 @@ def _say(text: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Build the CUDA kernels.")
+    parser = argparse.ArgumentParser(description="Build the kernels.")
     parser.add_argument("--archs", help=f"of {';'.join(ARCHITECTURES)} (default: this GPU's)")
     parser.add_argument("--jobs", type=_positive, help="compilers at a time (default: all cores)")
     parser.add_argument(
@@ -376,7 +388,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(source_hash())
         return 0
     try:
-        build(options.archs or os.environ.get("ARCHS"), options.jobs)
+        build_all(options.archs or os.environ.get("ARCHS"), options.jobs)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -18,14 +18,6 @@ struct Format {
   std::optional<double> trust;
 };
 
-// Rows of `width` elements that are rotated in blocks of `block`.
-inline void check_block(int64_t width, int64_t block, const char* op) {
-  STD_TORCH_CHECK(block == 1 || (block >= 16 && block <= 256 && (block & (block - 1)) == 0), op,
-                  ": block must be 1, 16, 32, 64, 128 or 256, not ", block);
-  STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % block == 0, op, ": the width ", width,
-                  " must be a multiple of 32 and of the block ", block);
-}
-
 inline void check_format(const Format& format, int64_t width, const char* op,
                          int64_t most_levels = kOffsetLevels) {
   const int64_t n = format.levels;

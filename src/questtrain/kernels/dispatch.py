@@ -1,6 +1,7 @@
 """Which product runs when (docs/kernels.md says why).
 
 - up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
+  on a CPU that the library serves any rows: it unpacks a few rows of the weight at a time;
 - up to 2 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
 - more rows: `int8_linear`, for which packed codes are unpacked first; of 16 levels on both sides,
   where the tensor cores multiply 4-bit integers, `int4_linear`;
@@ -14,9 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from questtrain.kernels import extension
+from questtrain.kernels import cpu_library, extension
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.kernels.formats import (
+    BLOCKS,
     INTEGER_LEVELS,
     MAX_PACKED_LEVELS,
     OFFSET_LEVELS,
@@ -69,7 +71,8 @@ def quantized_linear(
         return y
     if isinstance(weight, PackedMatrix):
         rows, width = x.codes.shape
-        if rows <= MAX_PACKED_ROWS and width % 128 == 0 and weight.codes.shape[0] % 16 == 0:
+        few = rows <= MAX_PACKED_ROWS or serves_cpu(x.codes.device)
+        if few and width % 128 == 0 and weight.codes.shape[0] % 16 == 0:
             y = ops.packed_linear(
                 x.codes, x.scales, x.sums, weight.codes, weight.scales, weight.levels, dtype
             )
@@ -99,11 +102,32 @@ def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix
     return (
         x.is_cuda
         and x.shape[0] <= MAX_FUSED_ROWS
+        and not (torch.is_grad_enabled() and x.requires_grad)
         and x.dtype in (torch.bfloat16, torch.float16)
         and block == 128
         and width <= MAX_FUSED_WIDTH
         and width % (256 if container_bits(weight.levels) == 1 else 128) == 0
         and weight.codes.shape[0] % 16 == 0
+    )
+
+
+def serves_cpu(device: torch.device) -> bool:
+    """Whether ``device`` is a CPU whose products the library does."""
+    return device.type == "cpu" and cpu_library.serves()
+
+
+def multiplies_packed_floats(x: Tensor, rows: int, levels: int, block: int) -> bool:
+    """Whether `packed_weight_linear` is to multiply float activations ``x [..., K]`` with a packed
+    weight of ``rows`` rows, rotated back in ``block``s; elsewhere, and where a gradient is asked
+    for, its values are made first."""
+    return (
+        serves_cpu(x.device)
+        and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and x.shape[-1] % 128 == 0
+        and rows % 16 == 0
+        and levels <= MAX_PACKED_LEVELS
+        and block in BLOCKS
+        and x.shape[-1] % block == 0
     )
 
 

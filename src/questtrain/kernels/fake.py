@@ -11,6 +11,7 @@ from questtrain.kernels import (
     reference_attention,
     reference_fp8,
     reference_linear,
+    reference_packed_weight,
     reference_training,
 )
 from questtrain.kernels.checks import check_format, check_norm, check_operand, check_swiglu
@@ -110,6 +111,13 @@ def packed_linear(
     arguments = (x, x_scales, x_sums, weight, weight_scales, levels, dtype)
     reference_linear.check_packed("packed_linear", *arguments)
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=dtype)
+
+
+def packed_weight_linear(
+    x: Tensor, weight: Tensor, weight_scales: Tensor, levels: int, block: int
+) -> Tensor:
+    reference_packed_weight.check_packed_weight(x, weight, weight_scales, levels, block)
+    return x.new_empty((x.shape[0], weight.shape[0]))
 
 
 def int4_linear(

@@ -1,6 +1,7 @@
 """The ops as Python functions; importing this module registers references, fakes and kernels.
 
-Where the library is loaded, its kernels serve every CUDA device; the references serve the rest.
+Where CUDA's library is loaded, its kernels serve every CUDA device; where the CPU's is, its
+products serve every CPU; the references serve the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import (
+    cpu_library,
     cross_entropy,
     extension,
     fake,
@@ -20,6 +22,7 @@ from questtrain.kernels import (
     reference_attention,
     reference_fp8,
     reference_linear,
+    reference_packed_weight,
     reference_quantize,
     reference_training,
 )
@@ -30,6 +33,7 @@ from questtrain.kernels.schema import LIBRARY, OPS
 HOMES = (
     reference_quantize,
     reference_linear,
+    reference_packed_weight,
     reference_training,
     reference_fp8,
     reference_adamw,
@@ -48,6 +52,7 @@ def _register() -> None:
         LIBRARY.impl(op, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"questtrain::{op}", getattr(fake, op), lib=LIBRARY)
     extension.load_with_cuda()
+    cpu_library.load()
 
 
 def _admitted(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +64,8 @@ def _admitted(op: str, reference: Callable[..., Any]) -> Callable[..., Any]:
         first = arguments[0]
         for tensor in first[:1] if isinstance(first, list) else (first,):
             extension.admit_reference(op, tensor.device)
+            if tensor.device.type == "cpu":
+                cpu_library.check_isa()
         return reference(*arguments)
 
     return run
@@ -133,6 +140,15 @@ def unpack(packed: Tensor, levels: int) -> Tensor:
     """The int8 integers ``[N, K]`` of packed codes."""
     values: Tensor = _ops.unpack(packed, levels)
     return values
+
+
+def packed_weight_linear(
+    x: Tensor, weight: Tensor, weight_scales: Tensor, levels: int, block: int = 1
+) -> Tensor:
+    """``x [M, K]`` times the values of packed codes ``[N, K]``ᵀ, in x's dtype; with ``block``, of
+    ``x·H``: the product with a weight that would be rotated back."""
+    y: Tensor = _ops.packed_weight_linear(x, weight, weight_scales, levels, block)
+    return y
 
 
 def adamw_(

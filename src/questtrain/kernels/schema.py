@@ -27,6 +27,8 @@ SCHEMAS = (
     f"int4_linear({_INT4}, Tensor weight_scales, Tensor weight_sums, ScalarType dtype) -> Tensor",
     f"int4_sparse_linear({_X}, Tensor weight, Tensor metadata, Tensor weight_scales,"
     " ScalarType dtype) -> Tensor",
+    "packed_weight_linear(Tensor x, Tensor weight, Tensor weight_scales, int levels, int block)"
+    " -> Tensor",
     f"hadamard_quantize_linear(Tensor x, {_FUSED}) -> Tensor",
     f"rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, float eps, {_FUSED}) -> Tensor",
     "add_rmsnorm_quantize_linear(Tensor x, Tensor residual, Tensor norm_weight, float eps,"

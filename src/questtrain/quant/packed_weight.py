@@ -18,10 +18,11 @@ from questtrain.kernels import (
     PackedMatrix,
     container_bits,
     pack_bits,
+    packed_weight_linear,
     unpack,
     unpack_bits,
 )
-from questtrain.kernels.dispatch import KEPT_INT8_ROWS
+from questtrain.kernels.dispatch import KEPT_INT8_ROWS, multiplies_packed_floats
 from questtrain.kernels.formats import MAX_PACKED_LEVELS, int8_codes, integers_of
 from questtrain.quant.grid import Grid, UniformGrid
 from questtrain.quant.quantizer import QuantizedTensor
@@ -145,6 +146,23 @@ class CodedWeight(_Stored):
         if self.kept is None:
             return values
         return torch.where(unpack_bits(self.kept, 1).bool(), values, 0.0)
+
+    def multiplies(self, x: Tensor, block: int) -> bool:
+        """Whether `product` takes ``x [..., K]``, the values being rotated back in ``block``s."""
+        return (
+            isinstance(self.grid, UniformGrid)
+            and self.bits < 8
+            and self.kept is None
+            and self.scales.dtype == torch.float32
+            and multiplies_packed_floats(x, self.codes.shape[0], self.grid.levels, block)
+        )
+
+    def product(self, x: Tensor, block: int) -> Tensor:
+        """``x [M, K] · H`` times the values, ``[M, N]`` in x's dtype, without making them."""
+        assert isinstance(self.grid, UniformGrid)
+        units = self.scales / (self.grid.levels - 1)
+        units = units.reshape(-1).expand(self.codes.shape[0]).contiguous()
+        return packed_weight_linear(x, self.codes, units, self.grid.levels, block)
 
     def extra_repr(self) -> str:
         return f"codes={tuple(self.codes.shape)}, grid={self.grid}, sparse={self.kept is not None}"

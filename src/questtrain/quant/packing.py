@@ -68,7 +68,8 @@ class PackedLinear(nn.Module):
 
 
 class PackedWeightLinear(nn.Module):
-    """``x [..., K] → [..., N]`` with a weight that is unpacked at each call."""
+    """``x [..., K] → [..., N]`` with a weight that is unpacked at each call: a few rows at a time
+    where the kernels multiply it (`CodedWeight.multiplies`), else into a matrix of its values."""
 
     bias: Tensor | None
 
@@ -86,11 +87,17 @@ class PackedWeightLinear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.activation_quantizer(x)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        block = 1 if self.back is None else _block(self.back)
+        if block is not None and self.weight.multiplies(x, block):
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            y = self.weight.product(rows, block)
+            y = y if bias is None else y + bias
+            return y.reshape(*x.shape[:-1], y.shape[-1])
         values = self.weight.values()
         if self.back is not None:
             values = self.back(values)
-        x = self.activation_quantizer(x)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, values.to(x.dtype), bias)
 
 
