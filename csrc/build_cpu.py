@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc" / "cpu"
-SHARED = ROOT / "csrc" / "checks.h"
+SHARED = [ROOT / "csrc" / name for name in ("checks.h", "limits.h")]
 LIBRARY = ROOT / "src" / "questtrain" / "kernels" / "questtrain_cpu.so"
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
@@ -80,7 +80,7 @@ def interface() -> int:
 def source_hash() -> str:
     """SHA-256 of names and contents of all sources and headers, wherever the tree lies."""
     digest = hashlib.sha256()
-    for file in sorted([*SOURCES.iterdir(), SHARED]):
+    for file in sorted([*SOURCES.iterdir(), *SHARED]):
         digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
 

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <string>
 
+#include "limits.h"
+
 namespace questtrain {
 
 using torch::headeronly::ScalarType;
@@ -75,6 +77,18 @@ inline void check_block(int64_t width, int64_t block, const char* op) {
                   ": block must be 1, 16, 32, 64, 128 or 256, not ", block);
   STD_TORCH_CHECK(width > 0 && width % 32 == 0 && width % block == 0, op, ": the width ", width,
                   " must be a multiple of 32 and of the block ", block);
+}
+
+inline void check_levels(int64_t levels, int64_t most, const char* op) {
+  const bool power_of_two = levels >= 2 && levels <= most && (levels & (levels - 1)) == 0;
+  STD_TORCH_CHECK(power_of_two || levels == 3, op,
+                  ": levels must be 3 or a power of two from 2 to ", most, ", not ", levels);
+}
+
+// Rows of `width` elements that are scaled to `alpha` times their rms.
+inline void check_scaled_rows(int64_t width, double alpha, const char* op) {
+  STD_TORCH_CHECK(width <= kLargestWidth, op, ": the width ", width, " exceeds ", kLargestWidth);
+  STD_TORCH_CHECK(alpha > 0, op, ": alpha must be positive, not ", alpha);
 }
 
 // Bits of one packed code: the smallest container of 1, 2 or 4 bits that holds `levels`.

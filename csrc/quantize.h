@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "limits.h"
+
 namespace questtrain {
 
 // What is quantized: x itself, RMSNorm(x), RMSNorm(x + residual), or silu(gate)·up of [gate | up].
@@ -33,8 +35,6 @@ struct QuantizeArguments {
   uint32_t code_factor, code_lift;  // int8 codes of 4 indices, see `int8_codes` in quantize.cuh
 };
 
-constexpr int kLargestWidth = 32768;
-constexpr int kOffsetLevels = 256;  // an int8 code c stands for 2c + 1
 
 cudaError_t quantize_bfloat16(Operand, const QuantizeArguments&, cudaStream_t);
 cudaError_t quantize_half(Operand, const QuantizeArguments&, cudaStream_t);

@@ -20,13 +20,9 @@ struct Format {
 
 inline void check_format(const Format& format, int64_t width, const char* op,
                          int64_t most_levels = kOffsetLevels) {
-  const int64_t n = format.levels;
-  const bool power_of_two = n >= 2 && n <= most_levels && (n & (n - 1)) == 0;
-  STD_TORCH_CHECK(power_of_two || n == 3, op, ": levels must be 3 or a power of two from 2 to ",
-                  most_levels, ", not ", n);
+  check_levels(format.levels, most_levels, op);
   check_block(width, format.block, op);
-  STD_TORCH_CHECK(width <= kLargestWidth, op, ": the width ", width, " exceeds ", kLargestWidth);
-  STD_TORCH_CHECK(format.alpha > 0, op, ": alpha must be positive, not ", format.alpha);
+  check_scaled_rows(width, format.alpha, op);
 }
 
 inline void check_operand(const Tensor& x, const char* op, const char* name) {

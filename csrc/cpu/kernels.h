@@ -28,6 +28,23 @@ struct FloatTile {
   float* panel_floats;   // room for [width, kPanel]
 };
 
+// How a row of `width` elements is quantized: rotated in blocks of `block`, scaled to `alpha` times
+// its rms, to one of `levels` codes of `bits`; `offset`: int8 codes q - 128 instead of 2q - (levels-1).
+struct RowFormat {
+  int64_t width;
+  int block, levels, bits;
+  bool offset;
+  float alpha, trust;
+};
+
+// What it becomes; `mask` may be null.
+struct QuantizedRow {
+  uint8_t* codes;
+  float* scale;
+  int32_t* sum;
+  uint8_t* mask;
+};
+
 struct Kernels {
   const char* name;
 
@@ -54,6 +71,14 @@ struct Kernels {
   void (*rotate)(float* row, int64_t width, int block);
   // y [rows, kPanel] = x times the panel's integers, in fp32.
   void (*multiply_floats)(const FloatTile&, float* y);
+
+  // A row of floats, which is used up; `indices` is room for `width` bytes.
+  void (*quantize_row)(float* row, const RowFormat&, uint8_t* indices, const QuantizedRow&);
+  // (M ⊙ row)·H in place; a null mask lets all pass.
+  void (*rotate_back)(float* row, int64_t width, const uint8_t* mask, int block);
+  // code · scale, or (2·code + 1) · scale with `offset`.
+  void (*dequantize_row)(const int8_t* codes, int64_t width, float scale, bool offset,
+                         float* values);
 };
 
 extern const Kernels kPortable;

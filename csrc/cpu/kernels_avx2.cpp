@@ -16,6 +16,7 @@ inline Floats to_floats(const int8_t* codes) {
 }  // namespace
 
 #include "kernels.inc"
+#include "rows.inc"
 
 namespace {
 
@@ -108,6 +109,6 @@ void hold_int8(const int8_t* codes, int64_t width, void* panel) {
 namespace questtrain::cpu {
 
 const Kernels kAvx2 = {"avx2",    unpack,         centre,        examine, 2,      0,
-                       hold_int8, multiply_codes, multiply_int8, scale,   rotate, multiply_floats};
+                       hold_int8, multiply_codes, multiply_int8, scale,   rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
 
 }  // namespace questtrain::cpu

@@ -34,6 +34,7 @@ void transpose(const questtrain::cpu::FloatTile& tile) {
 }  // namespace
 
 #include "kernels.inc"
+#include "rows.inc"
 
 namespace {
 
@@ -63,6 +64,6 @@ namespace questtrain::cpu {
 const Kernels kPortable = {"portable",       unpack,           centre,
                            examine,          1,                0,
                            hold_int8,        multiply<uint8_t>, multiply<int8_t>,
-                           scale,            rotate,           multiply_floats};
+                           scale,            rotate,           multiply_floats, quantize_row, rotate_back, dequantize_row};
 
 }  // namespace questtrain::cpu

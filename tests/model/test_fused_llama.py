@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-import questtrain.quant.step_weights as step_weights
+import questtrain.quant.step_products as step_products
 import questtrain.train.step as step
 from questtrain.errors import UserError
 from questtrain.model import FusedLlama, Llama
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VOCAB, ROWS, LENGTH = 97, 4, 32
 FUSED = ("bf16", "w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w4a8", "w8a4", "w2a4")
-UNFUSED = ("fp4", "w4a16", "w16a4", "w4s24a4")
+BY_VALUES = ("fp4", "w4a16", "w2a16", "w16a4", "w4s24a4", "wfp4a16", "w4s24a16")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),  # the compiler looks
@@ -122,9 +122,17 @@ def test_methods_of_the_same_form(compose: Compose, method: str) -> None:
     assert loss_and_grads(model, fuse(model))[0] == pytest.approx(expected, rel=3e-3)
 
 
-@pytest.mark.parametrize("bits", UNFUSED)
-def test_formats_without_kernels(compose: Compose, bits: str) -> None:
-    assert FusedLlama.of(build(compose, bits), torch.float32) is None
+@pytest.mark.parametrize("bits", BY_VALUES)
+@pytest.mark.parametrize("method", ["quest", "quest-noht"])
+def test_formats_whose_values_are_multiplied(compose: Compose, bits: str, method: str) -> None:
+    model = build(compose, bits, method)
+    expected, grads = loss_and_grads(model, plain_loss(model))
+    fused = fuse(model)
+    loss, ours = loss_and_grads(model, fused)
+    assert loss == pytest.approx(expected, rel=3e-3)
+    assert ours.keys() == grads.keys()
+    for name, grad in grads.items():
+        assert (ours[name] - grad).norm() <= 0.1 * grad.norm(), name
 
 
 @pytest.mark.parametrize("method", ["lsq", "lsq-plus", "pact"])
@@ -345,8 +353,8 @@ def test_weights_are_quantized_once_a_step(compose: Compose) -> None:
     model = build(compose)
     fused = fuse(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    quantize = step_weights.hadamard_quantize
-    with mock.patch.object(step_weights, "hadamard_quantize", side_effect=quantize) as counted:
+    quantize = step_products.hadamard_quantize
+    with mock.patch.object(step_products, "hadamard_quantize", side_effect=quantize) as counted:
         for step in (1, 2, 3):
             for seed in (1, 2):
                 fused(*batch(seed)).backward()

@@ -7,10 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from questtrain.quant import QuantLinear
-from questtrain.quant.step_weights import QuantizedMatrix, operand_of, stacked_matrix
+from questtrain.quant.step_products import (
+    DenseMatrix,
+    QuantizedMatrix,
+    operand_of,
+    stacked_matrix,
+)
+from questtrain.quant.step_weights import Matrix
 
 BITS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w2a8", "w8a4")
 METHODS = ("quest", "quest-noht", "clip", "ste")
+BY_VALUES = ("bf16", "w2a16", "w4a16", "wfp4a16", "w16a4", "w16a8", "fp4", "w4s24a4", "wfp4a4")
 ROWS, WIDTH, COLUMNS = 24, 256, 64
 
 
@@ -25,19 +32,20 @@ def layer_of(bits: str, method: str, seed: int = 1) -> QuantLinear:
     return layer
 
 
-def matrix_of(*layers: nn.Module) -> QuantizedMatrix:
+def matrix_of(*layers: nn.Module) -> Matrix:
     matrix = stacked_matrix(layers, torch.float32, "codes")
-    assert isinstance(matrix, QuantizedMatrix)
+    assert matrix is not None
     matrix.refresh()
     return matrix
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [*BITS, *BY_VALUES])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_layer_by_cached_codes(bits: str, method: str) -> None:
+def test_a_layer_by_what_is_derived_once(bits: str, method: str) -> None:
     """Values, and the gradients of input and weight, but for fp32's rounding."""
     layer = layer_of(bits, method)
     matrix = matrix_of(layer)
+    assert isinstance(matrix, QuantizedMatrix if bits in BITS else DenseMatrix)
     x, grad = random(ROWS, WIDTH, seed=2), random(ROWS, COLUMNS, seed=3)
     results = []
     for forward in (layer, matrix.plain):
@@ -61,10 +69,10 @@ def test_layers_that_share_an_input_are_one_product() -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("w4a4", "w4a8"), ("w4a4", "w2a4"), ("w4a4", "bf16"), ("fp4", "fp4"), ("w4a16", "w4a16")],
+    [("w4a4", "w4a8"), ("w4a4", "w2a4"), ("w4a4", "bf16"), ("fp4", "w4a4"), ("w4a16", "w2a16")],
 )
 def test_what_is_no_one_product(first: str, second: str) -> None:
-    """Layers of different formats, and formats that the kernels do not have."""
+    """Layers of different formats."""
     layers = [layer_of(bits, "quest") for bits in (first, second)]
     assert stacked_matrix(layers, torch.float32, "codes") is None
 
@@ -73,6 +81,11 @@ def test_what_is_no_one_product(first: str, second: str) -> None:
 @pytest.mark.parametrize("bits", ["bf16", "w4a4"])
 def test_sizes_that_the_kernels_do_not_take(bits: str, width: int, columns: int) -> None:
     assert stacked_matrix([QuantLinear(width, columns, bits=bits)], torch.float32, "codes") is None
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq-plus", "pact"])
+def test_layers_with_scales_of_their_own_are_no_one_product(method: str) -> None:
+    assert stacked_matrix([layer_of("w4a4", method)], torch.float32, "codes") is None
 
 
 def test_a_bias_is_no_part_of_it() -> None:

@@ -32,7 +32,16 @@ PATHS = ("portable", "avx2", "avx512-vnni")
 INTERFACE = 1
 """What a library says of itself (csrc/cpu/interface.h): raised when an op of `OPS` changes."""
 
-OPS = ("packed_linear", "int8_linear", "int8_offset_linear", "unpack", "packed_weight_linear")
+OPS = (
+    "packed_linear",
+    "int8_linear",
+    "int8_offset_linear",
+    "unpack",
+    "packed_weight_linear",
+    "hadamard_quantize",
+    "hadamard_backward",
+    "dequantize",
+)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ def linear_cross_entropy(
 
     ``x [M, D]`` in bf16, fp16 or fp32 is the products' dtype, under autocast too; ``weight [V, D]``
     is fp32 or that dtype; ``targets`` int64 ``[M]``, those that are ``ignored`` count nothing.
-    ``rows`` are those of a chunk, by default `ROWS`. The backward runs once. A target outside the vocabulary makes the
-    loss NaN; other wrong arguments raise ValueError.
+    ``rows`` are those of a chunk, by default `ROWS`. The backward runs once. A target outside the
+    vocabulary makes the loss NaN; other wrong arguments raise ValueError.
 
     A compiled caller breaks its graph here: traced, each chunk's logits would be a new buffer.
     """

@@ -12,6 +12,8 @@ And whether one kernel does the attention of a decoding step.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -114,6 +116,13 @@ def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix
 def serves_cpu(device: torch.device) -> bool:
     """Whether ``device`` is a CPU whose products the library does."""
     return device.type == "cpu" and cpu_library.serves()
+
+
+def rotates_rows(x: Tensor, block: int) -> bool:
+    """Whether `hadamard_rows` is to rotate ``x [..., K]``, faster than a product with H."""
+    floating = x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    sizes = block in BLOCKS and x.shape[-1] % math.lcm(block, 32) == 0
+    return serves_cpu(x.device) and floating and sizes
 
 
 def multiplies_packed_floats(x: Tensor, rows: int, levels: int, block: int) -> bool:

@@ -1,4 +1,4 @@
-"""SwiGLU and rotary positions, with a backward in one kernel each."""
+"""SwiGLU, rotary positions and the rotation, with a backward in one kernel each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def swiglu(gate_up: Tensor) -> Tensor:
         return _gated(gate_up)
     y: Tensor = _Swiglu.apply(gate_up)  # type: ignore[no-untyped-call]
     return y
+
+
+def hadamard_rows(x: Tensor, block: int) -> Tensor:
+    """`hadamard_transform` of ``x [..., K]`` in fp32, by `hadamard_backward`'s kernel: H is its own
+    inverse."""
+    rows = x.float().reshape(-1, x.shape[-1]).contiguous()
+    rotated: Tensor = _HadamardRows.apply(rows, block)  # type: ignore[no-untyped-call]
+    return rotated.view(x.shape)
 
 
 def split_rotary(
@@ -45,6 +53,19 @@ class _Swiglu(torch.autograd.Function):
         unmasked = gate_up.new_empty((gate_up.shape[0], 0), dtype=torch.uint8)
         result: Tensor = _ops.swiglu_backward(grad.contiguous(), unmasked, gate_up, 1)
         return result
+
+
+class _HadamardRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, block: int) -> Tensor:
+        ctx.block = block
+        all_pass = x.new_empty((x.shape[0], 0), dtype=torch.uint8)
+        y: Tensor = _ops.hadamard_backward(x, all_pass, block)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return hadamard_rows(grad, ctx.block), None
 
 
 class _SplitRotary(torch.autograd.Function):

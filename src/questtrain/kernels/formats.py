@@ -106,4 +106,5 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     of_byte = (torch.arange(256, device=packed.device).unsqueeze(1) >> shifts) & (2**bits - 1)
     table = of_byte.to(torch.uint8).view(together).flatten()
     indices = table.index_select(0, packed.flatten().int()).view(torch.uint8)
-    return indices.view(packed.shape[0], packed.shape[1] * (8 // bits))
+    unpacked: Tensor = indices.view(packed.shape[0], packed.shape[1] * (8 // bits))
+    return unpacked

@@ -337,7 +337,7 @@ def _integer_product(x: Tensor, weight: Tensor) -> Tensor:
     """``x·weightᵀ`` of integer matrices, exact, in fp32 or float64.
 
     fp32 holds every sum up to 2²⁴ exactly, whatever the order; on a CPU the matrices' largest
-    values tell whether all are. (`torch._int_mm` is 20 times slower than that on CPUs without VNNI.)
+    values tell whether all are. (Without VNNI `torch._int_mm` is 20 times slower than that.)
     """
     dtype = torch.float64
     if x.device.type == "cpu" and _largest(x) * _largest(weight) * x.shape[1] <= EXACT_IN_FP32:

@@ -127,7 +127,5 @@ def _quantized(
     x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
 ) -> Four:
     """`hadamard_quantize` of what is made here, by its kernel where there is one."""
-    quantized: Four = torch.ops.questtrain.hadamard_quantize(
-        x, levels, alpha, block, packed, trust
-    )
+    quantized: Four = torch.ops.questtrain.hadamard_quantize(x, levels, alpha, block, packed, trust)
     return quantized

@@ -120,14 +120,35 @@ def swiglu_linear(
     return y
 
 
-def dense_linear(x: Tensor, values: Tensor, gradient: Gradient) -> Tensor:
-    """``x·wᵀ`` of an unquantized weight's ``values`` in x's dtype; the gradient is fp32."""
+class Rounding(NamedTuple):
+    """How a weight became the values that 16-bit activations are multiplied with: quantized in
+    blocks of ``block``, with ``mask [N, K/8]``, and, where it ``rotates_back``, rotated back."""
+
+    mask: Tensor
+    block: int
+    rotates_back: bool
+
+
+def dense_linear(
+    x: Tensor, values: Tensor, gradient: Gradient, rounding: Rounding | None = None
+) -> Tensor:
+    """``x·wᵀ`` of a weight's ``values`` in x's dtype, which are the weight itself or come of a
+    ``rounding``; the gradient is fp32."""
     if not torch.is_grad_enabled():
         return F.linear(x, values)
     y: Tensor = _DenseLinear.apply(  # type: ignore[no-untyped-call]
-        x, values, *gradient
+        x, values, *(rounding or (None, 1, False)), *gradient
     )
     return y
+
+
+def through_rounding(grad: Tensor, rounding: Rounding) -> Tensor:
+    """The gradient of a weight from that of its values, both fp32 ``[N, K]``."""
+    mask, block, rotates_back = rounding
+    if rotates_back:
+        grad = _ops.hadamard_backward(grad, mask.new_empty((mask.shape[0], 0)), block)
+    through: Tensor = _ops.hadamard_backward(grad, mask, block)
+    return through
 
 
 class _HadamardLinear(torch.autograd.Function):
@@ -204,17 +225,26 @@ class _SwigluLinear(torch.autograd.Function):
 
 class _DenseLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, values: Tensor, *gradient: Any) -> Tensor:
-        ctx.save_for_backward(x, values, *gradient[:1])
-        ctx.target = _target(gradient)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        block: int,
+        rotates_back: bool,
+        *gradient: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(x, values, mask, *gradient[:1])
+        ctx.target, ctx.rounded = _target(gradient), (block, rotates_back)
         return F.linear(x, values)
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-        x, values, total = ctx.saved_tensors
+        x, values, mask, total = ctx.saved_tensors
         grad_y = grad_y.contiguous()
-        grads = _weight_gradient(grad_y, x, total, ctx.target, None, 1)
-        return grad_y @ values, None, *grads
+        rounding = None if mask is None else Rounding(mask, *ctx.rounded)
+        grads = _weight_gradient(grad_y, x, total, ctx.target, rounding)
+        return grad_y @ values, None, None, None, None, *grads
 
 
 class _Target(NamedTuple):
@@ -287,18 +317,19 @@ def _linear_backward(
         return _fp8_backward(grad_y, codes, scales, weight, plan)
     values = rest[0] if len(rest) == 1 else _ops.dequantize(*rest, plan.levels, grad_y.dtype)
     fed = _ops.dequantize(codes, scales, plan.form.levels, grad_y.dtype)
-    grads = _weight_gradient(grad_y, fed, total, plan.target, mask, plan.block)
+    rounding = Rounding(mask, plan.block, False)
+    grads = _weight_gradient(grad_y, fed, total, plan.target, rounding)
     return grad_y @ values, grads
 
 
 def _weight_gradient(
-    grad_y: Tensor, fed: Tensor, total: Tensor, target: _Target, mask: Tensor | None, block: int
+    grad_y: Tensor, fed: Tensor, total: Tensor, target: _Target, rounding: Rounding | None
 ) -> Sequence[Tensor | None]:
     """For each of a flattened `Gradient`."""
     if target.first is not None:
         _ops.add_weight_gradient_(total, grad_y, fed, target.first)
         return None, None
-    return _placed(weight_gradient(grad_y, fed), target, mask, block)
+    return _placed(weight_gradient(grad_y, fed), target, rounding)
 
 
 def _fp8_backward(
@@ -316,13 +347,13 @@ def _fp8_backward(
         _ops.add_weight_gradient_(total, *operands)
         return grad_values, (None, None)
     product = fp8_product(columns, fed.t(), unit_columns, torch.float32)
-    return grad_values, _placed(product, plan.target, mask, plan.block)
+    return grad_values, _placed(product, plan.target, Rounding(mask, plan.block, False))
 
 
 def _placed(
-    grad_weight: Tensor, target: _Target, mask: Tensor | None, block: int
+    grad_weight: Tensor, target: _Target, rounding: Rounding | None
 ) -> Sequence[Tensor | None]:
     """For each of the parameters, from grad_yᵀ·x̂."""
-    if mask is not None:
-        grad_weight = _ops.hadamard_backward(grad_weight, mask, block)
+    if rounding is not None:
+        grad_weight = through_rounding(grad_weight, rounding)
     return torch.split(grad_weight, list(target.rows))

@@ -25,7 +25,8 @@ from questtrain.kernels import linear_cross_entropy
 from questtrain.kernels.elementwise import split_rotary
 from questtrain.model.attention import Rotary, rotary_angles
 from questtrain.model.llama import Block, Llama
-from questtrain.quant.step_weights import Matrix, refresh, stacked_matrix
+from questtrain.quant.step_products import stacked_matrix
+from questtrain.quant.step_weights import Matrix, refresh
 
 
 class FusedBlock(nn.Module):

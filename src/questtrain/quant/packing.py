@@ -27,12 +27,19 @@ from questtrain.quant.scale import GaussianScale
 
 def row_format(quantizer: nn.Module) -> RowFormat | None:
     """The format of an activation's quantizer that the kernels have, None for another one."""
-    if not isinstance(quantizer, Quantizer) or not _is_plain(quantizer):
+    if not isinstance(quantizer, Quantizer) or quantizer.rotate_back:
+        return None
+    return grid_format(quantizer)
+
+
+def grid_format(quantizer: Quantizer) -> RowFormat | None:
+    """The same of a quantizer that may rotate back what it has quantized."""
+    if quantizer.sparsity is not None or quantizer.offset is not None:
         return None
     grid, scale = quantizer.grid, quantizer.scale
     if not isinstance(grid, UniformGrid) or grid.levels not in LEVELS:
         return None
-    block = _block(quantizer.rotation)
+    block = rotation_block(quantizer.rotation)
     if not isinstance(scale, GaussianScale) or block not in BLOCKS:
         return None
     return RowFormat(grid.levels, scale.alpha, block)
@@ -89,7 +96,7 @@ class PackedWeightLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation_quantizer(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        block = 1 if self.back is None else _block(self.back)
+        block = 1 if self.back is None else rotation_block(self.back)
         if block is not None and self.weight.multiplies(x, block):
             rows = x.reshape(-1, x.shape[-1]).contiguous()
             y = self.weight.product(rows, block)
@@ -138,12 +145,8 @@ def _has_integer_product(layer: QuantLinear, quantizer: Quantizer) -> bool:
     )
 
 
-def _is_plain(quantizer: Quantizer) -> bool:
-    """Neither sparse nor shifted, and it leaves its values where it quantizes them."""
-    return quantizer.sparsity is None and quantizer.offset is None and not quantizer.rotate_back
-
-
-def _block(rotation: nn.Module) -> int | None:
+def rotation_block(rotation: nn.Module) -> int | None:
+    """1 without a rotation, None for one that is no Hadamard transform."""
     if isinstance(rotation, NoRotation):
         return 1
     return rotation.signs.shape[0] if isinstance(rotation, HadamardRotation) else None

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from questtrain.config import hadamard_block
 from questtrain.kernels import hadamard_signs, hadamard_transform
+from questtrain.kernels.dispatch import rotates_rows
+from questtrain.kernels.elementwise import hadamard_rows
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class HadamardRotation(nn.Module):
         self.register_buffer("signs", hadamard_signs(block), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if rotates_rows(x, self.signs.shape[0]):
+            return hadamard_rows(x, self.signs.shape[0])
         return hadamard_transform(x, self.signs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HadamardRotation:
