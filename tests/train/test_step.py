@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from questtrain.errors import UserError
 from questtrain.model import FusedLlama
+from questtrain.quant.method import method_config
 from questtrain.train.adamw import AdamW
 from questtrain.train.optimizer import clipped_step
 from questtrain.train.step import TrainingStep
@@ -22,10 +24,13 @@ CPU = torch.device("cpu")
 VOCAB, ROWS, LENGTH = 64, 8, 32
 
 
-def step_of(compose: Compose, bits: str, micro_batch: int = ROWS, **train: str) -> TrainingStep:
+def step_of(
+    compose: Compose, bits: str, micro_batch: int = ROWS, method: str = "quest", **train: str
+) -> TrainingStep:
     config = compose(
         "nano",
         bits=bits,
+        quant=asdict(method_config(method)),
         model={"num_layers": 2, "vocab_size": VOCAB},
         train=train,
         batch_size=ROWS,
@@ -39,7 +44,7 @@ def rows(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, (ROWS, LENGTH + 1))
 
 
-@pytest.mark.parametrize("bits", ["bf16", "w4a4", "w8a8"])
+@pytest.mark.parametrize("bits", ["bf16", "w4a4", "w8a8", "fp4", "w2a16"])
 def test_the_fused_model_where_there_are_kernels(
     compose: Compose, bits: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -53,7 +58,7 @@ def test_the_plain_model_elsewhere_and_the_log_says_so(
     compose: Compose, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        step = step_of(compose, "fp4")
+        step = step_of(compose, "w4a4", method="lsq")
         for _ in range(2):
             step(rows(), 1e-3)
     assert not isinstance(step.loss_of, FusedLlama)

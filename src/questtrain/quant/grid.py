@@ -34,6 +34,9 @@ class Grid(Hashable, Protocol):
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The value of each code."""
 
+    def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The value nearest to each of ``x``: what `decode` makes of `encode`'s, in one go."""
+
 
 @dataclass(frozen=True)
 class UniformGrid:
@@ -53,6 +56,10 @@ class UniformGrid:
     def decode(self, codes: Tensor, scale: Tensor) -> Tensor:
         """The integer 2·code - (levels-1) times half a step."""
         return (2 * codes - (self.levels - 1)) * (scale / (self.levels - 1))
+
+    def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
+        codes, steps = self.encode(x, scale), self.levels - 1
+        return codes.mul_(2).sub_(steps).mul_(scale / steps)
 
     @property
     def half_step_trust(self) -> float:
@@ -84,3 +91,12 @@ class E2M1Grid:
         rank = codes % 8
         magnitude = torch.where(rank < 4, rank / 2, torch.where(rank < 6, rank - 2, 2 * rank - 8))
         return torch.where(codes >= 8, -magnitude, magnitude) * (scale / E2M1_LARGEST)
+
+    def nearest(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Between 0, 2, 4 and 6 the format is uniform, with steps of 0.5, 1 and 2: a magnitude is
+        rounded as the part of each that it fills."""
+        magnitude = (x.abs() / scale).mul_(E2M1_LARGEST)
+        rounded = magnitude.clamp(0, 2).mul_(2).round_().mul_(0.5)
+        rounded += (magnitude - 2).clamp_(0, 2).round_()
+        rounded += (magnitude - 4).clamp_(0, 2).mul_(0.5).round_().mul_(2)
+        return rounded.copysign_(x).mul_(scale / E2M1_LARGEST)

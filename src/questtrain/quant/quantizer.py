@@ -135,7 +135,7 @@ class Quantizer(nn.Module):
 @torch.no_grad()
 def _rounded(x_h: Tensor, scale: Tensor, grid: Grid, sparsity: PairSparsity | None) -> Tensor:
     """The grid's nearest values, and sparsity's zeros."""
-    values = grid.decode(grid.encode(x_h, scale), scale)
+    values = grid.nearest(x_h, scale)
     if sparsity is None:
         return values
     return torch.where(sparsity.kept(x_h / scale), values, 0.0)
