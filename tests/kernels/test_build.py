@@ -64,12 +64,15 @@ class Checkout:
         self.library.parent.mkdir()
         spec = importlib.util.spec_from_file_location("kernel_build", ROOT / "csrc/build.py")
         self.build = importlib.util.module_from_spec(spec)
+        monkeypatch.syspath_prepend(ROOT / "csrc")
         monkeypatch.setitem(sys.modules, "kernel_build", self.build)
         spec.loader.exec_module(self.build)
         places = {"ROOT": "", "SOURCES": "csrc", "OBJECTS": "build/kernels"}
         for name, place in places.items():
             monkeypatch.setattr(self.build, name, folder / place)
         monkeypatch.setattr(self.build, "LIBRARY", self.library)
+        self.cpu = []
+        monkeypatch.setattr(self.build.build_cpu, "build", lambda **how: self.cpu.append(how))
         for name in ("CUDA_PATH", "ARCHS"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("CUDA_HOME", str(self.toolkit))

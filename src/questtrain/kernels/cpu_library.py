@@ -37,11 +37,12 @@ OPS = ("packed_linear", "int8_linear", "int8_offset_linear", "unpack", "packed_w
 
 @dataclass(frozen=True)
 class CpuLibrary:
-    """The library as found: ``error`` says why it is not loaded; ``compiler`` built it from sources
-    with this hash."""
+    """The library as found: ``error`` says why it is not loaded, ``left_out`` that this is no fault
+    of its own; ``compiler`` built it from sources with this hash."""
 
     path: Path
     error: str | None = None
+    left_out: bool = False
     compiler: str | None = None
     source_hash: str | None = None
 
@@ -61,7 +62,7 @@ def load() -> CpuLibrary:
         named = os.environ.get(PATH_VARIABLE)
         path = Path(named or Path(__file__).parent / NAME)
         _found = _unwanted(path) or _load(path)
-        if _found.error and (named or path.exists()) and _is_wanted():
+        if _found.error and not _found.left_out and (named or path.exists()):
             log.warning("the CPU's library: %s; the plain-torch references serve", _found.error)
     return _found
 
@@ -103,7 +104,7 @@ def _is_wanted() -> bool:
 def _unwanted(path: Path) -> CpuLibrary | None:
     if _is_wanted():
         return None
-    return CpuLibrary(path, f"{extension.BACKEND_VARIABLE} or {ISA_VARIABLE} leaves it out")
+    return CpuLibrary(path, f"{extension.BACKEND_VARIABLE} or {ISA_VARIABLE} leaves it out", True)
 
 
 def _load(path: Path) -> CpuLibrary:
@@ -118,7 +119,7 @@ def _load(path: Path) -> CpuLibrary:
         _symbols(path).questtrain_cpu_cap(asked.encode() if asked else None)
     except (OSError, ValueError, AttributeError) as error:
         return CpuLibrary(path, f"{path} does not load: {error}")
-    return CpuLibrary(path, None, facts.get("compiler"), facts.get("source_hash"))
+    return CpuLibrary(path, None, False, facts.get("compiler"), facts.get("source_hash"))
 
 
 def _symbols(path: Path) -> ctypes.CDLL:
