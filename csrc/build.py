@@ -189,10 +189,8 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
         f"-ffile-prefix-map={ROOT}/=",
         "-DUSE_CUDA",
         STABLE_ABI,
-        "-isystem",
-        str(torch_folder() / "include"),
+        *("-isystem", str(torch_folder() / "include"), "-isystem", str(toolkit.include)),
     ]
-    host += ["-isystem", str(toolkit.include)]
     result = []
     for source in _sources():
         target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from questtrain.errors import UserError, unknown
-from questtrain.kernels import extension
-from questtrain.kernels.extension import constant_when_compiled
+from questtrain.kernels.extension import BACKEND_VARIABLE, backend, constant_when_compiled
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def _is_wanted() -> bool:
     """Whether the environment asks for it, and for something that there is."""
     try:
         check_isa()
-        return extension.backend() == "auto"
+        return backend() == "auto"
     except UserError:
         return False
 
@@ -104,12 +103,14 @@ def _is_wanted() -> bool:
 def _unwanted(path: Path) -> CpuLibrary | None:
     if _is_wanted():
         return None
-    return CpuLibrary(path, f"{extension.BACKEND_VARIABLE} or {ISA_VARIABLE} leaves it out", True)
+    variable = BACKEND_VARIABLE if os.environ.get(BACKEND_VARIABLE) else ISA_VARIABLE
+    return CpuLibrary(path, f"{variable}={os.environ.get(variable)}", left_out=True)
 
 
 def _load(path: Path) -> CpuLibrary:
     if not path.exists():
-        return CpuLibrary(path, f"not built ({path.name} is missing; make kernels builds it)")
+        missing = os.environ.get(PATH_VARIABLE) or path.name
+        return CpuLibrary(path, f"not built ({missing} is missing; make kernels builds it)")
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if facts.get("interface") != INTERFACE:
