@@ -3,8 +3,9 @@ nvcc, src/questtrain/kernels/questtrain_kernels.so.
 
 The latter needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what
 it is compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other
-one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run. What has
-not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not compiled again.
+one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run.
+What has not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not
+compiled again.
 
 The library uses the LibTorch Stable ABI: built with one torch, it runs with every torch from 2.11
 on, and loads where torch or the machine has no CUDA.
@@ -188,10 +189,8 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
         f"-ffile-prefix-map={ROOT}/=",
         "-DUSE_CUDA",
         STABLE_ABI,
-        "-isystem",
-        str(torch_folder() / "include"),
+        *("-isystem", str(torch_folder() / "include"), "-isystem", str(toolkit.include)),
     ]
-    host += ["-isystem", str(toolkit.include)]
     result = []
     for source in _sources():
         target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -55,6 +56,46 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({platform.machine()})"
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+INSTRUCTIONS = {
+    "avx2": "AVX2",
+    "fma": "FMA",
+    "avx_vnni": "AVX-VNNI",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_int8": "AMX INT8",
+    "amx_bf16": "AMX BF16",
+    "asimddp": "dot product",
+    "i8mm": "INT8 matrix",
+    "sve": "SVE",
+}
+"""Of a CPU's flags in Linux, those that decide how fast products are, and their names."""
+
+
+def cpu_name() -> str:
+    """The CPU's model as its maker names it, else the name of its family."""
+    named = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return " ".join(named.split())
+
+
+def cpu_instructions() -> list[str]:
+    """Which of `INSTRUCTIONS` the CPU has; empty where the system does not say."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features") or "").split()
+    return [name for flag, name in INSTRUCTIONS.items() if flag in flags]
+
+
+def _cpuinfo(key: str) -> str | None:
+    """A line of the first CPU in Linux's list."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == key), None)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -102,6 +102,9 @@ def arguments(
     if op in FUSED_LINEARS:
         operands = _operands(op.removesuffix("_quantize_linear"), device, rows, dtype, seed)
         return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
+    if op == "packed_weight_linear":
+        x = random_rows(rows, WIDTH, dtype, device, seed)
+        return (x, weight.codes, weight.scales, LEVELS, BLOCK)
     if op == "decode_attention":
         return random_step(rows, dtype, device, seed=seed)
     if op in ("rotary_", "join_rotary"):

@@ -64,12 +64,15 @@ class Checkout:
         self.library.parent.mkdir()
         spec = importlib.util.spec_from_file_location("kernel_build", ROOT / "csrc/build.py")
         self.build = importlib.util.module_from_spec(spec)
+        monkeypatch.syspath_prepend(ROOT / "csrc")
         monkeypatch.setitem(sys.modules, "kernel_build", self.build)
         spec.loader.exec_module(self.build)
         places = {"ROOT": "", "SOURCES": "csrc", "OBJECTS": "build/kernels"}
         for name, place in places.items():
             monkeypatch.setattr(self.build, name, folder / place)
         monkeypatch.setattr(self.build, "LIBRARY", self.library)
+        self.cpu = []
+        monkeypatch.setattr(self.build.build_cpu, "build", lambda **how: self.cpu.append(how))
         for name in ("CUDA_PATH", "ARCHS"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("CUDA_HOME", str(self.toolkit))
@@ -260,6 +263,33 @@ def test_no_nvcc(checkout, capsys, monkeypatch):
     err = message(checkout, capsys)
     assert "no nvcc" in err
     assert "CUDA_HOME" in err
+
+
+def test_without_nvcc_the_cpus_library_is_built_and_that_is_said(checkout, capsys, monkeypatch):
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setattr(checkout.build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(checkout.build, "SYSTEM_CUDA", checkout.folder / "none")
+    assert checkout.run("--jobs", "3") == (0, [])
+    assert checkout.cpu == [{"parallel": 3}]
+    assert "no nvcc (CUDA_HOME, PATH): only the CPU's library" in capsys.readouterr().out
+    assert not checkout.library.exists()
+
+
+def test_a_failure_of_the_cpus_library_is_one_message(checkout, capsys, monkeypatch):
+    def fail(**how):
+        raise checkout.build.BuildError("no C++ compiler: install one")
+
+    monkeypatch.setattr(checkout.build.build_cpu, "build", fail)
+    assert message(checkout, capsys) == "error: no C++ compiler: install one\n"
+
+
+def test_the_cpus_sources_are_its_own(checkout):
+    """They are neither compiled for CUDA nor part of its hash."""
+    before = checkout.build.source_hash()
+    checkout.write("csrc/cpu/rows_avx2.cpp", "mistake")
+    assert checkout.build.source_hash() == before
+    assert checkout.run() == (0, EVERYTHING)
+    assert checkout.cpu == [{"parallel": None}]
 
 
 def test_cuda_too_old_for_an_architecture(checkout, capsys):

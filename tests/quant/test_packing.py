@@ -47,7 +47,8 @@ def test_other_formats_give_the_same_values(bits, method):
     packed = pack_linear(linear)
     assert isinstance(packed, PackedWeightLinear)
     x = torch.randn(5, 256)
-    assert torch.equal(packed(x), linear(x))
+    # A CPU's library rotates x where the layer rotates the weight back, and sums in another order.
+    torch.testing.assert_close(packed(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
 def test_odd_shapes_do_without_the_kernels():

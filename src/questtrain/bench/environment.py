@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from questtrain import __version__
-from questtrain.device import device_name
-from questtrain.kernels import extension
+from questtrain.device import cpu_instructions, cpu_name, device_name
+from questtrain.kernels import cpu_library, extension
 from questtrain.store.revision import git_revision
 
 
@@ -19,10 +19,15 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
     """Device, driver, versions, command and date (UTC); None for what is not known.
 
     ``kernels_source_hash`` is of the sources that the kernels serving ``device`` were built from
-    (``python csrc/build.py --source-hash``); None where the references serve.
+    (``python csrc/build.py --source-hash``; of the CPU's, of its own sources); None where the
+    references serve. ``cpu_product`` is what does the products on a CPU (`cpu_library`).
     """
     return {
         "device": device_name(device),
+        "cpu": cpu_name(),
+        "cpu_instructions": cpu_instructions(),
+        "cpu_product": cpu_library.serving_path() if cpu_library.serves() else "torch",
+        "threads": torch.get_num_threads(),
         "device_memory_bytes": _memory(device),
         **_driver(device),
         "cuda_version": torch.version.cuda if device.type == "cuda" else None,
@@ -30,10 +35,16 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
         "python_version": sys.version.split()[0],
         "questtrain_version": __version__,
         "git_revision": git_revision(),
-        "kernels_source_hash": extension.load().source_hash if extension.serves(device) else None,
+        "kernels_source_hash": _kernels_source_hash(device),
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _kernels_source_hash(device: torch.device) -> str | None:
+    if device.type == "cpu":
+        return cpu_library.load().source_hash if cpu_library.serves() else None
+    return extension.load().source_hash if extension.serves(device) else None
 
 
 def _memory(device: torch.device) -> int | None:

@@ -21,7 +21,7 @@ from questtrain.errors import UserError
 
 HELP = """usage: questtrain doctor [--json]
 
-Checks this machine: Python and torch, GPU, compiler, kernels, hub, prepared data, disk.
+Checks this machine: Python and torch, CPU, GPU, compiler, kernels, hub, prepared data, disk.
 Exit code 0 where training works, 1 where it does not.
 """
 
@@ -58,6 +58,7 @@ def examine() -> list[Finding]:
         _python,
         _packages,
         _torch,
+        _cpu,
         _gpu,
         _compiler,
         _kernels,
@@ -90,6 +91,24 @@ def _torch() -> Finding:
     except ImportError as error:
         return Finding("torch", "problem", f"cannot be imported: {error}")
     return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+
+
+def _cpu() -> Finding:
+    """The CPU, what it has for products, and what does them."""
+    from questtrain.device import cpu_instructions, cpu_name
+    from questtrain.kernels import cpu_library
+
+    named = ", ".join([cpu_name(), *cpu_instructions()])
+    try:
+        served, found = cpu_library.serves(), cpu_library.load()
+    except UserError as error:
+        return Finding("cpu", "problem", str(error))
+    if served:
+        path = cpu_library.serving_path()
+        return Finding("cpu", "ok", f"{named}; integer products: {found.path.name}, {path}")
+    broken = found.path.exists() and not found.left_out
+    text = f"{named}; integer products: torch, fp32 products of codes ({found.error})"
+    return Finding("cpu", "problem" if broken else "note", text)
 
 
 def _gpu() -> Finding:

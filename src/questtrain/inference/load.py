@@ -13,7 +13,8 @@ from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.device import choose_device
 from questtrain.errors import UserError
-from questtrain.inference.pack import pack
+from questtrain.inference.pack import multiplies_as_stored, pack
+from questtrain.kernels.dispatch import serves_cpu
 from questtrain.kernels.extension import serves
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
@@ -38,7 +39,8 @@ def load(
 
     In evaluation mode and with its weights quantized once. ``step`` picks a checkpoint, the
     newest intact one by default. ``packed`` keeps the weights as codes and uses the kernels, on a
-    GPU with everything else in bf16; None does where the kernels and the model can. Raises
+    GPU with everything else in bf16; None does where that is faster: where there are kernels for
+    the device, and on a CPU for all of the model's layers. Raises
     UserError for a folder that holds no run, and for a model that cannot be packed.
     """
     return load_run(run, device, step, packed).model
@@ -62,14 +64,19 @@ def load_run(
 def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
     """The model on its device, with packed weights or with the values they stand for."""
     model.to(device).eval().requires_grad_(False)
-    if packed is None:
-        packed = serves(device) and _has_quantized_weights(model)
-    if packed:
-        return pack(model, torch.bfloat16 if device.type == "cuda" else None)
+    if packed or (packed is None and _may_pack(model, device)):
+        ready = pack(model, torch.bfloat16 if device.type == "cuda" else None)
+        # On a CPU what the library does not multiply as it is stored is faster as values.
+        if packed or device.type == "cuda" or multiplies_as_stored(ready):
+            return ready
     for module in model.modules():
         if isinstance(module, QuantLinear):
             module.freeze_weight()
     return model
+
+
+def _may_pack(model: Llama, device: torch.device) -> bool:
+    return (serves(device) or serves_cpu(device)) and _has_quantized_weights(model)
 
 
 def _has_quantized_weights(model: Llama) -> bool:

@@ -65,6 +65,13 @@ def _packed_linears(model: nn.Module) -> dict[QuantLinear, PackedLinear | Packed
     return packed
 
 
+def multiplies_as_stored(model: nn.Module) -> bool:
+    """Whether no layer of a packed model has to make a matrix of its weight's values first."""
+    layers = [module for module in model.modules() if isinstance(module, PackedWeightLinear)]
+    dtype = next(model.parameters()).dtype
+    return all(layer.multiplies_as_stored(dtype) for layer in layers)
+
+
 def block_weight_bytes(model: nn.Module) -> int:
     """Bytes of the linear layers that are packed or can be, biases left out: codes and scales, or
     a `QuantLinear`'s weight in its dtype."""

@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from questtrain.errors import UserError, unknown
-from questtrain.kernels import extension
-from questtrain.kernels.extension import constant_when_compiled
+from questtrain.kernels.extension import BACKEND_VARIABLE, backend, constant_when_compiled
 
 log = logging.getLogger(__name__)
 
@@ -46,11 +45,12 @@ OPS = (
 
 @dataclass(frozen=True)
 class CpuLibrary:
-    """The library as found: ``error`` says why it is not loaded; ``compiler`` built it from sources
-    with this hash."""
+    """The library as found: ``error`` says why it is not loaded, ``left_out`` that this is no fault
+    of its own; ``compiler`` built it from sources with this hash."""
 
     path: Path
     error: str | None = None
+    left_out: bool = False
     compiler: str | None = None
     source_hash: str | None = None
 
@@ -70,7 +70,7 @@ def load() -> CpuLibrary:
         named = os.environ.get(PATH_VARIABLE)
         path = Path(named or Path(__file__).parent / NAME)
         _found = _unwanted(path) or _load(path)
-        if _found.error and (named or path.exists()) and _is_wanted():
+        if _found.error and not _found.left_out and (named or path.exists()):
             log.warning("the CPU's library: %s; the plain-torch references serve", _found.error)
     return _found
 
@@ -104,7 +104,7 @@ def _is_wanted() -> bool:
     """Whether the environment asks for it, and for something that there is."""
     try:
         check_isa()
-        return extension.backend() == "auto"
+        return backend() == "auto"
     except UserError:
         return False
 
@@ -112,12 +112,14 @@ def _is_wanted() -> bool:
 def _unwanted(path: Path) -> CpuLibrary | None:
     if _is_wanted():
         return None
-    return CpuLibrary(path, f"{extension.BACKEND_VARIABLE} or {ISA_VARIABLE} leaves it out")
+    variable = BACKEND_VARIABLE if os.environ.get(BACKEND_VARIABLE) else ISA_VARIABLE
+    return CpuLibrary(path, f"{variable}={os.environ.get(variable)}", left_out=True)
 
 
 def _load(path: Path) -> CpuLibrary:
     if not path.exists():
-        return CpuLibrary(path, f"not built ({path.name} is missing; make kernels builds it)")
+        missing = os.environ.get(PATH_VARIABLE) or path.name
+        return CpuLibrary(path, f"not built ({missing} is missing; make kernels builds it)")
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         if facts.get("interface") != INTERFACE:
@@ -127,7 +129,7 @@ def _load(path: Path) -> CpuLibrary:
         _symbols(path).questtrain_cpu_cap(asked.encode() if asked else None)
     except (OSError, ValueError, AttributeError) as error:
         return CpuLibrary(path, f"{path} does not load: {error}")
-    return CpuLibrary(path, None, facts.get("compiler"), facts.get("source_hash"))
+    return CpuLibrary(path, None, False, facts.get("compiler"), facts.get("source_hash"))
 
 
 def _symbols(path: Path) -> ctypes.CDLL:

@@ -104,7 +104,6 @@ def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix
     return (
         x.is_cuda
         and x.shape[0] <= MAX_FUSED_ROWS
-        and not (torch.is_grad_enabled() and x.requires_grad)
         and x.dtype in (torch.bfloat16, torch.float16)
         and block == 128
         and width <= MAX_FUSED_WIDTH
@@ -131,6 +130,7 @@ def multiplies_packed_floats(x: Tensor, rows: int, levels: int, block: int) -> b
     for, its values are made first."""
     return (
         serves_cpu(x.device)
+        and not (torch.is_grad_enabled() and x.requires_grad)
         and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and x.shape[-1] % 128 == 0
         and rows % 16 == 0

@@ -147,6 +147,10 @@ class CodedWeight(_Stored):
             return values
         return torch.where(unpack_bits(self.kept, 1).bool(), values, 0.0)
 
+    @property
+    def in_features(self) -> int:
+        return self.codes.shape[1] * 8 // self.bits
+
     def multiplies(self, x: Tensor, block: int) -> bool:
         """Whether `product` takes ``x [..., K]``, the values being rotated back in ``block``s."""
         return (

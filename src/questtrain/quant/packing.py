@@ -93,13 +93,22 @@ class PackedWeightLinear(nn.Module):
         self.activation_quantizer = activation_quantizer
         self.register_buffer("bias", bias)
 
+    @property
+    def block(self) -> int | None:
+        """Of the rotation that the weight's values still need: 1 is none, None another one."""
+        return 1 if self.back is None else rotation_block(self.back)
+
+    def multiplies_as_stored(self, dtype: torch.dtype) -> bool:
+        """Whether activations of this dtype are multiplied without making the weight's values."""
+        x = self.weight.codes.new_empty((1, self.weight.in_features), dtype=dtype)
+        return self.block is not None and self.weight.multiplies(x, self.block)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation_quantizer(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        block = 1 if self.back is None else rotation_block(self.back)
+        block = self.block
         if block is not None and self.weight.multiplies(x, block):
-            rows = x.reshape(-1, x.shape[-1]).contiguous()
-            y = self.weight.product(rows, block)
+            y = self.weight.product(x.reshape(-1, x.shape[-1]).contiguous(), block)
             y = y if bias is None else y + bias
             return y.reshape(*x.shape[:-1], y.shape[-1])
         values = self.weight.values()

@@ -1,0 +1,388 @@
+"""The CPU's library: finding, loading and building it, its environment, and who uses it."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import questtrain.kernels as kernels
+from questtrain.cli import doctor
+from questtrain.device import cpu_instructions, cpu_name
+from questtrain.errors import UserError
+from questtrain.kernels import RowFormat, cpu_library, dispatch
+from questtrain.kernels.extension import BACKEND_VARIABLE, constant_when_compiled
+from questtrain.kernels.schema import SCHEMAS
+from questtrain.quant import QuantLinear, pack_linear
+from tests.kernels.arguments import ALPHA, LEVELS, random_rows, random_weight
+from tests.kernels.cpu_build import ROOT, build_module
+from tests.kernels.test_dispatch import Called
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """``anew(path, …)``: load as a process that starts with these variables; nothing is loaded."""
+    loaded = []
+
+    def load(path, isa=None, backend=None):
+        loaded.clear()
+        monkeypatch.setattr("torch.ops.load_library", loaded.append)
+        monkeypatch.setattr(cpu_library, "_symbols", lambda path: Symbols())
+        monkeypatch.setattr(cpu_library, "_found", None)
+        for name, value in (
+            (cpu_library.PATH_VARIABLE, str(path)),
+            (cpu_library.ISA_VARIABLE, isa),
+            (BACKEND_VARIABLE, backend),
+        ):
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        return cpu_library.load(), loaded
+
+    return load
+
+
+class Symbols:
+    """What a loaded library can be asked."""
+
+    def questtrain_cpu_path(self):
+        return b"portable"
+
+    def questtrain_cpu_cap(self, name):
+        return 1
+
+
+def library(folder, **facts):
+    """A file in place of the library, and its facts."""
+    path = folder / "library.so"
+    path.write_text("")
+    facts = {"interface": cpu_library.INTERFACE, "compiler": "g++ 1", "source_hash": "ab", **facts}
+    path.with_suffix(".json").write_text(json.dumps(facts))
+    return path
+
+
+# ---- loading
+
+
+def test_a_library_is_loaded_with_its_facts(anew, tmp_path, caplog):
+    path = library(tmp_path)
+    found, loaded = anew(path)
+    assert found == cpu_library.CpuLibrary(path, None, False, "g++ 1", "ab")
+    assert loaded == [path]
+    assert cpu_library.serves()
+    assert cpu_library.serving_path() == "portable"
+    assert cpu_library.load() is found
+    assert not caplog.records
+
+
+def test_no_library_is_not_worth_a_warning(anew, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "cpu_library.py"))
+    found, loaded = anew("")
+    assert "questtrain_cpu.so is missing; make kernels" in found.error
+    assert not loaded
+    assert not cpu_library.serves()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "is missing; make kernels"),
+        (lambda path: path.with_suffix(".json").unlink(), "does not load"),
+        (lambda path: path.with_suffix(".json").write_text("{"), "does not load"),
+        (lambda path: path.with_suffix(".json").write_text("[]"), "does not load"),
+        (
+            lambda path: library(path.parent, interface=cpu_library.INTERFACE - 1),
+            "another version .*make kernels",
+        ),
+    ],
+)
+def test_one_that_cannot_be_used_is_warned_of_once(anew, tmp_path, caplog, spoil, message):
+    path = library(tmp_path)
+    spoil(path)
+    with caplog.at_level(logging.WARNING):
+        found, loaded = anew(path)
+        assert cpu_library.load() is found
+    assert re.search(message, found.error)
+    assert str(path) in found.error
+    (record,) = caplog.records
+    assert "the plain-torch references serve" in record.message
+    assert not loaded
+    assert not cpu_library.serves()
+
+
+def test_a_file_that_is_no_library(anew, tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError("invalid ELF header")
+
+    path = library(tmp_path)
+    anew(path)
+    monkeypatch.setattr("torch.ops.load_library", refuse)
+    monkeypatch.setattr(cpu_library, "_found", None)
+    assert "does not load: invalid ELF header" in cpu_library.load().error
+
+
+@pytest.mark.parametrize("backend", ["reference", "cuda", "kuda"])
+def test_other_backends_leave_it_out(anew, tmp_path, caplog, backend):
+    found, loaded = anew(library(tmp_path), backend=backend)
+    assert found.left_out
+    assert found.error == f"{BACKEND_VARIABLE}={backend}"
+    assert not loaded
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("isa", ["avx3", "AVX2", "avx512"])
+def test_an_unknown_isa_is_refused_at_every_use(anew, tmp_path, isa, monkeypatch):
+    found, loaded = anew(library(tmp_path), isa=isa)
+    assert found.left_out
+    assert not loaded
+    message = rf"unknown QUESTTRAIN_CPU_ISA '{isa}': choose from portable, avx2, avx512-vnni\."
+    for use in (
+        cpu_library.serves,
+        lambda: torch.ops.questtrain.dequantize(
+            torch.ones(1, 32, dtype=torch.int8), torch.ones(1), 16, torch.float32
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            use()
+    finding = doctor._cpu()
+    assert finding.state == "problem"
+    assert re.match(message, finding.text)
+
+
+def test_the_interface_is_raised_with_the_ops():
+    """Whoever changes one of these schemas raises INTERFACE and kInterface, then this hash."""
+    served = [schema for schema in SCHEMAS if schema.split("(")[0] in cpu_library.OPS]
+    assert len(served) == len(cpu_library.OPS)
+    digest = hashlib.sha256("\n".join(sorted(served)).encode()).hexdigest()[:12]
+    assert (cpu_library.INTERFACE, digest) == (1, "2ab55c63cb25")
+    assert build_module().interface() == cpu_library.INTERFACE
+
+
+# ---- doctor
+
+
+def test_doctor_names_the_cpu_and_what_serves(anew, tmp_path, monkeypatch):
+    anew(library(tmp_path))
+    finding = doctor._cpu()
+    assert finding.state == "ok"
+    assert finding.text.startswith(cpu_name())
+    assert finding.text.endswith("integer products: library.so, portable")
+    anew(tmp_path / "none.so")
+    finding = doctor._cpu()
+    assert finding.state == "note"
+    assert "integer products: torch, fp32 products of codes (not built" in finding.text
+    anew(library(tmp_path, interface=0))
+    assert doctor._cpu().state == "problem"
+
+
+def test_the_name_and_instructions_of_a_cpu(monkeypatch, tmp_path):
+    listed = tmp_path / "cpuinfo"
+    monkeypatch.setattr("questtrain.device.CPUINFO", listed)
+    listed.write_text(
+        "processor\t: 0\nmodel name\t: Maker  Model 7\nflags\t\t: fma avx2 avx512_vnni amx_int8\n"
+        "\nprocessor\t: 1\nmodel name\t: Other\nflags\t\t: fpu\n"
+    )
+    assert cpu_name() == "Maker Model 7"
+    assert cpu_instructions() == ["AVX2", "FMA", "AVX-512 VNNI", "AMX INT8"]
+    listed.write_text("Features\t: fp asimd asimddp i8mm\n")
+    assert cpu_instructions() == ["dot product", "INT8 matrix"]
+    listed.unlink()
+    assert cpu_name()
+    assert cpu_instructions() == []
+
+
+# ---- who uses it
+
+
+@constant_when_compiled
+def always():
+    return True
+
+
+@constant_when_compiled
+def never():
+    return False
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 300])
+def test_packed_products_of_any_number_of_rows(monkeypatch, rows):
+    weight, form = random_weight(32, 256, LEVELS), RowFormat(LEVELS, ALPHA, 128)
+    x = random_rows(rows, 256, torch.float32)
+    results = []
+    for serves, ops in (
+        (always, ["packed_linear"]),
+        (never, ["packed_linear"] if rows <= 64 else ["unpack", "int8_linear"]),
+    ):
+        monkeypatch.setattr(cpu_library, "serves", serves)
+        with Called() as called:
+            results.append(kernels.hadamard_linear(x, form, weight))
+        assert called.ops == ["hadamard_quantize", *ops]
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("columns", [24, 32])
+def test_packed_codes_that_it_does_not_take_are_unpacked(monkeypatch, columns):
+    monkeypatch.setattr(cpu_library, "serves", always)
+    weight, form = random_weight(columns, 96, LEVELS), RowFormat(LEVELS, ALPHA, 32)
+    with Called() as called:
+        kernels.hadamard_linear(random_rows(3, 96, torch.float32), form, weight)
+    assert called.ops == ["hadamard_quantize", "unpack", "int8_linear"]
+
+
+FLOAT_PRODUCTS = [
+    ("w4a16", "quest", 256, True),
+    ("w2a16", "quest", 256, True),
+    ("w1a16", "quest-noht", 256, True),
+    ("w1.58a16", "quest", 256, True),
+    ("w4a4", "lsq", 256, True),
+    ("w4a16", "quest", 96, False),
+    ("w5a16", "quest", 256, False),
+    ("w4s24a16", "quest", 256, False),
+    ("fp4", "quest", 256, False),
+]
+
+
+@pytest.mark.parametrize(("bits", "method", "width", "taken"), FLOAT_PRODUCTS)
+def test_which_float_activations_multiply_packed_codes(monkeypatch, bits, method, width, taken):
+    """The same outputs either way, within the rounding of other sums."""
+    packed = pack_linear(QuantLinear(width, 48, bias=True, bits=bits, method=method))
+    x = torch.randn(2, 5, width)
+    results = []
+    for serves, expected in ((never, []), (always, ["packed_weight_linear"] if taken else [])):
+        monkeypatch.setattr(cpu_library, "serves", serves)
+        with Called() as called, torch.no_grad():
+            results.append(packed(x))
+        assert [op for op in called.ops if op == "packed_weight_linear"] == expected
+    assert packed.multiplies_as_stored(x.dtype) == taken
+    assert results[0].shape == (2, 5, 48)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+def test_a_gradient_is_taken_through_the_values(monkeypatch):
+    monkeypatch.setattr(cpu_library, "serves", always)
+    packed = pack_linear(QuantLinear(128, 16, bits="w4a16"))
+    x = torch.randn(3, 128, requires_grad=True)
+    packed(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert not dispatch.multiplies_packed_floats(x.double(), 16, 16, 1)
+
+
+def test_float_products_compile_whole(monkeypatch):
+    monkeypatch.setattr(cpu_library, "serves", always)
+    packed = pack_linear(QuantLinear(128, 16, bits="w4a16"))
+    compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 128)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), packed(x))
+
+
+# ---- building
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    return build_module()
+
+
+def test_no_compiler(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(script.BuildError, match=r"no C\+\+ compiler: install g\+\+ or clang\+\+"):
+        script.build(tmp_path / "library.so")
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    with pytest.raises(script.BuildError, match=r"no-such-compiler cannot be run.*set CXX"):
+        script.build(tmp_path / "library.so")
+    assert not list(tmp_path.iterdir())
+
+
+def compiler(folder, program):
+    """A C++ compiler that notes what it is asked for."""
+    path = folder / "compiler"
+    path.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\n{program}")
+    path.chmod(0o755)
+    return path
+
+
+NOTES = """
+words = sys.argv[1:]
+if "--version" in words:
+    sys.exit(print("compiler 1.0\\nmore"))
+with Path(__file__).with_name("asked").open("a") as asked:
+    asked.write(" ".join(words) + "\\n")
+Path(words[words.index("-o") + 1]).write_text("made")
+"""
+
+
+def test_what_is_compiled_and_when(script, monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(compiler(tmp_path, NOTES)))
+    monkeypatch.setattr(script.platform, "machine", lambda: "x86_64")
+    path, asked = tmp_path / "library.so", tmp_path / "asked"
+    script.build(path)
+    commands = asked.read_text().splitlines()
+    assert len(commands) == len(list((ROOT / "csrc/cpu").glob("*.cpp"))) + 1
+    for command in commands[:-1]:
+        (source,) = re.findall(r"/(\w+)\.cpp", command)
+        assert ("-mavx2" in command) == ("avx" in source)
+        assert ("-mavx512vnni" in command) == ("avx512" in source)
+        assert "-DTORCH_TARGET_VERSION=0x020b000000000000ULL" in command
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert facts["compiler"] == "compiler 1.0"
+    assert facts["source_hash"] == script.source_hash()
+    asked.unlink()
+    script.build(path)
+    assert not asked.exists()
+    path.with_suffix(".json").write_text("{}")
+    script.build(path)
+    assert asked.exists()
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("asked", "compiler", "library.so", "library.json")
+    }
+
+
+def test_other_processors_get_the_portable_path(script, monkeypatch):
+    monkeypatch.setattr(script.platform, "machine", lambda: "aarch64")
+    assert script.instructions("kernels_avx2.cpp") is None
+    assert script.instructions("kernels_avx512.cpp") is None
+    assert script.instructions("kernels_portable.cpp") == ()
+
+
+def test_a_failed_compile_shows_the_command_and_keeps_the_library(script, monkeypatch, tmp_path):
+    path = tmp_path / "library.so"
+    path.write_text("before")
+    fails = NOTES.replace(
+        'Path(words[words.index("-o")', 'sys.exit("a mistake"); Path(words[words.index("-o")'
+    )
+    monkeypatch.setenv("CXX", str(compiler(tmp_path, fails)))
+    with pytest.raises(script.BuildError, match=r"(?s)this failed:\n.*-std=c\+\+17.*a mistake"):
+        script.build(path)
+    assert path.read_text() == "before"
+
+
+FRESH = """
+import sys, questtrain.kernels
+from questtrain.kernels import cpu_library
+print(cpu_library.serves() and cpu_library.serving_path())
+"""
+
+
+@pytest.mark.parametrize("isa", ["", "portable"])
+def test_in_a_fresh_process(isa):
+    environment = {**os.environ, cpu_library.ISA_VARIABLE: isa}
+    for name in (BACKEND_VARIABLE, cpu_library.PATH_VARIABLE):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True
+    )
+    built = (Path(kernels.__file__).parent / cpu_library.NAME).exists()
+    expected = ["portable"] if isa else cpu_library.PATHS
+    assert done.stdout.strip() in (expected if built else ["False"]), done.stderr
