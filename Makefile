@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CPU := $(VENV)/.cpu
 CUTLASS := $(VENV)/.cutlass
 NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc $(CUDA_PATH)/bin/nvcc /usr/local/cuda/bin/nvcc)
 NVCC += $(shell command -v nvcc)
@@ -25,7 +26,12 @@ $(READY): requirements.lock pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
-train: $(READY)
+# Where there is no C++ compiler it says so, and plain torch serves.
+$(CPU): $(READY) csrc/build_cpu.py $(wildcard csrc/*.h csrc/cpu/*)
+	@$(BIN)/python csrc/build.py --cpu
+	@touch $(CPU)
+
+train: $(CPU)
 	$(BIN)/questtrain train model=nano bits=w4a4 data=stdlib name=$(notdir $(RUN))
 	@echo
 	@echo "a sample:"
@@ -41,10 +47,10 @@ $(CUTLASS): $(READY)
 kernels: $(if $(or $(CUTLASS_PATH),$(if $(strip $(NVCC)),,none)),$(READY),$(CUTLASS))
 	@$(BIN)/python csrc/build.py $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS))
 
-test: $(READY)
+test: $(CPU)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not slurm"
 
-test-all: $(READY)
+test-all: $(CPU)
 	$(BIN)/python -m pytest -m "not gpu and not browser and not slurm"
 
 test-gpu: kernels

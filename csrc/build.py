@@ -378,6 +378,11 @@ def _say(text: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the kernels.")
     parser.add_argument("--archs", help=f"of {';'.join(ARCHITECTURES)} (default: this GPU's)")
+    parser.add_argument(
+        "--cpu",
+        action="store_true",
+        help="the CPU's library alone; without a compiler say so and exit with 0",
+    )
     parser.add_argument("--jobs", type=_positive, help="compilers at a time (default: all cores)")
     parser.add_argument(
         "--source-hash", action="store_true", help="print the hash of the sources; build nothing"
@@ -385,6 +390,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.source_hash:
         _say(source_hash())
+        return 0
+    if options.cpu:
+        try:
+            build_cpu.build(parallel=options.jobs)
+        except BuildError as error:
+            _say(f"the CPU's library is not built, plain torch serves: {error}")
         return 0
     try:
         build_all(options.archs or os.environ.get("ARCHS"), options.jobs)

@@ -97,7 +97,7 @@ def build(library: Path | None = None, parallel: int | None = None) -> Path:
         "commands": hashlib.sha256(json.dumps(commands).encode()).hexdigest(),
     }
     if library.exists() and _facts(library) == facts:
-        print(f"{_name(library)}: nothing has changed", flush=True)
+        print(f"{_name(library)}: up to date", flush=True)
         return library
     unfinished = library.with_suffix(f".{os.getpid()}.new")
     try:

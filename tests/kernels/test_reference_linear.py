@@ -203,3 +203,35 @@ def test_nothing_is_quantized_on_the_way_on_the_cpu():
     weight = random_weight(COLUMNS, WIDTH, LEVELS)
     x = random_rows(1, WIDTH, torch.bfloat16)
     assert not quantizes_on_the_way(x, WIDTH, 128, weight)
+
+
+def extreme(rows, width, largest):
+    """int16 rows of the largest integers a format has, of either sign."""
+    integers = torch.full((rows, width), largest, dtype=torch.int16)
+    integers[1::2] *= -1
+    return integers
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize("largest", [(15, 15), (127, 127), (1, 127), (255, 15), (255, 255)])
+def test_a_product_is_exact_on_both_sides_of_fp32s_bound(largest, beyond):
+    """The widest rows whose sums fp32 holds, and one column more."""
+    width = 2**24 // (largest[0] * largest[1]) + beyond
+    x, weight = extreme(2, width, largest[0]), extreme(2, width, largest[1])
+    x[0, 0] -= 2
+    product = reference_linear._integer_product(x, weight)
+    assert product.dtype == (torch.float64 if beyond else torch.float32)
+    assert torch.equal(product.long(), x.long() @ weight.long().t())
+
+
+@pytest.mark.parametrize("x_levels", LEVELS)
+@pytest.mark.parametrize("levels", LEVELS)
+def test_products_of_every_pair_of_formats_are_exact(x_levels, levels):
+    for width in (16, 272, 2064):
+        x, weight = (
+            integers_of(random_quantized(6, width, each, seed=seed)[0], each).to(torch.int16)
+            for seed, each in enumerate((x_levels, levels))
+        )
+        x[0], weight[0] = x_levels - 1, 1 - levels
+        product = reference_linear._integer_product(x, weight)
+        assert torch.equal(product.long(), x.long() @ weight.long().t())

@@ -107,3 +107,15 @@ def test_half_step_trust_of_a_uniform_grid(levels: int) -> None:
     assert grid.half_width == (levels - 1) / 2
     half_step = 1 / (levels - 1)
     assert grid.half_step_trust == pytest.approx(1 + half_step, rel=1e-15)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_the_nearest_value_is_that_of_the_code(grid: Grid, dtype: torch.dtype) -> None:
+    """Ties, both signs, both ends and NaN among them."""
+    x = torch.arange(-1024, 1025, dtype=dtype) / 128
+    x = torch.cat([x, torch.randn(4096, dtype=dtype), torch.tensor([math.nan, 1e30, -1e30])])
+    for scale in (0.3, 1.0, 6.0):
+        s = torch.tensor([scale], dtype=dtype)
+        expected = grid.decode(grid.encode(x, s), s)
+        assert torch.equal(grid.nearest(x, s).nan_to_num(9e9), expected.nan_to_num(9e9))

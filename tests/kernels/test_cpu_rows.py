@@ -1,0 +1,147 @@
+"""What the CPU's library does to rows, on every path: against the references and float64."""
+
+import pytest
+import torch
+
+from questtrain.kernels import cpu_library, reference_quantize, reference_training, unpack_bits
+from questtrain.kernels.elementwise import hadamard_rows
+from questtrain.kernels.formats import BLOCKS, LEVELS
+from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
+from questtrain.quant.scale import GAUSSIAN_ALPHA
+from tests.kernels.arguments import random_rows
+from tests.kernels.cpu_build import load_for_tests
+
+ops = torch.ops.questtrain
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+MOST_TIES = 1e-4
+"""Of the codes, that may be the neighbour's: the rotation's sums are rounded in another order."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library(tmp_path_factory):
+    before = cpu_library._found
+    load_for_tests(tmp_path_factory.mktemp("library"))
+    yield
+    cpu_library.cap(None)
+    cpu_library._found = before
+
+
+@pytest.fixture(params=cpu_library.PATHS, autouse=True)
+def path(request):
+    cpu_library.cap(request.param)
+    if cpu_library.serving_path() != request.param:
+        pytest.skip(f"this CPU has no {request.param}")
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize(("rows", "width", "block"), [(33, 256, 128), (5, 640, 128), (3, 96, 32)])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_rows_are_quantized_as_by_the_reference(levels, rows, width, block, dtype):
+    x = random_rows(rows, width, dtype)
+    alpha, trust = GAUSSIAN_ALPHA[levels], levels / (levels - 1)
+    form = (levels, alpha, block, False, trust)
+    codes, scales, sums, mask = ops.hadamard_quantize(x, *form)
+    expected = reference_quantize.hadamard_quantize(x, *form)
+    off = (codes.int() - expected[0].int()).abs()
+    assert off.max() <= 2
+    assert (off > 0).float().mean() <= MOST_TIES
+    torch.testing.assert_close(scales, expected[1], rtol=1e-6, atol=0)
+    assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
+    differ = unpack_bits(mask, 1) != unpack_bits(expected[3], 1)
+    assert differ.float().mean() <= MOST_TIES
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 8, 16])
+@pytest.mark.parametrize("block", [1, 128])
+def test_packed_codes_hold_the_same_integers(levels, block):
+    x = random_rows(9, 384, FP32)
+    form = (levels, GAUSSIAN_ALPHA[levels], block)
+    plain, packed = (ops.hadamard_quantize(x, *form, bits, None) for bits in (False, True))
+    assert torch.equal(ops.unpack(packed[0], levels), plain[0])
+    assert torch.equal(packed[2], plain[2])
+    assert packed[3].shape == (9, 0)
+
+
+def test_unrotated_codes_are_the_references_but_for_ties():
+    """Without a rotation only the order of the squares' sum differs."""
+    x = random_rows(64, 512, FP32)
+    codes = ops.hadamard_quantize(x, 16, 2.5, 1, False, None)[0]
+    expected = reference_quantize.hadamard_quantize(x, 16, 2.5, 1, False)[0]
+    assert (codes != expected).float().mean() <= MOST_TIES
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -float("inf"), 1e-38, 3e18])
+def test_rows_of_zeros_and_of_what_is_no_number(value):
+    x = random_rows(4, 128, FP32)
+    x[1] = 0
+    x[1, 3] = value
+    form = (16, 2.513931, 128, False, 16 / 15)
+    for ours, expected in zip(
+        ops.hadamard_quantize(x, *form),
+        reference_quantize.hadamard_quantize(x, *form),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_gradients_go_back_as_in_float64(block, dtype):
+    grad = random_rows(17, 512, dtype)
+    mask = torch.randint(256, (17, 64), dtype=torch.uint8)
+    ours = ops.hadamard_backward(grad, mask, block)
+    masked = torch.where(unpack_bits(mask, 1).bool(), grad.double(), 0.0)
+    expected = hadamard_transform(masked, hadamard_signs(block)) if block > 1 else masked
+    assert ours.dtype == dtype
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(ours.double(), expected, rtol=eps, atol=8 * eps)
+
+
+def test_a_gradient_is_dropped_whatever_it_is():
+    grad = random_rows(2, 128, FP32)
+    grad[0, 5] = float("nan")
+    mask = torch.full((2, 16), 255, dtype=torch.uint8)
+    mask[0, 0] = 0b11011111
+    ours = ops.hadamard_backward(grad, mask, 128)
+    assert torch.isfinite(ours).all()
+    expected = reference_training.hadamard_backward(grad, mask, 128)
+    torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
+def test_values_are_the_references_bit_for_bit(levels, packed, dtype):
+    if packed and levels > 16:
+        pytest.skip("packed codes have up to 16 levels")
+    x = random_rows(7, 160, FP32)
+    codes, scales, *_ = ops.hadamard_quantize(x, levels, 2.0, 32, packed, None)
+    ours = ops.dequantize(codes, scales, levels, dtype)
+    assert torch.equal(ours, reference_training.dequantize(codes, scales, levels, dtype))
+
+
+def test_a_rotation_has_its_gradient():
+    x = random_rows(3, 256, FP32).view(3, 2, 128).requires_grad_()
+    grad = random_rows(3, 256, FP32, seed=1).view(3, 2, 128)
+    signs = hadamard_signs(64)
+    y = hadamard_rows(x, 64)
+    torch.testing.assert_close(y, hadamard_transform(x, signs))
+    (ours,) = torch.autograd.grad(y, x, grad)
+    torch.testing.assert_close(ours, hadamard_transform(grad, signs))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: ops.hadamard_quantize(x, 5, 1.0, 32, False, None), "levels must be 3 or"),
+        (lambda x: ops.hadamard_quantize(x, 4, -1.0, 32, False, None), "alpha must be positive"),
+        (lambda x: ops.hadamard_quantize(x[:, :48], 4, 1.0, 16, False, None), "contiguous"),
+        (lambda x: ops.hadamard_quantize(x, 4, 1.0, 48, False, None), "block must be 1"),
+        (lambda x: ops.hadamard_quantize(x, 32, 1.0, 32, True, None), "hold 2 to 16 levels"),
+        (lambda x: ops.hadamard_backward(x, torch.zeros(4, 5).byte(), 32), "mask must be"),
+        (lambda x: ops.dequantize(x.char(), torch.ones(3), 16, FP32), "scales must be"),
+    ],
+)
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        call(random_rows(4, 64, FP32))
