@@ -154,7 +154,7 @@ def hadamard_quantize_linear(
     check_operand("hadamard_quantize_linear", "x", x)
     rest = (levels, alpha, weight, weight_scales, weight_levels)
     check_fused("hadamard_quantize_linear", x, x.shape[1], *rest)
-    fed = reference_quantize.hadamard_quantize(x, levels, alpha, 128, False)
+    fed = reference_quantize.quantized(x, levels, alpha, 128, False)
     return packed_linear(*fed[:3], weight, weight_scales, weight_levels, x.dtype)
 
 

@@ -80,7 +80,7 @@ def swiglu_quantize(
     check_format(op, check_swiglu(op, gate_up), levels, alpha, block, packed)
     gate, up = gate_up.float().chunk(2, dim=1)
     product = (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-    return _quantized(product, levels, alpha, block, packed, trust)
+    return quantized(product, levels, alpha, block, packed, trust)
 
 
 def _quantize_normalized(
@@ -97,7 +97,7 @@ def _quantize_normalized(
     product = wide * weight.float()
     if x.dtype == torch.bfloat16:
         product = product.to(x.dtype)
-    codes, scales, sums, mask = _quantized(product, levels, alpha, block, packed, trust)
+    codes, scales, sums, mask = quantized(product, levels, alpha, block, packed, trust)
     return codes, scales * torch.rsqrt(wide.square().mean(-1) + eps), sums, mask
 
 
@@ -123,7 +123,7 @@ def _quantize(
     return codes, scales, sums, mask
 
 
-def _quantized(
+def quantized(
     x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
 ) -> Four:
     """`hadamard_quantize` of what is made here, by its kernel where there is one."""
