@@ -124,8 +124,8 @@ def _quantize(
 
 
 def quantized(
-    x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
+    x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
 ) -> Four:
-    """`hadamard_quantize` of what is made here, by its kernel where there is one."""
-    quantized: Four = torch.ops.questtrain.hadamard_quantize(x, levels, alpha, block, packed, trust)
-    return quantized
+    """`hadamard_quantize` as the other references use it: by its kernel where there is one."""
+    result: Four = torch.ops.questtrain.hadamard_quantize(x, levels, alpha, block, packed, trust)
+    return result
