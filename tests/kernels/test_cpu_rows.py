@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from questtrain.config import NumberFormat, QuantConfig
 from questtrain.kernels import cpu_library, reference_quantize, reference_training, unpack_bits
 from questtrain.kernels.elementwise import hadamard_rows
 from questtrain.kernels.formats import BLOCKS, LEVELS
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
+from questtrain.quant.build import build_quantizer
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.kernels.arguments import random_rows
 from tests.kernels.cpu_build import load_for_tests
@@ -34,7 +36,9 @@ def path(request):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize(("rows", "width", "block"), [(33, 256, 128), (5, 640, 128), (3, 96, 32)])
+@pytest.mark.parametrize(
+    ("rows", "width", "block"), [(33, 256, 128), (5, 640, 128), (3, 96, 32), (9, 96, 1)]
+)
 @pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
 def test_rows_are_quantized_as_by_the_reference(levels, rows, width, block, dtype):
     x = random_rows(rows, width, dtype)
@@ -46,6 +50,8 @@ def test_rows_are_quantized_as_by_the_reference(levels, rows, width, block, dtyp
     assert off.max() <= 2
     assert (off > 0).float().mean() <= MOST_TIES
     torch.testing.assert_close(scales, expected[1], rtol=1e-6, atol=0)
+    if block == 1:
+        assert torch.equal(scales, expected[1])
     assert torch.equal(sums, codes.sum(1, dtype=torch.int32))
     differ = unpack_bits(mask, 1) != unpack_bits(expected[3], 1)
     assert differ.float().mean() <= MOST_TIES
@@ -62,12 +68,15 @@ def test_packed_codes_hold_the_same_integers(levels, block):
     assert packed[3].shape == (9, 0)
 
 
-def test_unrotated_codes_are_the_references_but_for_ties():
-    """Without a rotation only the order of the squares' sum differs."""
+def test_they_are_the_trained_quantizers_bit_for_bit():
+    """Which rotates by the library, too."""
+    levels = 16
+    quantizer = build_quantizer(NumberFormat("4"), QuantConfig(), "hadamard", 512)
     x = random_rows(64, 512, FP32)
-    codes = ops.hadamard_quantize(x, 16, 2.5, 1, False, None)[0]
-    expected = reference_quantize.hadamard_quantize(x, 16, 2.5, 1, False)[0]
-    assert (codes != expected).float().mean() <= MOST_TIES
+    form = (levels, GAUSSIAN_ALPHA[levels], 128, False, levels / (levels - 1))
+    codes, scales, _, mask = ops.hadamard_quantize(x, *form)
+    assert torch.equal(ops.dequantize(codes, scales, levels, FP32), quantizer(x))
+    assert torch.equal(unpack_bits(mask, 1).bool(), quantizer.mask(x))
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -float("inf"), 1e-38, 3e18])

@@ -25,6 +25,13 @@ Four = tuple[Tensor, Tensor, Tensor, Tensor]
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def row_rms(x: Tensor) -> Tensor:
+    """Root mean square of rows, ``[..., K]`` → ``[..., 1]`` in x's dtype. On a CPU it is summed in
+    float64: its bits then do not depend on the order, which differs between implementations."""
+    wide = x.double() if x.device.type == "cpu" else x
+    return wide.square().mean(-1, keepdim=True).to(x.dtype).sqrt()
+
+
 def hadamard_quantize(
     x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None = None
 ) -> Four:
@@ -105,7 +112,7 @@ def _quantize(
     x: Tensor, levels: int, alpha: float, block: int, packed: bool, trust: float | None
 ) -> Four:
     x_h = hadamard_transform(x, hadamard_signs(block, x.device)) if block > 1 else x.float()
-    half_width = alpha * x_h.square().mean(-1, keepdim=True).sqrt().clamp_min(TINY)
+    half_width = alpha * row_rms(x_h).clamp_min(TINY)
     steps = levels - 1
     place = (x_h / half_width).mul_(steps / 2).add_(steps / 2)
     place.round_().clamp_(0, steps).nan_to_num_(0.0)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from questtrain.kernels.extension import never_compiled
+from questtrain.kernels.reference_quantize import row_rms
 
 GAUSSIAN_ALPHA = {
     2: 0.797885,
@@ -55,8 +56,7 @@ class GaussianScale(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        rms = x.square().mean(-1, keepdim=True).sqrt()
-        return self.alpha * rms.clamp_min(TINY)
+        return self.alpha * row_rms(x).clamp_min(TINY)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
