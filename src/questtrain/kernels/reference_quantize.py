@@ -26,10 +26,12 @@ Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def row_rms(x: Tensor) -> Tensor:
-    """Root mean square of rows, ``[..., K]`` → ``[..., 1]`` in x's dtype. On a CPU it is summed in
-    float64: its bits then do not depend on the order, which differs between implementations."""
+    """Root mean square of rows, ``[..., K]`` → ``[..., 1]`` in x's dtype. On a CPU sum and root are
+    taken in float64, so that every implementation gives the same bits: fp32 sums depend on their
+    order, and torch's fp32 roots are not always the nearest number."""
     wide = x.double() if x.device.type == "cpu" else x
-    return wide.square().mean(-1, keepdim=True).to(x.dtype).sqrt()
+    mean = wide.square().mean(-1, keepdim=True).to(x.dtype)
+    return mean.to(wide.dtype).sqrt().to(x.dtype)
 
 
 def hadamard_quantize(
