@@ -42,16 +42,17 @@ void multiply_all(const float* values, int64_t stride, int64_t width, const Weig
     const Scratch<float> floats(kPanel * width), sums(most * kPanel);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = tasks.first_row(task), column = tasks.first_column(task);
-      path.unpack(weight.packed + column * weight.bytes, kPanel * weight.bytes, weight.bits,
+      const int columns = tasks.columns_of(task);  // behind them a panel may hold anything
+      path.unpack(weight.packed + column * weight.bytes, columns * weight.bytes, weight.bits,
                   panel.get());
-      path.centre(panel.get(), kPanel * width, weight.levels);
+      path.centre(panel.get(), columns * width, weight.levels);
       const FloatTile tile{reinterpret_cast<const int8_t*>(panel.get()), values + row * stride,
                            tasks.rows_of(task), width, stride, floats.get()};
       path.multiply_floats(tile, sums.get());
       for (int64_t m = 0; m < tile.rows; ++m) {
         float* const result = sums.get() + m * kPanel;
-        for (int c = 0; c < kPanel; ++c) result[c] *= weight.scales[column + c];
-        store_floats(result, kPanel, output, (row + m) * weight.columns + column, type);
+        for (int c = 0; c < columns; ++c) result[c] *= weight.scales[column + c];
+        store_floats(result, columns, output, (row + m) * weight.columns + column, type);
       }
     }
   });
@@ -69,8 +70,8 @@ Tensor packed_weight_linear(Tensor x, Tensor weight, Tensor weight_scales, int64
   const int64_t bytes = width * bits / 8, stride = width + kPadding;
   check_matrix(weight, columns, bytes, ScalarType::Byte, op, "weight");
   check_vector(weight_scales, columns, ScalarType::Float, op, "weight_scales");
-  check_multiple(width, 128, op, "the width");
-  check_multiple(columns, 16, op, "the weight's rows");
+  check_multiple(width, 32, op, "the width");
+  check_multiple(columns, 8, op, "the weight's rows");
   check_block(width, block, op);
   Tensor y = torch::stable::new_empty(x, {rows, columns});
 

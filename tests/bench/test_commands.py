@@ -12,9 +12,14 @@ from questtrain.bench.block import BlockBenchmark
 from questtrain.bench.operands import Format
 from questtrain.cli.main import main
 from questtrain.config import ModelConfig
+from questtrain.kernels import cpu_library
 
 ENVIRONMENT = {
     "device",
+    "cpu",
+    "cpu_instructions",
+    "cpu_product",
+    "threads",
     "device_memory_bytes",
     "driver_version",
     "power_limit_watts",
@@ -47,7 +52,9 @@ def run(tmp_path, *words):
         "complete",
     }
     assert set(record["environment"]) == ENVIRONMENT
-    assert record["environment"]["kernels_source_hash"] is None  # the reference ran
+    library = cpu_library.load()  # None: the references ran
+    assert record["environment"]["kernels_source_hash"] == library.source_hash
+    assert (record["environment"]["cpu_product"] == "torch") == (not library.loaded)
     assert record["environment"]["command"].startswith(f"questtrain bench {words[0]} models=nano")
     assert record["complete"]
     assert record["settings"]["device"] == "cpu"

@@ -7,8 +7,12 @@ import questtrain
 from questtrain.cli.main import main
 from questtrain.inference import generate_text, load_run
 from questtrain.inference.generate import generate_tokens, sample
+from questtrain.inference.load import _for_use
 from questtrain.inference.packed_llama import PackedLlama
-from questtrain.quant import QuantLinear
+from questtrain.kernels import cpu_library
+from questtrain.kernels.extension import constant_when_compiled
+from questtrain.model import Llama
+from questtrain.quant import PackedWeightLinear, QuantLinear
 from questtrain.store.checkpoint import checkpoint_folders, latest_checkpoint
 from tests.training_data import TINY
 
@@ -91,6 +95,21 @@ def test_the_packed_run_generates_the_same_tokens_at_the_same_loss(run):
         for each in (plain, packed)
     ]
     assert abs(losses[0] - losses[1]) < 1e-4
+
+
+def test_auto_packs_on_a_cpu_where_the_library_multiplies_every_layer_as_stored(run, monkeypatch):
+    """FP4 has no product of its codes: its layers stay float ones, whose weights are quantized."""
+    tokens = torch.arange(9).unsqueeze(0)
+    packed = questtrain.load(run, "cpu", packed=True)(tokens)
+    for serves, kind in ((False, Llama), (True, PackedLlama)):
+        monkeypatch.setattr(cpu_library, "serves", constant_when_compiled(lambda s=serves: s))
+        model = questtrain.load(run, "cpu", packed=None)
+        assert type(model) is kind
+        torch.testing.assert_close(model(tokens), packed, rtol=1e-4, atol=1e-5)
+    for bits, is_packed in (("fp4", False), ("w5a16", False), ("w4a16", True), ("bf16", False)):
+        trained = load_run(run, "cpu").config
+        model = _for_use(Llama(trained.model, bits, trained.quant), torch.device("cpu"), None)
+        assert any(isinstance(each, PackedWeightLinear) for each in model.modules()) == is_packed
 
 
 def test_packed_by_name(run, capsys):

@@ -26,7 +26,7 @@ def packed_weight_linear(
     x: Tensor, weight: Tensor, weight_scales: Tensor, levels: int, block: int
 ) -> Tensor:
     """``x [M, K]`` bf16, fp16 or fp32, packed ``weight``, ``weight_scales [N]`` of its integers →
-    ``[M, N]`` in x's dtype; K is a multiple of 128 and of the block (1: no rotation), N of 16."""
+    ``[M, N]`` in x's dtype; K is a multiple of 32 and of the block (1: no rotation), N of 8."""
     check_packed_weight(x, weight, weight_scales, levels, block)
     wide = hadamard_transform(x, hadamard_signs(block, x.device)) if block > 1 else x.float()
     indices = unpack_bits(weight, container_bits(levels))
@@ -42,6 +42,6 @@ def check_packed_weight(
     columns = x.shape[1] * check_packed_levels(op, "levels", levels) // 8
     check_matrix(op, "weight", weight, None, columns, (torch.uint8,), x)
     check_vector(op, "weight_scales", weight_scales, weight.shape[0], (torch.float32,), x)
-    check_multiple(op, "the width", x.shape[1], 128)
-    check_multiple(op, "the weight's rows", weight.shape[0], 16)
+    check_multiple(op, "the width", x.shape[1], 32)
+    check_multiple(op, "the weight's rows", weight.shape[0], 8)
     check_block(op, x.shape[1], block)
