@@ -131,7 +131,7 @@ class LearnedScalar(nn.Module):
         old = prefix + "_extra_state"  # the flag's name in checkpoints of version 0.1.0
         if old in state:
             state.setdefault(prefix + "initialised", state.pop(old))
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *rest)
         self._known_initialised = False
 
 
