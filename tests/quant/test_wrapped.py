@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -113,6 +113,25 @@ def test_learned_scales_start_in_their_shards(method: str, reshard: bool) -> Non
     assert losses(model) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(model(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP:UserWarning", "ignore:.*deprecated:FutureWarning")
+def test_what_would_lose_the_start_is_refused() -> None:
+    """Views and replicas in the place of parameters: a model that has started before works."""
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    model = model_of(method="lsq")
+    copied = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(UserError, match="call the model once on some data before"):
+        torch.func.functional_call(model, copied, (x,))
+    flat = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    with pytest.raises(UserError, match="use fully_shard"):
+        flat(x)
+    started = model_of(method="lsq")
+    expected = started(x)
+    flat = FullyShardedDataParallel(started, device_id=torch.device("cpu"))
+    torch.testing.assert_close(flat(x), expected)
+    with pytest.raises(UserError, match="before fully_shard"):
+        convert(FullyShardedDataParallel(nn.Linear(64, 64), device_id=torch.device("cpu")))
 
 
 @pytest.mark.parametrize("method", ["quest", "lsq"])

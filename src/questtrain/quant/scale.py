@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
 
 GAUSSIAN_ALPHA = {
@@ -113,12 +114,23 @@ class LearnedScalar(nn.Module):
             rms = mean(x.square()).sqrt()
             if not rms > 0:
                 return
+            self._check_kept()
             start = self.initial(x, rms)
             self.value.copy_(start)
             if self._shard is not None:
                 self._shard.to_local().fill_(start)  # type: ignore[attr-defined]
             self.initialised.fill_(1)
         self._known_initialised = True
+
+    def _check_kept(self) -> None:
+        """UserError where a wrapper has put a view or a replica in the parameter's place, which is
+        thrown away after the forward."""
+        if not isinstance(self.value, nn.Parameter):
+            raise UserError(
+                "the start value of a learned scale would be lost here (FullyShardedDataParallel,"
+                " DataParallel and functional_call do not keep what a forward writes): call the"
+                " model once on some data before wrapping it, or use fully_shard()."
+            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Remember the shard: during a forward, fully_shard has the gathered parameter here, and
