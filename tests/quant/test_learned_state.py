@@ -228,9 +228,13 @@ def gradients_of(layer: nn.Module, run: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.filterwarnings(COMPILE_WARNING)
 @pytest.mark.parametrize("method", LEARNED)
 def test_compiled_gradients_equal_eager_ones(method: str) -> None:
-    """Once started, forward and backward are one graph; learned numbers get the same gradients."""
-    layer, x = layer_of(method), gaussian(5, WIDTH)
-    eager = gradients_of(layer, layer, x)
+    """Once started, forward and backward are one graph; learned numbers get the same gradients.
+    Loaded as started, too."""
+    started, x = layer_of(method), gaussian(5, WIDTH)
+    started(x)
+    layer = layer_of(method)
+    layer.load_state_dict(started.state_dict())
+    eager = gradients_of(started, started, x)
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for ours, expected in zip(gradients_of(layer, compiled, x), eager, strict=True):

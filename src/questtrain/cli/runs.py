@@ -23,7 +23,7 @@ Row: TypeAlias = dict[str, Any]
 HELP = """usage: questtrain runs [RUNS…] [column=value …] [--sort COLUMN]
                       [--csv FILE] [--jsonl FILE] [--json]
 
-The table of runs. RUNS are run folders, folders of runs, folders of sweeps, or tables (.csv,
+The table of runs. RUNS are run folders, folders that hold runs at any depth, or tables (.csv,
 .jsonl)   [runs]. Unfinished and damaged runs are rows too, with the reason below the table.
 
   column=value    only rows that have it: model=30M, bits=w4a4,w2a2, status=completed, name=*lsq*;

@@ -96,10 +96,10 @@ def _obstacle(layer: nn.Module, shape: tuple[int, int] | None) -> str | None:
     """What is unusual about a layer of a known class."""
     if "forward" in vars(layer):
         return "its forward was replaced on the object (accelerate's hooks do): convert() first"
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
+    weight = getattr(layer, "weight", None)
     if type(weight) not in (Tensor, nn.Parameter):
         return f"its weight is a {type(weight).__name__}"
+    assert isinstance(weight, Tensor)
     if weight.dtype not in DTYPES:
         return f"its weight is of {weight.dtype}"
     if shape is not None and weight.shape != shape:

@@ -144,7 +144,8 @@ class LearnedScalar(nn.Module):
         if old in state:
             state.setdefault(prefix + "initialised", state.pop(old))
         super()._load_from_state_dict(state, prefix, *rest)
-        self._known_initialised = False
+        # at once: a graph that is compiled or captured next must not have to look
+        self._known_initialised = not self.initialised.is_meta and bool(self.initialised)
 
 
 class LearnedStep(LearnedScalar):
