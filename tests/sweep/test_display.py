@@ -13,7 +13,8 @@ import pytest
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep import read_sweep
 from questtrain.sweep.attempt import claim
-from questtrain.sweep.display import console, live_view, plan_view, status_view
+from questtrain.sweep.console import console
+from questtrain.sweep.display import live_view, plan_view, status_view
 from questtrain.sweep.estimate import choose_speed
 from questtrain.sweep.manifest import record_jobs
 from questtrain.sweep.state import read_states
@@ -76,7 +77,7 @@ def test_every_command_prints_by_the_literal_console():
     for file in FILES:
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"rich(\.console)? import .*\bprint\b|RichHandler|from_markup", text)
-        assert len(re.findall(r"\bConsole\(", text)) == (file.name == "display.py"), file
+        assert len(re.findall(r"\bConsole\(", text)) == (file.name == "console.py"), file
 
 
 def test_status_on_a_terminal_is_live_until_nothing_runs(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.config import tokens
 from questtrain.errors import UserError, unknown
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain data prepare [the settings of `questtrain train`]
        questtrain data inspect [the same settings] [--json] [--verify]

@@ -20,7 +20,7 @@ from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
 from questtrain.scaling.runs import read_runs
 from questtrain.store.files import output_for
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -18,7 +18,7 @@ from questtrain.config import (
     total_params,
     training_bytes,
 )
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain info [the settings of `questtrain train`] [--json]
 

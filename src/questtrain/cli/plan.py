@@ -20,7 +20,7 @@ from questtrain.scaling.plan import Budget, Choice, extrapolation, plan
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_of, label_text
 from questtrain.scaling.runs import read_runs
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain plan [LAW.json | RUNS…] [key=value …] [--json]
 

@@ -16,7 +16,7 @@ from questtrain.errors import unknown
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
 from questtrain.store.files import output_for, write_text
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 Row: TypeAlias = dict[str, Any]
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep.attempt import Outcome
+from questtrain.sweep.console import console, literal_console
 from questtrain.sweep.estimate import Speed
 from questtrain.sweep.job import Job
 from questtrain.sweep.state import STATUSES, Progress, State, Status, progress, read_states
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text
@@ -200,7 +201,7 @@ def watcher(jobs: Sequence[Job]) -> Iterator[Lines]:
     """`LiveTable` where standard error is a terminal, `Lines` elsewhere."""
     from rich.live import Live
 
-    errors = _literal_console(stderr=True)
+    errors = literal_console(stderr=True)
     if not errors.is_terminal:
         yield Lines(jobs)
         return
@@ -223,20 +224,6 @@ def follow(jobs: Sequence[Job]) -> None:
             live.update(live_view(states), refresh=True)
             time.sleep(SECONDS_BETWEEN_FRAMES)
             states = read_states(jobs)
-
-
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that no row is broken in a file. Text is
-    shown as it is."""
-    on_terminal = _literal_console()
-    return on_terminal if on_terminal.is_terminal else _literal_console(width=200)
-
-
-def _literal_console(stderr: bool = False, width: int | None = None) -> Console:
-    """Names, paths and reasons are the user's: neither ``[old]`` nor ``:cat:`` is markup."""
-    from rich.console import Console
-
-    return Console(stderr=stderr, width=width, markup=False, emoji=False)
 
 
 def _hours(hours: float) -> str:
