@@ -9,12 +9,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from questtrain.inference.load import load as load
     from questtrain.inference.pack import pack as pack
+    from questtrain.quant.conversion import convert as convert
     from questtrain.quant.linear import QuantLinear as QuantLinear
-    from questtrain.quant.linear import convert as convert
+    from questtrain.quant.scale import learned_parameters as learned_parameters
 
 _PUBLIC = {
     "QuantLinear": "questtrain.quant.linear",
-    "convert": "questtrain.quant.linear",
+    "convert": "questtrain.quant.conversion",
+    "learned_parameters": "questtrain.quant.scale",
     "load": "questtrain.inference.load",
     "pack": "questtrain.inference.pack",
 }

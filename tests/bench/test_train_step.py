@@ -177,7 +177,7 @@ def test_a_profile_adds_up():
 
 
 def test_a_profile_is_a_table(capsys):
-    from questtrain.sweep.display import console
+    from questtrain.sweep.console import console
 
     record = bench()
     times = summary([Kernel("nvjet_a", 0.0, 5000.0), Kernel("triton_b", 6000.0, 8000.0)])

@@ -166,3 +166,34 @@ def test_help_imports_neither_torch_nor_matplotlib():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert result.returncode == 0
+
+
+MARKUP = ("exp[old]", "[b]x", "a[/red]", ":cat:", "[link=file:///x]y")
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_and_labels_are_shown_as_they_are(name, tmp_path, capsys, monkeypatch):
+    """Brackets and colons in the user's text are no markup, whichever command prints them."""
+    monkeypatch.chdir(tmp_path)
+    columns = ("name", "non_embedding_params", "tokens", "precision", "val_loss")
+    with Path("t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for number, p in enumerate(grid(precisions=["16", "4"], noise=0.002)):
+            label = name if p.precision == "4" else p.precision
+            writer.writerow([f"{name}{number}", p.params, p.tokens, label, p.loss])
+    for words in (["runs", "t.csv"], ["fit", "t.csv", "bootstrap=0", "--json=law.json"]):
+        assert main(words) == 0
+        assert name in capsys.readouterr().out
+    file_name = name.replace("/", "_")
+    Path("law.json").rename(f"{file_name}.json")
+    assert main(["plan", f"{file_name}.json", "memory=1GB", "tokens=1B"]) == 0
+    assert file_name in capsys.readouterr().out
+    assert main(["info", "model=30k", f"name='{file_name}'"]) == 0
+    assert file_name in capsys.readouterr().out
+
+
+def test_plan_knows_precisions_in_other_spellings(capsys):
+    assert main(["plan", "memory=1GB", "tokens=1B", "precisions=w4a4,8.0,BF16", "--json"]) == 0
+    choices = json.loads(capsys.readouterr().out)["choices"]
+    assert sorted(choice["precision"] for choice in choices) == ["16", "4", "8"]

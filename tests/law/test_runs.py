@@ -1,6 +1,7 @@
 """The runs table: folders in every state, tables of one's own, labels, points."""
 
 import json
+import math
 from dataclasses import asdict
 
 import pytest
@@ -10,6 +11,7 @@ from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.errors import UserError
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import (
+    label_of,
     label_text,
     precision_label,
     sorted_labels,
@@ -114,6 +116,72 @@ def test_numbers_of_a_record(tmp_path):
     assert run.number("dataset") is None
     assert run.number("lr_scale") is None
     assert run.text("dataset") == "c4"
+
+
+@pytest.mark.parametrize(
+    ("spelled", "label"),
+    [
+        *((text, "16") for text in ("16", 16, 16.0, "16.0", "1.6e1", "bf16", "BF16", "w16a16")),
+        *((text, "4") for text in (4, 4.0, " 4.00", "w4a4", "W4A4", "w4.0a4.0", "4.0-quest")),
+        *((text, "1.58") for text in (1.58, "1.580", "w1.58a1.58")),
+        *((text, "fp4") for text in ("fp4", "FP4", "wfp4afp4")),
+        *((text, "4-lsq") for text in ("4-lsq", "4.0-LSQ", "W4A4-lsq")),
+        ("W4A16", "w4a16"),
+        ("W4S24A4", "w4s24a4"),
+        ("w2a2-quest-noht", "2-quest-noht"),
+        ("Mine", "Mine"),
+        ("v2.50", "v2.50"),
+        ("4-MyMethod", "4-MyMethod"),
+        ("4-", "4-"),
+        (2.50, "2.5"),
+        ("1e999", "1e999"),
+    ],
+)
+def test_labels_in_other_spellings(spelled, label):
+    """Numbers as pandas writes them and formats as people do; one's own labels stay."""
+    assert label_of(spelled) == label
+    assert label_of(label) == label
+
+
+def test_a_table_s_precisions_are_labels(tmp_path):
+    """In CSV and JSON lines; an empty cell or pandas' NaN is none, and `bits` stands in."""
+    row = {"non_embedding_params": 3e7, "tokens": 3e9, "val_loss": 3.2}
+    given = [{"precision": 16.0}, {"precision": "W4A4"}, {"precision": math.nan, "bits": "W2A2"}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | more) + "\n" for more in given))
+    assert [run.precision for run in read_runs([str(tmp_path / "t.jsonl")])] == ["16", "4", "2"]
+    (tmp_path / "t.csv").write_text(
+        "non_embedding_params,tokens,precision,bits,val_loss\n"
+        "3e7,3e9,16.0,,3.2\n3e7,3e9,1.58,,3.4\n3e7,3e9,,bf16,3.2\n"
+    )
+    assert [run.precision for run in read_runs([str(tmp_path / "t.csv")])] == ["16", "1.58", "16"]
+
+
+def test_bits_of_a_table_that_cannot_be_are_named_with_their_line(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("non_embedding_params,tokens,bits,val_loss\n3e7,3e9,w4a4,3\n3e7,3e9,w9a9,3\n")
+    with pytest.raises(UserError, match=r"t\.csv, line 3: unknown bits 'w9a9'"):
+        read_runs([str(path)])
+
+
+def test_runs_at_any_depth(tmp_path):
+    """In a run's own folder, in folders of folders, behind a link, and each once; what a run keeps
+    is not walked, and links in a circle end."""
+    places = ["exp", "exp/seed1", "exp/seed1/again", "group/day/x", "checkpoints/y", ".hidden"]
+    for place in places:
+        make(tmp_path / "runs" / place, RECORD | {"name": place})
+    for inside in ("checkpoints/step_00000001", "figures", "wandb/run-1"):
+        make(tmp_path / "runs" / "exp" / inside, RECORD | {"name": "none of these"})
+    make(tmp_path / "runs" / "group" / ".git" / "objects", RECORD)
+    make(tmp_path / "elsewhere" / "linked", RECORD | {"name": "linked"})
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "group" / "circle").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "unreadable").mkdir(mode=0)
+    names = [run.name for run in read_runs([str(tmp_path / "runs")], nested=True)]
+    assert sorted(names) == sorted([*places, "linked"])
+    assert names.index("exp") + 1 == names.index("exp/seed1")
+    below = [run.name for run in read_runs([str(tmp_path / "runs" / "exp")], nested=True)]
+    assert below == places[:3]
+    assert [run.name for run in read_runs([str(tmp_path / "runs" / "exp")])] == ["exp"]
 
 
 def test_only_nested_reads_go_into_sweeps(tmp_path):

@@ -14,8 +14,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from questtrain.quant import QuantLinear, convert, learned_scalars
+from questtrain.quant import QuantLinear, convert, learned_parameters, learned_scalars
 from questtrain.store.checkpoint import open_checkpoint, save_checkpoint
 from tests.quant.combinations import LEARNED, Combination
 from tests.quant.operands import gaussian
@@ -89,6 +92,65 @@ def test_state_is_the_weight_and_what_was_learned(method: str, tmp_path: Path) -
     assert all(torch.equal(loaded[key], state[key]) for key in state)
     incomplete = layer.load_state_dict({"weight": state["weight"]}, strict=False)
     assert set(incomplete.missing_keys) == learned
+
+
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("started", [True, False])
+def test_a_checkpoint_of_version_0_1_loads(method: str, started: bool) -> None:
+    """There the flag was extra state, a bool."""
+    layer, x = layer_of(method), gaussian(5, WIDTH)
+    if started:
+        layer(x)
+    old = {
+        key.replace("initialised", "_extra_state"): value.bool() if "init" in key else value
+        for key, value in layer.state_dict().items()
+    }
+    loaded = layer_of(method, seed=1)
+    loaded(100 * x)
+    loaded.load_state_dict(old)
+    assert all(bool(scalar.initialised) == started for scalar in learned_scalars(loaded))
+    assert torch.equal(loaded(x), layer(x))
+    assert set(old) == {key.replace("initialised", "_extra_state") for key in layer.state_dict()}
+
+
+@pytest.mark.parametrize("kind", ["swa", "swa with buffers", "ema", "ema with buffers"])
+@pytest.mark.parametrize("early", [True, False])
+def test_an_average_starts_where_the_model_did(kind: str, early: bool) -> None:
+    """Made before the first forward or after it, an averaged model keeps what was learned when it
+    sees other data."""
+    layer, x = layer_of("lsq-plus"), gaussian(5, WIDTH)
+    average = get_ema_multi_avg_fn(0.9) if "ema" in kind else None
+    if not early:
+        layer(x)
+    averaged = AveragedModel(layer, multi_avg_fn=average, use_buffers="buffers" in kind)
+    layer(x)
+    for _ in range(3):
+        averaged.update_parameters(layer)
+    averaged(100 * x)
+    assert torch.allclose(averaged(x), layer(x), rtol=1e-6)
+
+
+def test_a_model_made_without_memory_starts_anew() -> None:
+    """On the meta device, then `to_empty` and `reset_parameters`, as FSDP's users do."""
+    with torch.device("meta"):
+        layer = layer_of("lsq")
+    layer.to_empty(device="cpu")
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert all(not scalar.initialised for scalar in learned_scalars(layer))
+    layer(gaussian(5, WIDTH))
+    assert all(scalar.initialised and scalar.value > 0 for scalar in learned_scalars(layer))
+
+
+def test_an_optimizer_made_before_is_given_what_is_learned() -> None:
+    """`learned_parameters`, as a group of its own."""
+    model = nn.Sequential(nn.Linear(WIDTH, OUTPUTS))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    convert(model, "w4a4", "lsq")
+    optimizer.add_param_group({"params": learned_parameters(model), "lr": 0.01})
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == set(model.parameters())
 
 
 @pytest.mark.parametrize("method", LEARNED)
@@ -166,9 +228,13 @@ def gradients_of(layer: nn.Module, run: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.filterwarnings(COMPILE_WARNING)
 @pytest.mark.parametrize("method", LEARNED)
 def test_compiled_gradients_equal_eager_ones(method: str) -> None:
-    """Once started, forward and backward are one graph; learned numbers get the same gradients."""
-    layer, x = layer_of(method), gaussian(5, WIDTH)
-    eager = gradients_of(layer, layer, x)
+    """Once started, forward and backward are one graph; learned numbers get the same gradients.
+    Loaded as started, too."""
+    started, x = layer_of(method), gaussian(5, WIDTH)
+    started(x)
+    layer = layer_of(method)
+    layer.load_state_dict(started.state_dict())
+    eager = gradients_of(started, started, x)
     torch.compiler.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for ours, expected in zip(gradients_of(layer, compiled, x), eager, strict=True):
@@ -210,14 +276,28 @@ def _start_on_a_rank(rank: int, folder: str) -> None:
             layer(_rows_of(rank, counts[rank]))
             for index, value in enumerate(values_of(layer)):
                 learned[f"{case}/{method}/{index}"] = value
+    _start_in_shards(rank)
     save_file(learned, f"{folder}/{rank}.safetensors")
     dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 
+def _start_in_shards(rank: int) -> None:
+    """A number of one value has its shard on one rank, and an empty one on the other; the start
+    value is in the next forward on both."""
+    x = _rows_of(rank, 4)
+    for method in LEARNED:
+        plain, sharded = layer_of(method), layer_of(method)
+        fully_shard(sharded, mesh=init_device_mesh("cpu", (RANKS,)))
+        with torch.no_grad():
+            expected = plain(x)
+            for _ in range(3):
+                torch.testing.assert_close(sharded(x), expected)
+
+
 def test_ranks_start_from_the_same_number(tmp_path: Path) -> None:
     """Two ranks with different rows, or none, start bit for bit alike: at the number of all rows
-    together, weighted by how many there are."""
+    together, weighted by how many there are. Sharded, they keep it."""
     torch.multiprocessing.spawn(_start_on_a_rank, (str(tmp_path),), nprocs=RANKS)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(RANKS))
     assert first.keys() == second.keys()

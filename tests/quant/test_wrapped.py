@@ -13,11 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from questtrain.quant import convert
+from questtrain.errors import UserError
+from questtrain.quant import QuantLinear, convert
 
 STEPS = 4
 
@@ -30,10 +31,10 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def model_of(bits: str = "w4a4") -> nn.Module:
+def model_of(bits: str = "w4a4", method: str = "quest") -> nn.Module:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 32, bias=False))
-    return convert(layers, bits)
+    return convert(layers, bits, method)
 
 
 def losses(model: nn.Module, forward: Callable[[Tensor], Tensor] | None = None) -> list[float]:
@@ -93,3 +94,60 @@ def test_checkpointing() -> None:
         return y
 
     assert losses(model, forward) == losses(model_of())
+
+
+LEARNED = ["lsq", "lsq-plus", "pact"]
+
+
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("reshard", [True, False])
+def test_learned_scales_start_in_their_shards(method: str, reshard: bool) -> None:
+    """The start value, written during a forward when FSDP has gathered the parameter, is there in
+    the next one, and trained as in one process."""
+    expected = losses(model_of(method=method))
+    model, x = model_of(method=method), torch.randn(8, 64, generator=torch.Generator())
+    mesh = init_device_mesh("cpu", (1,))
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
+    fully_shard(model, mesh=mesh)
+    assert losses(model) == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:FSDP:UserWarning", "ignore:.*deprecated:FutureWarning")
+def test_what_would_lose_the_start_is_refused() -> None:
+    """Views and replicas in the place of parameters: a model that has started before works."""
+    x = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    model = model_of(method="lsq")
+    copied = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(UserError, match="call the model once on some data before"):
+        torch.func.functional_call(model, copied, (x,))
+    flat = FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    with pytest.raises(UserError, match="use fully_shard"):
+        flat(x)
+    started = model_of(method="lsq")
+    expected = started(x)
+    flat = FullyShardedDataParallel(started, device_id=torch.device("cpu"))
+    torch.testing.assert_close(flat(x), expected)
+    with pytest.raises(UserError, match="before fully_shard"):
+        convert(FullyShardedDataParallel(nn.Linear(64, 64), device_id=torch.device("cpu")))
+
+
+@pytest.mark.parametrize("method", ["quest", "lsq"])
+def test_a_sharded_model_is_not_converted(method: str) -> None:
+    """FSDP keeps the old layers' parameters: it has to come after."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(UserError, match="before fully_shard"):
+        convert(model, method=method)
+    assert type(model[0]) is nn.Linear
+
+
+def test_under_ddp_only_what_has_no_new_parameters() -> None:
+    """Its gradients are those of the parameters it was given; QuEST adds none."""
+    model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 64)))
+    with pytest.raises(UserError, match="DistributedDataParallel would not know"):
+        convert(model, method="lsq")
+    convert(model)
+    assert type(model.module[0]) is QuantLinear

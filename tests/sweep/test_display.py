@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -12,10 +13,13 @@ import pytest
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep import read_sweep
 from questtrain.sweep.attempt import claim
-from questtrain.sweep.display import console, live_view, status_view
+from questtrain.sweep.console import console
+from questtrain.sweep.display import live_view, plan_view, status_view
+from questtrain.sweep.estimate import choose_speed
 from questtrain.sweep.manifest import record_jobs
 from questtrain.sweep.state import read_states
 from tests.sweep.test_state import job_in, outcome, trained, write
+from tests.test_architecture import FILES
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,29 @@ def test_the_live_view_has_what_runs_and_the_table_has_everything(tmp_path, caps
     assert "odd [bold]value[/bold]" in table
     for text in (live, table):
         assert text.splitlines()[-1] == "0 done, 1 running, 1 failed, 1 waiting; 0% of the FLOPs"
+
+
+NAMES = ("exp[old]", "[b]x", "a[/red]", "[link=file:///x]y", r"back\[slash", ":cat:-:x:", "[]")
+
+
+def test_names_and_reasons_are_shown_as_they_are(tmp_path, capsys):
+    """In every view of a sweep, brackets and colons are no markup."""
+    jobs = [job_in(tmp_path, name) for name in NAMES]
+    for job in jobs:
+        write(job.attempt_file, outcome(1, f"reason {job.name}"))
+    states = read_states(jobs)
+    for view in (status_view(states), plan_view(states, choose_speed(jobs, 0.4, "H100"))):
+        console().print(view)
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in NAMES)
+
+
+def test_every_command_prints_by_the_literal_console():
+    """A Console of rich's own would read markup in the names it prints."""
+    for file in FILES:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"rich(\.console)? import .*\bprint\b|RichHandler|from_markup", text)
+        assert len(re.findall(r"\bConsole\(", text)) == (file.name == "console.py"), file
 
 
 def test_status_on_a_terminal_is_live_until_nothing_runs(tmp_path):

@@ -135,7 +135,7 @@ def test_learned_scales_resume_bit_for_bit(method: str, corpus, tmp_path) -> Non
         assert all(value.equal(broken[part][name]) for name, value in tensors.items())
     values = [name for name in whole["model"] if name.endswith(".value")]
     assert len(values) == 7 * (3 if method == "lsq-plus" else 2)
-    states = [value for name, value in whole["model"].items() if name.endswith("_extra_state")]
+    states = [value for name, value in whole["model"].items() if name.endswith(".initialised")]
     assert len(states) == len(values)
     assert all(bool(state) for state in states)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.run_name import run_name
@@ -54,10 +54,15 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
 def train_config(arguments: Arguments) -> TrainConfig:
     """The typed, validated, named config that the words describe."""
     mapping = compose_mapping("train", TrainConfig, arguments.overrides, arguments.config_dir)
+    return checked_config(mapping, arguments.overrides)
+
+
+def checked_config(mapping: Mapping[str, Any], words: Sequence[str]) -> TrainConfig:
+    """The typed, validated, named config of a composed mapping."""
     config = config_from_mapping(TrainConfig, mapping)
     validate(config)
     if config.name is None:
-        config.name = run_name(config, arguments.overrides)
+        config.name = run_name(config, words)
     return config
 
 

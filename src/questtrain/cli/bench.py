@@ -37,7 +37,7 @@ from questtrain.cli.hydra_config import GROUPS, compose_mapping, group_choices
 from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits, validate
 from questtrain.config.loading import config_from_mapping, setting_names
 from questtrain.errors import UserError, unknown
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from typing import Any
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.config import tokens
 from questtrain.errors import UserError, unknown
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain data prepare [the settings of `questtrain train`]
        questtrain data inspect [the same settings] [--json] [--verify]
@@ -58,10 +59,8 @@ def main(words: Sequence[str]) -> int:
 
 
 def _print_table(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     table = Table(box=None, pad_edge=False)
     for heading in (facts["name"], "tokens", "documents", "shards", "MiB", "bytes a token"):
         table.add_column(heading, justify="left" if heading == facts["name"] else "right")
@@ -76,7 +75,7 @@ def _print_table(facts: dict[str, Any]) -> None:
             f"{part['bytes'] / 2**20:,.1f}",
             "?" if ratio is None else f"{ratio:.2f}",
         )
-    console.print(table)
+    console().print(table)
     print(f"\ntokenizer        {facts['tokenizer']}, vocabulary {facts['vocab_size']:,}")
     print(f"unigram entropy  {facts['unigram_entropy']:.3f} nats a token")
     print(f"complete         {'yes' if facts['complete'] else 'no: more can be prepared'}")

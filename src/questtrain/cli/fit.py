@@ -20,7 +20,7 @@ from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
 from questtrain.scaling.runs import read_runs
 from questtrain.store.files import output_for
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,7 +118,7 @@ def _print_law(law: Law) -> None:
         numbers.add_row(name, *_cells(getattr(law, key)))
     for label, estimate in law.alpha_of.items():
         numbers.add_row(f"α({label_text(label)})", *_cells(estimate))
-    out.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]", markup=False)
+    out.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]")
     out.print(numbers)
     if law.eff:
         out.print(_eff_table(law, interval))

@@ -52,7 +52,7 @@ def compose_mapping(
     from omegaconf import OmegaConf
 
     names = setting_names(kind)
-    arguments = [_hydra_override(override, names) for override in overrides]
+    arguments = [hydra_override(override, names) for override in overrides]
     if config_dir is not None:
         if not Path(config_dir).is_dir():
             raise UserError(f"--config-dir {config_dir} is not a folder.")
@@ -71,7 +71,7 @@ def to_yaml(mapping: dict[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(mapping))
 
 
-def _hydra_override(override: str, names: Sequence[str]) -> str:
+def hydra_override(override: str, names: Sequence[str]) -> str:
     """Check one word's form and key, and write it as Hydra wants it.
 
     A setting that a group's YAML file leaves out is still a setting: ``++`` adds it there.

@@ -18,6 +18,7 @@ from questtrain.config import (
     total_params,
     training_bytes,
 )
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain info [the settings of `questtrain train`] [--json]
 
@@ -71,13 +72,12 @@ def main(words: Sequence[str]) -> int:
     if arguments.json:
         print(json.dumps(facts, indent=2))
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for label, text in _rows(facts):
         table.add_row(label, text)
-    Console().print(table)
+    console().print(table)
     return 0
 
 

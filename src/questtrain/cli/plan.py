@@ -18,9 +18,9 @@ from questtrain.scaling.numbers import count_text
 from questtrain.scaling.paper import PAPER_LAW
 from questtrain.scaling.plan import Budget, Choice, extrapolation, plan
 from questtrain.scaling.points import law_points
-from questtrain.scaling.precision import label_text
+from questtrain.scaling.precision import label_of, label_text
 from questtrain.scaling.runs import read_runs
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 HELP = """usage: questtrain plan [LAW.json | RUNS…] [key=value …] [--json]
 
@@ -72,7 +72,7 @@ def main(words: Sequence[str]) -> int:
         flops=_quantity("flops", config.flops, COUNTS),
     )
     source, law = _law(paths)
-    choices = plan(law, budget, config.precisions)
+    choices = plan(law, budget, [label_of(precision) for precision in config.precisions])
     if arguments.json:
         print(json.dumps({"law": source, "choices": [asdict(c) for c in choices]}, indent=2))
     else:
@@ -121,7 +121,7 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
             f"{choice.loss:.4f}",
             *_interval(choice),
         )
-    out.print(f"law: {source}", markup=False)
+    out.print(f"law: {source}")
     out.print(table)
     best = choices[0]
     print(

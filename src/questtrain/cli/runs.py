@@ -16,14 +16,14 @@ from questtrain.errors import unknown
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
 from questtrain.store.files import output_for, write_text
-from questtrain.sweep.display import console
+from questtrain.sweep.console import console
 
 Row: TypeAlias = dict[str, Any]
 
 HELP = """usage: questtrain runs [RUNS…] [column=value …] [--sort COLUMN]
                       [--csv FILE] [--jsonl FILE] [--json]
 
-The table of runs. RUNS are run folders, folders of runs, folders of sweeps, or tables (.csv,
+The table of runs. RUNS are run folders, folders that hold runs at any depth, or tables (.csv,
 .jsonl)   [runs]. Unfinished and damaged runs are rows too, with the reason below the table.
 
   column=value    only rows that have it: model=30M, bits=w4a4,w2a2, status=completed, name=*lsq*;

@@ -17,8 +17,8 @@ from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError, unknown
 from questtrain.sweep import read_sweep, sweep_names
 from questtrain.sweep.attempt import claim, forget_failure
+from questtrain.sweep.console import console
 from questtrain.sweep.display import (
-    console,
     follow,
     plan_json,
     plan_view,

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from questtrain.cli.arguments import Arguments, train_config
+from questtrain.cli.arguments import checked_config
+from questtrain.cli.grid_configs import GridConfigs
 from questtrain.cli.hydra_config import FREE_TEXT
 from questtrain.cli.info import describe
 from questtrain.cli.run_name import run_name
@@ -35,30 +36,32 @@ def make_jobs(
     given = parse_overrides(settings, FREE_TEXT)
     changed = with_overrides(sweep, given)
     in_every_run = {key: v for key, v in sweep.settings.items() if key not in given}
+    configs = GridConfigs(config_dir)
     jobs, seen = [], dict[str, tuple[str, list[str]]]()
     for point in points(changed):
         words = overrides(point)
-        config = _point_config(words, config_dir)
+        config = _point_config(words, configs)
         telling = dict(point.items() - in_every_run.items())
-        config.name, config.runs_dir = run_name(config, overrides(telling)), str(folder)
-        _check_length(config.name)
+        name = run_name(config, overrides(telling))
+        config.name, config.runs_dir = name, str(folder)
+        _check_length(name)
         identity = _identity(config)
-        for known, (name, others) in seen.items():
-            if identity == known or config.name == name:
-                what = "are the same run" if identity == known else "would share one folder"
+        for known, what in ((identity, "are the same run"), (name, "would share one folder")):
+            if known in seen:
+                other, others = seen[known]
                 raise UserError(
-                    f"two points of {sweep.name} {what}: {' '.join(others)} ({name}) and"
-                    f" {' '.join(words)} ({config.name})."
+                    f"two points of {sweep.name} {what}: {' '.join(others)} ({other}) and"
+                    f" {' '.join(words)} ({name})."
                 )
-        seen[identity] = config.name, words
+            seen[known] = name, words
         _check_folder(config)
         jobs.append(_job(config, words, folder, config_dir))
     return longest_first(jobs)
 
 
-def _point_config(words: list[str], config_dir: str | None) -> TrainConfig:
+def _point_config(words: list[str], configs: GridConfigs) -> TrainConfig:
     try:
-        return train_config(Arguments(overrides=words, config_dir=config_dir))
+        return checked_config(configs.mapping(words), words)
     except UserError as error:
         raise UserError(f"{' '.join(words)}: {error}") from error
 

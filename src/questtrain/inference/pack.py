@@ -10,7 +10,13 @@ from torch import nn
 from questtrain.errors import UserError, unknown
 from questtrain.inference.packed_llama import PackedLlama, can_fuse
 from questtrain.model import Llama
-from questtrain.quant import PackedLinear, PackedWeightLinear, QuantLinear, pack_linear
+from questtrain.quant import (
+    PackedLinear,
+    PackedWeightLinear,
+    QuantConv1D,
+    QuantLinear,
+    pack_linear,
+)
 from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
 
 PREFILL = ("unpack", "int8")
@@ -21,7 +27,7 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     """A copy of ``model``, for use and not for training, whose quantized weights are packed.
 
     A `Llama` becomes a `PackedLlama`, which fuses its operations, where all its layers are integer
-    products; in every other case each `QuantLinear` is replaced. What is not packed (embedding,
+    products; in every other case each quantized layer is replaced. What is not packed (embedding,
     norms, head) is cast to ``dtype``, by default left as it is. ``prefill="int8"`` keeps INT8
     values beside the packed codes, so that products of many rows need not unpack them: one byte a
     weight. Raises UserError where there is nothing to pack.
@@ -32,7 +38,7 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     by_name = {
         name: linears[module]
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, QuantLinear) and module in linears
+        if module in linears
     }
     integer = {name: each for name, each in by_name.items() if isinstance(each, PackedLinear)}
     packed: nn.Module
@@ -50,12 +56,15 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     return packed.eval().requires_grad_(False)
 
 
-def _packed_linears(model: nn.Module) -> dict[QuantLinear, PackedLinear | PackedWeightLinear]:
+def _packed_linears(model: nn.Module) -> dict[nn.Module, PackedLinear | PackedWeightLinear]:
     """The packed form of each quantized layer; layers of 16-bit weights stay what they are."""
-    packed = {
-        module: pack_linear(module, name or type(module).__name__)
+    packed: dict[nn.Module, PackedLinear | PackedWeightLinear] = {
+        module: pack_linear(
+            module.as_linear() if isinstance(module, QuantConv1D) else module,
+            name or type(module).__name__,
+        )
         for name, module in model.named_modules()
-        if isinstance(module, QuantLinear) and module.bits.weight.quantized
+        if isinstance(module, QuantLinear | QuantConv1D) and module.bits.weight.quantized
     }
     if not packed:
         raise UserError(
@@ -74,11 +83,11 @@ def multiplies_as_stored(model: nn.Module) -> bool:
 
 def block_weight_bytes(model: nn.Module) -> int:
     """Bytes of the linear layers that are packed or can be, biases left out: codes and scales, or
-    a `QuantLinear`'s weight in its dtype."""
+    a quantized layer's weight in its dtype."""
     total = 0
     for module in model.modules():
         if isinstance(module, IntegerWeight | CodedWeight):
             total += module.bytes()
-        elif isinstance(module, QuantLinear):
+        elif isinstance(module, QuantLinear | QuantConv1D):
             total += module.weight.numel() * module.weight.element_size()
     return total

@@ -1,4 +1,4 @@
-"""`QuantLinear`, a drop-in `nn.Linear` whose two operands are quantized, and `convert`.
+"""`QuantLinear`, a drop-in `nn.Linear` whose two operands are quantized.
 
 ``y = Q(x_h)·Q(w_h)ᵀ``: both operands stay in Hadamard space, where the product equals the one in
 the original space. The backward's products use the quantized operands, because they are what
@@ -7,8 +7,6 @@ autograd keeps of the forward product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,14 +14,13 @@ from torch import Tensor, nn
 from questtrain.config import (
     Bits,
     QuantConfig,
-    is_skipped,
     pair_rotations,
     parse_bits,
     validate_quant,
 )
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.method import method_config
-from questtrain.quant.quantizer import Unquantized
+from questtrain.quant.quantizer import Quantizer, Unquantized
 
 
 class QuantLinear(nn.Linear):
@@ -40,21 +37,10 @@ class QuantLinear(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, device=device, dtype=dtype)
-        parsed = parse_bits(bits) if isinstance(bits, str) else bits
-        quant = method_config(method)
-        if parsed.quantized:
-            validate_quant(quant, parsed)
-        weight_rotation, activation_rotation = pair_rotations(parsed, quant)
-        self.bits = parsed
-        self.weight_quantizer = build_quantizer(parsed.weight, quant, weight_rotation, in_features)
-        self.activation_quantizer = build_quantizer(
-            parsed.activation, quant, activation_rotation, in_features, is_activation=True
+        self.bits = parse_bits(bits) if isinstance(bits, str) else bits
+        self.weight_quantizer, self.activation_quantizer = operand_quantizers(
+            self.bits, method_config(method), in_features, self.weight
         )
-        # Learned scales stay in fp32 at least: bf16 could not follow their small updates.
-        for quantizer in (self.weight_quantizer, self.activation_quantizer):
-            quantizer.to(dtype=torch.promote_types(self.weight.dtype, torch.float32))
-            if not self.weight.is_meta:
-                quantizer.to(device=self.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.activation_quantizer(x), self.weight_quantizer(self.weight), self.bias)
@@ -70,38 +56,21 @@ class QuantLinear(nn.Linear):
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
-def convert(
-    module: nn.Module,
-    bits: str = "w4a4",
-    method: str | QuantConfig = "quest",
-    skip: Sequence[str] = ("lm_head",),
-) -> nn.Module:
-    """Turn every `nn.Linear` inside ``module`` into a `QuantLinear`, in place; returns it.
-
-    Weights and biases are kept (the same Parameters, so an optimizer made before still holds
-    them), and a layer used in two places stays one layer. ``skip`` are shell-style patterns
-    of dotted module names that stay as they are.
-    """
-    if isinstance(module, nn.Linear) and not isinstance(module, QuantLinear):
-        return _converted(module, bits, method)
-    converted: dict[nn.Module, QuantLinear] = {}
-    for name, child in list(module.named_modules(remove_duplicate=False)):
-        if isinstance(child, nn.TransformerEncoderLayer):
-            # Its fused inference path would read the weights without calling the layers.
-            child.activation_relu_or_gelu = 0
-        if type(child) is not nn.Linear or is_skipped(name, skip):
-            continue
-        if child not in converted:
-            converted[child] = _converted(child, bits, method)
-        parent_name, _, attribute = name.rpartition(".")
-        setattr(module.get_submodule(parent_name), attribute, converted[child])
-    return module
-
-
-def _converted(linear: nn.Linear, bits: str, method: str | QuantConfig) -> QuantLinear:
-    replacement = QuantLinear(
-        linear.in_features, linear.out_features, False, bits, method, "meta", linear.weight.dtype
+def operand_quantizers(
+    bits: Bits, quant: QuantConfig, width: int, weight: Tensor
+) -> tuple[Quantizer | Unquantized, Quantizer | Unquantized]:
+    """The quantizers of the weight and of the activations of a layer with ``width`` inputs, where
+    ``weight`` is. UserError for a format, a method or a width that do not go together."""
+    if bits.quantized:
+        validate_quant(quant, bits)
+    weight_rotation, activation_rotation = pair_rotations(bits, quant)
+    pair = (
+        build_quantizer(bits.weight, quant, weight_rotation, width),
+        build_quantizer(bits.activation, quant, activation_rotation, width, is_activation=True),
     )
-    replacement.weight = linear.weight
-    replacement.bias = linear.bias
-    return replacement.to(linear.weight.device).train(linear.training)
+    # Learned scales stay in fp32 at least: bf16 could not follow their small updates.
+    for quantizer in pair:
+        quantizer.to(dtype=torch.promote_types(weight.dtype, torch.float32))
+        if not weight.is_meta:
+            quantizer.to(device=weight.device)
+    return pair

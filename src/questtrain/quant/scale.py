@@ -12,11 +12,13 @@ grids with zero (odd numbers of levels from 7) are the minima.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
 from questtrain.kernels.reference_quantize import row_rms
 
@@ -66,15 +68,22 @@ class LearnedScalar(nn.Module):
     """One trained number a tensor (``[1]``), which the first operand that is not all zero
     initialises; until then it is zero.
 
-    Whether it is initialised is part of the ``state_dict``. Under torch.distributed the statistics
-    of all ranks are averaged, so that every rank starts from the same number.
+    Whether it is initialised is a buffer, so that checkpoints, copies and averages of a model carry
+    it. Under torch.distributed the statistics of all ranks are averaged, so that every rank starts
+    from the same number; a parameter that ``fully_shard`` has sharded gets it in its shard.
     """
+
+    initialised: Tensor
+    """A scalar, 1 once the number has started, else 0. A float, because averages of models (SWA,
+    EMA) subtract and scale buffers."""
 
     def __init__(self, gradient_levels: int | None) -> None:
         super().__init__()
+        self._shard: Tensor | None = None
         self.value = nn.Parameter(torch.zeros(1))
+        self.register_buffer("initialised", torch.zeros(()))
         self.gradient_levels = gradient_levels
-        self.initialised = False
+        self._known_initialised = False  # spares a look at the buffer: a wait for the GPU
 
     def initial(self, x: Tensor, rms: Tensor) -> Tensor:
         """What to start from, a scalar tensor, given the operand's root mean square."""
@@ -83,7 +92,7 @@ class LearnedScalar(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The number in x's dtype; its gradient is scaled as in LSQ if ``gradient_levels`` is
         given: by 1/√(numel·levels)."""
-        if not self.initialised:
+        if not self._known_initialised:
             self._initialise(x)
         value = self.value.to(x.dtype)
         if self.gradient_levels is None:
@@ -91,19 +100,52 @@ class LearnedScalar(nn.Module):
         gradient_scale = 1 / math.sqrt(max(1, x.numel()) * self.gradient_levels)
         return value.detach() + gradient_scale * (value - value.detach())
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Not initialised; what follows ``to_empty`` where a model is made on the meta device."""
+        self.value.zero_()
+        self.initialised.zero_()
+        self._known_initialised = False
+
     @never_compiled
     @torch.no_grad()
     def _initialise(self, x: Tensor) -> None:
-        rms = mean(x.square()).sqrt()
-        if rms > 0:
-            self.value.copy_(self.initial(x, rms))
-            self.initialised = True
+        if not self.initialised:
+            rms = mean(x.square()).sqrt()
+            if not rms > 0:
+                return
+            self._check_kept()
+            start = self.initial(x, rms)
+            self.value.copy_(start)
+            if self._shard is not None:
+                self._shard.to_local().fill_(start)  # type: ignore[attr-defined]
+            self.initialised.fill_(1)
+        self._known_initialised = True
 
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.initialised)
+    def _check_kept(self) -> None:
+        """UserError where a wrapper has put a view or a replica in the parameter's place, which is
+        thrown away after the forward."""
+        if not isinstance(self.value, nn.Parameter):
+            raise UserError(
+                "the start value of a learned scale would be lost here (FullyShardedDataParallel,"
+                " DataParallel and functional_call do not keep what a forward writes): call the"
+                " model once on some data before wrapping it, or use fully_shard()."
+            )
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.initialised = bool(state)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Remember the shard: during a forward, fully_shard has the gathered parameter here, and
+        what is written to that is lost."""
+        if name == "value" and hasattr(value, "to_local"):
+            self._shard = value
+        super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        old = prefix + "_extra_state"  # the flag's name in checkpoints of version 0.1.0
+        if old in state:
+            state.setdefault(prefix + "initialised", state.pop(old))
+        super()._load_from_state_dict(state, prefix, *rest)
+        # at once: a graph that is compiled or captured next must not have to look
+        self._known_initialised = not self.initialised.is_meta and bool(self.initialised)
 
 
 class LearnedStep(LearnedScalar):
@@ -161,6 +203,12 @@ def mean(x: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(total)
     return total[0] / total[1].clamp_min(1)
+
+
+def learned_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The trained steps, clipping values and offsets of a model, each ``[1]``: what an optimizer
+    that was made before `convert` has to be given (``optimizer.add_param_group``)."""
+    return [scalar.value for scalar in learned_scalars(model)]
 
 
 def learned_scalars(model: nn.Module) -> list[LearnedScalar]:

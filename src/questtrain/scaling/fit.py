@@ -18,12 +18,17 @@ from questtrain.scaling.regression import (
     BETA,
     LN_A,
     LN_B,
+    NEAR,
     SHARED,
+    TOLERANCE,
     Array,
     E,
     Regression,
+    blocks,
+    huber,
     regression,
     solve,
+    without_each,
 )
 
 LEVERAGE_LIMIT = 0.99
@@ -62,7 +67,7 @@ def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
     x = _best(problem, options.huber_delta)
     samples = _bootstrap(problem, x, options) if options.bootstrap else None
     residual = problem.log_loss - problem.predict(x[None])[0]
-    left_out = _leave_one_out(problem, x, options.huber_delta)
+    left_out = leave_one_out(problem, x, options.huber_delta)
     judged = left_out[np.isfinite(left_out)]
     return Law(
         form=options.form,
@@ -127,16 +132,27 @@ def _bootstrap(problem: Regression, x: Array, options: FitOptions) -> Array:
     )
     log_loss = predicted + draws
     starts = np.tile(x, (options.bootstrap, 1))
-    return solve(problem, starts, log_loss, np.ones_like(log_loss), options.huber_delta)[0]
+    return solve(problem, starts, log_loss, np.ones_like(log_loss), options.huber_delta, NEAR)[0]
 
 
-def _leave_one_out(problem: Regression, x: Array, huber_delta: float) -> Array:
+def leave_one_out(problem: Regression, x: Array, huber_delta: float) -> Array:
     """Log loss of each point minus its prediction by the law of all others, [n]; nan where the
     others cannot predict it (a precision seen once)."""
     n = len(problem.log_loss)
-    log_loss = np.tile(problem.log_loss, (n, 1))
-    solutions, _ = solve(problem, np.tile(x, (n, 1)), log_loss, 1 - np.eye(n), huber_delta)
-    left_out = problem.log_loss - np.diagonal(problem.predict(solutions))
+    starts, left_out = without_each(problem, x, huber_delta), np.empty(n)
+    lost = huber(problem.log_loss - problem.predict(x[None])[0], huber_delta)
+    for block in blocks(n, n):  # never all n² weights at a time
+        points = np.arange(n)[block]
+        rows = np.arange(len(points))
+        weight = np.ones((len(points), n))
+        weight[rows, points] = 0.0
+        log_loss = np.tile(problem.log_loss, (len(points), 1))
+        solutions, cost = solve(problem, starts[block], log_loss, weight, huber_delta, NEAR)
+        worse = cost > (1 + TOLERANCE) * (weight @ lost)  # than x: the step was too far
+        if worse.any():
+            again = np.tile(x, (worse.sum(), 1))
+            solutions[worse] = solve(problem, again, log_loss[worse], weight[worse], huber_delta)[0]
+        left_out[block] = problem.log_loss[block] - problem.predict(solutions)[rows, points]
     return np.where(leverages(problem, x) < LEVERAGE_LIMIT, left_out, np.nan)
 
 

@@ -7,6 +7,8 @@ keep their name (``w4a16``, ``fp4``, ``w4s24a4``), and another method stands beh
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable
 
 from questtrain.config import Bits, parse_bits
@@ -31,6 +33,30 @@ def precision_label(bits: str, method: str | None = None) -> str:
     if parsed.weight == parsed.activation and parsed.weight.label in LEVELS:
         label = parsed.weight.label
     return label if method in (None, DEFAULT_METHOD, "none") else f"{label}-{method}"
+
+
+def label_of(spelled: object) -> str:
+    """A label as `precision_label` writes it, from any spelling of a number or a format: ``16.0``,
+    ``bf16`` and ``W16A16`` are ``16``, ``4.0``, ``w4a4`` and ``W4.0A4.0`` are ``4``, ``W4A4-LSQ``
+    is ``4-lsq``. A label of the user's own stays as it is."""
+    text = str(spelled).strip()
+    if _number(text) is not None:
+        text = f"{_number(text):g}"
+    bits, _, method = text.partition("-")
+    bits = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):g}", bits.lower())
+    named = split_label(bits)
+    if named is None or text.endswith("-"):
+        return text
+    known = method.lower() in (DEFAULT_METHOD, "quest-noht", *METHODS)
+    return precision_label(str(named[0]), method.lower() if known else method or None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def split_label(label: str) -> tuple[Bits, str] | None:

@@ -32,7 +32,14 @@ EXPONENTS = (1e-3, 4.0)
 LN_EFF = (-40.0, 10.0)
 MAX_STEPS = 500
 TOLERANCE = 1e-11
-"""A problem is solved when a step lowers its cost by less than this share."""
+"""A problem is solved when a step changes its cost by less than this share."""
+
+FAR, NEAR = 1e-2, 1e-6
+"""Dampings to begin with."""
+
+BLOCK = 1 << 15
+"""Residuals in work at a time: few enough for a processor's cache to hold all that is made of
+them."""
 
 
 @dataclass(frozen=True)
@@ -148,28 +155,60 @@ def regression(points: Sequence[Point], free_alpha: bool) -> Regression:
 
 
 def solve(
-    problem: Regression, x_Bp: Array, log_loss_Bn: Array, weight_Bn: Array, huber_delta: float
+    problem: Regression,
+    x_Bp: Array,
+    log_loss_Bn: Array,
+    weight_Bn: Array,
+    huber_delta: float,
+    damping: float = FAR,
 ) -> tuple[Array, Array]:
     """Minimise Σ weight·Huber(prediction - log loss) from each start; solutions [B, p], costs [B].
 
     Levenberg-Marquardt, one damping a problem; steps are clipped to the bounds, and a parameter
-    that stands at one and is pushed beyond it is left out of the step.
+    that stands at one and is pushed beyond it is left out of the step. ``damping`` is the first
+    one: `FAR`, or `NEAR` for starts close to the solution. A few problems at a time: memory does
+    not grow with their number.
     """
+    solved = [
+        _solve(problem, x_Bp[block], log_loss_Bn[block], weight_Bn[block], huber_delta, damping)
+        for block in blocks(len(x_Bp), log_loss_Bn.shape[1])
+    ]
+    return np.concatenate([x for x, _ in solved]), np.concatenate([cost for _, cost in solved])
+
+
+def blocks(problems: int, points: int) -> list[slice]:
+    """Slices of that many problems, each of about `BLOCK` residuals."""
+    size = max(1, BLOCK // points)
+    return [slice(start, start + size) for start in range(0, problems, size)]
+
+
+def _solve(
+    problem: Regression,
+    x_Bp: Array,
+    log_loss_Bn: Array,
+    weight_Bn: Array,
+    huber_delta: float,
+    first_damping: float,
+) -> tuple[Array, Array]:
     low, high = problem.bounds()
     x = np.clip(x_Bp, low, high)
-    cost = _cost(problem.predict(x) - log_loss_Bn, weight_Bn, huber_delta)
-    damping = np.full(len(x), 1e-2)
+    predicted = problem.predict(x)
+    cost = _cost(predicted - log_loss_Bn, weight_Bn, huber_delta)
+    damping = np.full(len(x), first_damping)
     active = np.arange(len(x))
     for _ in range(MAX_STEPS):
         here, log_loss, weight = x[active], log_loss_Bn[active], weight_Bn[active]
-        step = _step(problem, here, log_loss, weight, huber_delta, damping[active])
+        residual = predicted[active] - log_loss
+        step = _step(problem, here, residual, weight, huber_delta, damping[active])
         tried = np.clip(here + step, low, high)
-        new_cost = _cost(problem.predict(tried) - log_loss, weight, huber_delta)
+        new = problem.predict(tried)
+        new_cost = _cost(new - log_loss, weight, huber_delta)
         better = new_cost < cost[active]
         gain = (cost[active] - new_cost) / np.maximum(cost[active], 1e-300)
-        x[active[better]], cost[active[better]] = tried[better], new_cost[better]
+        moved = active[better]
+        x[moved], cost[moved], predicted[moved] = tried[better], new_cost[better], new[better]
         damping[active] *= np.where(better, 0.3, 4.0)
-        done = (better & (gain < TOLERANCE)) | (damping[active] > 1e10)
+        done = (np.abs(gain) < TOLERANCE) | (damping[active] > 1e10)
         active = active[~done]
         if not len(active):
             break
@@ -179,14 +218,13 @@ def solve(
 def _step(
     problem: Regression,
     x: Array,
-    log_loss: Array,
+    residual: Array,
     weight: Array,
     huber_delta: float,
     damping: Array,
 ) -> Array:
     """The damped Gauss-Newton step [B, p]; the Huber loss reweights the residuals."""
     low, high = problem.bounds()
-    residual = problem.predict(x) - log_loss
     scale = weight * np.minimum(1.0, huber_delta / np.maximum(np.abs(residual), 1e-300))
     J = problem.jacobian(x)
     gradient = np.einsum("bnp,bn->bp", J, scale * residual)
@@ -200,9 +238,31 @@ def _step(
     return step
 
 
+def without_each(problem: Regression, x: Array, huber_delta: float) -> Array:
+    """Where one Gauss-Newton step leads from the solution ``x`` [p] when a point is left out, for
+    each point [n, p]: close to the others' solution."""
+    low, high = problem.bounds()
+    residual = problem.predict(x[None])[0] - problem.log_loss
+    scale = np.minimum(1.0, huber_delta / np.maximum(np.abs(residual), 1e-300))
+    J = np.where((x <= low) | (x >= high), 0.0, problem.jacobian(x[None])[0])
+    own = J * scale[:, None]
+    gradient = own.T @ residual - own * residual[:, None]
+    hessian = own.T @ J - own[:, :, None] * J[:, None, :]
+    diagonal = np.einsum("npp->np", hessian)  # a view
+    diagonal += NEAR * np.maximum(diagonal, 1e-12) + 1e-14
+    starts: Array = x - np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    return np.clip(starts, low, high)
+
+
 def _cost(residual: Array, weight: Array, huber_delta: float) -> Array:
     """Σ weight·Huber over the points, [B]."""
-    size = np.abs(residual)
-    inside = np.minimum(size, huber_delta)
-    cost: Array = (weight * inside * (size - 0.5 * inside)).sum(axis=-1)
+    cost: Array = (weight * huber(residual, huber_delta)).sum(axis=-1)
     return cost
+
+
+def huber(residual: Array, delta: float) -> Array:
+    """The loss of each residual: r²/2 up to ``delta``, linear beyond."""
+    size = np.abs(residual)
+    inside = np.minimum(size, delta)
+    loss: Array = inside * (size - 0.5 * inside)
+    return loss

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from questtrain.errors import UserError
 from questtrain.store.files import no_such_folder
 
+OF_A_RUN = ("checkpoints", "diagnostics", "figures", "wandb")
+"""Folders that a run keeps; they can hold many files, and no runs."""
+
 
 def find_runs(paths: Sequence[str], nested: bool = False) -> list[Path]:
     """The run folders that ``paths`` name, each once; a folder of runs stands for those directly
-    in it, and where ``nested``, for those one level deeper too (the sweeps in ``runs/``)."""
+    in it, and where ``nested``, any folder for all at any depth below it (the sweeps in ``runs/``,
+    runs named ``exp/seed1`` in the folder of ``exp``)."""
     if not paths:
         raise UserError("no runs given: name run folders, or a folder of runs.")
     runs = [run for path in paths for run in _runs_at(Path(path).expanduser(), nested)]
@@ -23,19 +28,44 @@ def _runs_at(folder: Path, nested: bool) -> list[Path]:
         raise no_such_folder(str(folder), folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: name run folders, or a folder of runs.")
-    inside = _runs_in(folder, depth=2 if nested else 1)
+    if nested:
+        inside = _runs_below(folder)
+    elif is_run(folder):
+        inside = [folder]
+    else:
+        inside = [path for path in _folders_in(folder) if is_run(path)]
     if not inside:
         raise UserError(f"{folder} is not a run (it holds no config.yaml), nor a folder of runs.")
     return inside
 
 
-def _runs_in(folder: Path, depth: int) -> list[Path]:
-    if is_run(folder):
-        return [folder]
-    if not depth:
+def _runs_below(folder: Path) -> list[Path]:
+    """A run before the runs in its folder; a folder that links lead to twice counts once."""
+    found, seen = list[Path](), set[Path]()
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        own: tuple[str, ...] = ()
+        if is_run(here):
+            found.append(here)
+            own = OF_A_RUN
+        waiting += [path for path in reversed(_folders_in(here)) if path.name not in own]
+    return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """In the order of their names, hidden ones only where they are runs; none where the folder may
+    not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
         return []
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    return [run for inner in folders for run in _runs_in(inner, depth - 1)]
+    folders = [folder / name for name in names]
+    return [path for path in folders if not path.name.startswith(".") or is_run(path)]
 
 
 def is_run(folder: Path) -> bool:

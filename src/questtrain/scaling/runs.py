@@ -13,7 +13,7 @@ from typing import Any
 from questtrain.config import TrainConfig, non_embedding_params, parse_bits, tokens
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError, suggestion
-from questtrain.scaling.precision import precision_label
+from questtrain.scaling.precision import label_of, precision_label
 from questtrain.scaling.run_folders import find_runs
 from questtrain.store.files import read_json_lines
 
@@ -141,7 +141,7 @@ def _unfinished(folder: Path) -> Run:
         columns[column] = next((row[column] for row in reversed(rows) if column in row), None)
     step = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
     problem = f"stopped at step {step:,}, or still training; the same command goes on"
-    return Run(folder.name, "unfinished", columns, str(folder), folder, problem)
+    return Run(config.name or folder.name, "unfinished", columns, str(folder), folder, problem)
 
 
 def _columns(config: TrainConfig) -> dict[str, Any]:
@@ -190,13 +190,26 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _table_run(path: Path, line: int, row: dict[str, Any]) -> Run:
     where = f"{path}, line {line}"
-    if "precision" not in row and row.get("bits"):
-        row = row | {"precision": precision_label(str(row["bits"]), row.get("method"))}
+    row = _with_precision(where, row)
     status = str(row.get("status", "completed"))
     if status == "completed":
         _check_row(where, row)
     name = str(row.get("name") or f"{path.name}:{line}")
-    return Run(name, status, row | {"precision": str(row.get("precision"))}, str(path))
+    return Run(name, status, row, str(path))
+
+
+def _with_precision(where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The row with the law's label of its ``precision``, or of its ``bits`` where it has none. NaN
+    is an empty cell, as pandas writes one into JSON."""
+    given, bits = (row.get(column) for column in ("precision", "bits"))
+    if given is not None and given == given:
+        return row | {"precision": label_of(given)}
+    if not bits:
+        return {column: value for column, value in row.items() if column != "precision"}
+    try:
+        return row | {"precision": precision_label(str(bits), row.get("method"))}
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _check_row(where: str, row: Mapping[str, Any]) -> None:

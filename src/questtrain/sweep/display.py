@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep.attempt import Outcome
+from questtrain.sweep.console import console, literal_console
 from questtrain.sweep.estimate import Speed
 from questtrain.sweep.job import Job
 from questtrain.sweep.state import STATUSES, Progress, State, Status, progress, read_states
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.live import Live
     from rich.table import Table
+    from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +115,6 @@ def status_view(states: Sequence[State], rows: Sequence[State] | None = None) ->
 
 def _status_table(states: Sequence[State]) -> Table:
     """How far, the last loss (validation where the run is done), how long yet."""
-    from rich.markup import escape
-
     table = _table(("run", "state", ">done", ">step", ">loss", ">tokens/s", ">left", "reason"))
     for state in states:
         loss = state.val_loss if state.status == "done" else state.train_loss
@@ -126,7 +126,7 @@ def _status_table(states: Sequence[State]) -> Table:
             "" if loss is None else f"{loss:.4f}",
             "" if state.tokens_per_second is None else count_text(state.tokens_per_second),
             "" if state.seconds_left is None else duration(state.seconds_left),
-            escape(state.reason or ""),
+            state.reason or "",
         )
     return table
 
@@ -188,7 +188,7 @@ class LiveTable(Lines):
         self._live, self._drawn = live, 0.0
 
     def _say(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False)
+        self._live.console.print(text, highlight=False)
 
     def tick(self) -> None:
         if time.monotonic() - self._drawn >= SECONDS_BETWEEN_FRAMES:
@@ -199,10 +199,9 @@ class LiveTable(Lines):
 @contextmanager
 def watcher(jobs: Sequence[Job]) -> Iterator[Lines]:
     """`LiveTable` where standard error is a terminal, `Lines` elsewhere."""
-    from rich.console import Console
     from rich.live import Live
 
-    errors = Console(stderr=True)
+    errors = literal_console(stderr=True)
     if not errors.is_terminal:
         yield Lines(jobs)
         return
@@ -219,20 +218,12 @@ def follow(jobs: Sequence[Job]) -> None:
     """``--status`` on a terminal: the live view until nothing runs any more, or Ctrl-C."""
     from rich.live import Live
 
-    with Live(auto_refresh=False, transient=True) as live:
+    with Live(console=console(), auto_refresh=False, transient=True) as live:
         states = read_states(jobs)
         while any(state.status == "running" for state in states):
             live.update(live_view(states), refresh=True)
             time.sleep(SECONDS_BETWEEN_FRAMES)
             states = read_states(jobs)
-
-
-def console() -> Console:
-    """Standard output; wide where it is no terminal, so that no row is broken in a file."""
-    from rich.console import Console
-
-    on_terminal = Console()
-    return on_terminal if on_terminal.is_terminal else Console(width=200)
 
 
 def _hours(hours: float) -> str:
@@ -253,8 +244,10 @@ def _job_json(job: Job) -> dict[str, Any]:
     }
 
 
-def _colored(status: Status) -> str:
-    return f"[{COLORS[status]}]{status}[/]"
+def _colored(status: Status) -> Text:
+    from rich.text import Text
+
+    return Text(status, style=COLORS[status])
 
 
 def _table(columns: Sequence[str]) -> Table:
