@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
+from questtrain.process.start import python_command
 
 
 @dataclass
@@ -132,13 +132,12 @@ def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) ->
 
 def _start_worker() -> subprocess.Popen[str]:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         # One process a core is the parallelism; threads inside it would only fight.
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "questtrain.data.worker"],
+        python_command("questtrain.data.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
