@@ -103,7 +103,7 @@ def test_runs_in_every_state_are_rows(tmp_path):
     assert unfinished.record["val_loss"] == 5.0
     assert unfinished.record["non_embedding_params"] == 30_482_560
     assert "step 20" in unfinished.problem
-    for name, part in {"d-torn": "cannot be read", "f-nan": "val_loss is None"}.items():
+    for name, part in {"d-torn": "cannot be read", "f-nan": "'val_loss' holds None"}.items():
         assert part in runs[name].problem
 
 

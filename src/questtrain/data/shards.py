@@ -20,8 +20,8 @@ from questtrain.data.records import (
     Manifest,
     ShardRecord,
     Split,
-    counts_path,
     is_validation_piece,
+    read_counts,
     read_manifest,
 )
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
@@ -164,7 +164,7 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     """-Σ p log p in nats, p the relative frequencies of the ids in the named pieces; 0 if none."""
     counts = np.zeros(vocab_size, np.int64)
     for piece in pieces:
-        counts += np.load(counts_path(folder, piece))
+        counts += read_counts(folder, piece, vocab_size)
     total = int(counts.sum())
     present = counts[counts > 0].astype(np.float64)
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0

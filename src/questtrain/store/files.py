@@ -90,20 +90,6 @@ def output_for(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a line torn by a kill is left out, and a file that
-    is not there is empty."""
-    objects = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            objects.append(value)
-    return objects
-
-
 def last_lines(path: Path, size: int = 16_384) -> list[str]:
     """The lines in a text file's last ``size`` bytes, the first of them perhaps torn; none where
     the file cannot be read. Its time does not grow with the file."""

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from questtrain.errors import UserError
 
@@ -36,15 +36,11 @@ class DamagedJson(UserError):
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text; ValueError if it is none, NaN and infinity among them."""
+    """The value of a JSON text; ValueError if it is none."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _refuse(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no JSON")
 
 
 def read_json_object(path: Path, remedy: str = "") -> JsonObject:
@@ -57,7 +53,8 @@ def read_json_object(path: Path, remedy: str = "") -> JsonObject:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise DamagedJson(path, " ".join(str(error).split()), remedy) from error
+        problem = f"it cannot be read as JSON: {' '.join(str(error).split())}"
+        raise DamagedJson(path, problem, remedy) from error
     if not isinstance(value, dict):
         raise DamagedJson(path, "it holds no object", remedy)
     return JsonObject(value, path, remedy)
@@ -65,11 +62,15 @@ def read_json_object(path: Path, remedy: str = "") -> JsonObject:
 
 @dataclass(frozen=True)
 class JsonObject:
-    """An object of the file ``path``; DamagedJson for a value that is not what is asked for."""
+    """An object of the file ``path``; DamagedJson for a value that is not what is asked for.
+
+    ``place`` is where in the file it stands (``A``, ``shards.3``), for messages.
+    """
 
     values: Mapping[str, Any]
     path: Path
     remedy: str = ""
+    place: str = ""
 
     def take(
         self, key: str, kind: type[Value], low: float = -math.inf, high: float = math.inf
@@ -82,7 +83,13 @@ class JsonObject:
     def take_or_none(
         self, key: str, kind: type[Value], low: float = -math.inf, high: float = math.inf
     ) -> Value | None:
-        """None where the key is missing or null."""
+        """None where the value is null."""
+        return None if self.values.get(key, ...) is None else self.take(key, kind, low, high)
+
+    def optional(
+        self, key: str, kind: type[Value], low: float = -math.inf, high: float = math.inf
+    ) -> Value | None:
+        """None where the value is null, or there is none."""
         return None if self.values.get(key) is None else self.take(key, kind, low, high)
 
     def items(self, key: str, kind: type[Value], low: float = -math.inf) -> list[Value]:
@@ -94,11 +101,19 @@ class JsonObject:
 
     def objects(self, key: str) -> list[JsonObject]:
         """A list of objects that is not empty."""
-        return [JsonObject(item, self.path, self.remedy) for item in self.items(key, dict)]
+        return [self._of(item, f"{key}.{n}") for n, item in enumerate(self.items(key, dict))]
 
     def inside(self, key: str) -> JsonObject:
         """The object of ``key``."""
-        return JsonObject(self.take(key, dict), self.path, self.remedy)
+        return self._of(self.take(key, dict), key)
+
+    def listed(self, key: str) -> JsonObject:
+        """The items of a list, by number."""
+        return self._of({str(n): item for n, item in enumerate(self.take(key, list))}, key)
+
+    def _of(self, values: dict[str, Any], key: str) -> JsonObject:
+        place = f"{self.place}.{key}" if self.place else key
+        return JsonObject(values, self.path, self.remedy, place)
 
     def check(
         self,
@@ -108,24 +123,22 @@ class JsonObject:
         low: float = -math.inf,
         high: float = math.inf,
     ) -> Value:
-        """``value`` as one of ``kind``; a whole number counts as a number, nothing else as another
-        kind."""
+        """``value`` as one of ``kind`` (``object``: any); a whole number counts as a number,
+        nothing else as another kind."""
         if kind is float and type(value) is int:
             value = _as_float(value)
-        if type(value) is not kind:
+        if kind is not object and type(value) is not kind:
             raise self.damaged(f"{key!r} holds {_short(value)}, not {_KINDS[kind]}")
-        if isinstance(value, (int, float)) and not _lies_between(value, low, high):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise self.damaged(f"{key!r} holds {_short(value)}, not {_KINDS[float]}")
+        if isinstance(value, (int, float)) and not low <= value <= high:
             raise self.damaged(f"{key!r} holds {_short(value)}, which cannot be")
         checked: Value = value
         return checked
 
     def damaged(self, problem: str) -> DamagedJson:
-        return DamagedJson(self.path, problem, self.remedy)
-
-
-def _lies_between(value: float, low: float, high: float) -> bool:
-    """Whether it is finite, too."""
-    return low <= value <= high and abs(value) < math.inf
+        where = f"{self.place}: " if self.place else ""
+        return DamagedJson(self.path, where + problem, self.remedy)
 
 
 def _as_float(value: int) -> float:

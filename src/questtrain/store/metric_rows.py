@@ -11,11 +11,11 @@ from questtrain.store.json_object import JsonObject, parse_json
 
 log = logging.getLogger(__name__)
 
-ROW_KEYS = ("train_loss", "val_loss", "lr", "grad_norm", "tokens", "tokens_per_second")
-"""Columns that hold a number in every row that has them."""
-
-OTHER_NUMBERS = ("mfu", "memory_bytes")
-"""Columns that may be null, where a device does not know them."""
+NUMBERS = (
+    "train_loss", "val_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu",
+    "memory_bytes",
+)  # fmt: skip
+"""Columns that hold a number in a row that has them, or null where it is not known."""
 
 
 def read_metric_rows(path: Path) -> list[dict[str, Any]]:
@@ -44,11 +44,8 @@ def metric_row(line: str | bytes, path: Path) -> dict[str, Any] | None:
         value = parse_json(line)
         row = JsonObject(value if isinstance(value, dict) else {}, path)
         row.take("step", int, low=0)
-        for key in ROW_KEYS:
-            if key in row.values:
-                row.take(key, float)
-        for key in OTHER_NUMBERS:
-            row.take_or_none(key, float)
+        for key in NUMBERS:
+            row.optional(key, float)
     except (ValueError, UserError):
         return None
     return dict(row.values)

@@ -23,7 +23,8 @@ from questtrain.errors import UserError, WriteFailed
 from questtrain.process.signals import STOP_SIGNALS
 from questtrain.process.start import python_command
 from questtrain.store.files import last_lines, write_json, writing
-from questtrain.store.json_object import JsonObject, read_json_object
+from questtrain.store.json_object import read_json_object
+from questtrain.store.typed_record import build_record
 from questtrain.sweep.job import Job
 
 TRAIN = (*python_command("questtrain.cli.main"), "train")
@@ -74,22 +75,9 @@ class Outcome:
 def read_outcome(job: Job) -> Outcome | None:
     """What is known of the last attempt; None where there was none, or its file is damaged."""
     try:
-        return _outcome(read_json_object(job.attempt_file))
+        return build_record(Outcome, read_json_object(job.attempt_file))
     except (FileNotFoundError, UserError):
         return None
-
-
-def _outcome(content: JsonObject) -> Outcome:
-    extra = content.take("extra", list)
-    return Outcome(
-        attempts=content.take("attempts", int, low=1),
-        started=content.take("started", str),
-        ended=content.take_or_none("ended", str),
-        exit_code=content.take_or_none("exit_code", int),
-        reason=content.take_or_none("reason", str),
-        extra=tuple(content.check("extra", word, str) for word in extra),
-        kills=content.take_or_none("kills", int, low=0) or 0,
-    )
 
 
 def claim(job: Job) -> int | None:

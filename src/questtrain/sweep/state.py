@@ -134,7 +134,7 @@ def read_record(run_file: Path) -> dict[str, Any]:
         record = read_json_object(run_file)
         record.take("status", str)
         for key in ("train_loss", "val_loss", "tokens_per_second", "mfu"):
-            record.take_or_none(key, float)
+            record.optional(key, float)
         return dict(record.values)
     return {}
 
