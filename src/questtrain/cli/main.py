@@ -51,9 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _answer(words: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "huggingface_hub", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # of others, warnings only
+    logging.getLogger("questtrain").setLevel(logging.INFO)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
