@@ -135,8 +135,8 @@ def test_two_sweepers_at_once_train_every_run_once(unbroken, words, tmp_path):
 
 
 def test_killed_and_warned_runs_wait_and_the_next_start_goes_on(unbroken, words, tmp_path):
-    """kill -9 to the first one, as by a machine that is out of memory, and SIGUSR1 to the second, as
-    a cluster warns of a time limit: neither has failed, and the end is that of the unbroken sweep."""
+    """kill -9 to the first one, as by a machine that is out of memory, SIGUSR1 to the second, as a
+    cluster warns of a time limit: none has failed, and the end is that of the unbroken sweep."""
     folder = tmp_path / "tiny"
     sweeper = start(*words, "launcher.workers=1", "checkpoint_every=1000")
     wait_for(lambda: logged(folder) >= 7, sweeper)

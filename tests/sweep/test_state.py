@@ -131,7 +131,7 @@ def test_a_run_that_is_killed_again_and_again_has_failed(tmp_path):
         state = read_state(job)
         assert state.status == status, state
     assert "killed by SIGKILL" in state.reason
-    assert "3 of 3 times, it has failed" in state.reason
+    assert "3 of 3 times, which is a failure" in state.reason
     forget_failure(job, claim(job))
     assert read_state(job).status == "waiting"
     assert read_outcome(job).kills == 0

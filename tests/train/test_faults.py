@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 from questtrain.cli.main import main
 from questtrain.config import LoggerConfig
+from questtrain.data import pool, sources
 from questtrain.process.signals import STOP_SIGNALS
 from questtrain.store import checkpoint, files
 from questtrain.store.checkpoint import checkpoint_folders
@@ -29,6 +30,7 @@ from questtrain.train.trainer import Trainer
 from tests.training_data import TINY, rows
 
 RUN = (*TINY, "bits=bf16", "max_steps=6", "log_every=1", "eval_every=6", "checkpoint_every=2")
+LINKS = ("tokenizer.json", "figures/loss.png")
 GROWING = ("lr=1e30", "schedule.start_ratio=1e-33", "max_steps=24")
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -208,6 +210,43 @@ def test_a_signal_before_the_first_step(words, tmp_path, capsys, monkeypatch, nu
     assert "the same command starts again" in said
     assert (tmp_path / "run").exists() == (moment != "preparation")
     assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_workers_tokenize_leaves_no_process(
+    corpus, tmp_path, capsys, monkeypatch, number
+):
+    started: list[subprocess.Popen] = []
+    drive = pool._drive
+
+    def driving(process, schedule, events):
+        started.append(process)
+        if len(started) == 2:
+            os.kill(os.getpid(), number)
+        drive(process, schedule, events)
+
+    monkeypatch.setattr(sources, "LARGE_FILE_BYTES", 1)
+    monkeypatch.setattr(pool, "_drive", driving)
+    cache = tmp_path / "cache"
+    words = ["data", "prepare", *corpus, "data.num_workers=2", f"data.cache_dir={cache}"]
+    assert main(words) == 128 + number
+    assert capsys.readouterr().err.count("stopped: ") == 1
+    assert len(started) == 2
+    assert all(process.returncode is not None for process in started)
+
+
+def test_links_in_a_run_folder_are_replaced(words, tmp_path):
+    """What they point at is somebody else's."""
+    targets = {name: tmp_path / name.replace("/", "-") for name in LINKS}
+    for name, target in targets.items():
+        target.write_text("untouched")
+        link = tmp_path / "run" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+    assert main(words) == 0
+    for name, target in targets.items():
+        assert target.read_text() == "untouched"
+        assert not (tmp_path / "run" / name).is_symlink()
 
 
 def test_an_error_that_a_library_makes_of_a_signal_is_none(words, capsys, monkeypatch):

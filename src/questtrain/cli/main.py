@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stop = StopSignal(requests.number)
         if stop is None:
             raise
-        if os.environ.get("RANK", "0") == "0":
+        if stop.is_spokesman:
             print(f"stopped: {stop}", file=sys.stderr)
         return stop.exit_code
 

@@ -107,14 +107,14 @@ def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
 
 def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
     events: queue.Queue[int | Exception | None] = queue.Queue()
-    processes = [_start_worker() for _ in range(workers)]
-    threads = [
-        threading.Thread(target=_drive, args=(process, schedule, events), daemon=True)
-        for process in processes
-    ]
+    processes: list[subprocess.Popen[str]] = []
+    threads: list[threading.Thread] = []
     try:
-        for thread in threads:
-            thread.start()
+        for _ in range(workers):
+            processes.append(_start_worker())
+            drive = (processes[-1], schedule, events)
+            threads.append(threading.Thread(target=_drive, args=drive, daemon=True))
+            threads[-1].start()
         running = workers
         while running:
             event = events.get()

@@ -22,7 +22,7 @@ MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 class StopSignal(KeyboardInterrupt):
     """A stop signal where no step has to be saved. Like Ctrl-C's own exception it passes every
-    ``except Exception``."""
+    ``except Exception``. ``is_spokesman``: of several processes of one run, this one says so."""
 
     def __init__(self, number: int, text: str | None = None) -> None:
         name = signal.Signals(number).name
@@ -31,6 +31,7 @@ class StopSignal(KeyboardInterrupt):
         )
         self.number = number
         self.exit_code = 128 + number
+        self.is_spokesman = os.environ.get("RANK", "0") == "0"
 
 
 @dataclass

@@ -156,7 +156,7 @@ def _law(content: JsonObject) -> Law:
         E=E,
         eff={label: _estimate(effs.inside(label)) for label in effs.values},
         rms_log_residual=content.take("rms_log_residual", float, low=0),
-        points=content.take("points", int, low=1),
+        points=content.take("points", int, low=0),
         confidence=content.optional("confidence", float, low=0, high=1),
         leave_one_out=content.optional("leave_one_out", float, low=0),
         alpha_of={label: _estimate(alphas.inside(label)) for label in alphas.values},

@@ -63,12 +63,19 @@ class Outcome:
             return False
         return self.exit_code not in KILLED or self.kills >= MOST_KILLS
 
+    @property
+    def unasked(self) -> str | None:
+        """Why it has stopped, where nobody asked it to and it has not failed."""
+        if self.failed or self.exit_code not in {*KILLED, WriteFailed.exit_code}:
+            return None
+        return self.reason
+
     def after(self, code: int, reason: str | None) -> Outcome:
         """This attempt when it has ended with ``code``."""
         kills = self.kills + 1 if code in KILLED else 0
         if kills:
-            again = "it has failed" if kills >= MOST_KILLS else "the next start tries it again"
-            reason = f"{reason} ({kills} of {MOST_KILLS} times, {again})"
+            so = ", which is a failure" if kills >= MOST_KILLS else ""
+            reason = f"{reason} ({kills} of {MOST_KILLS} times{so})"
         return replace(self, ended=_now(), exit_code=code, reason=reason, kills=kills)
 
 

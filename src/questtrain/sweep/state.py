@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from questtrain.errors import UserError, WriteFailed
+from questtrain.errors import UserError
 from questtrain.store.files import last_lines
 from questtrain.store.json_object import read_json_object
 from questtrain.store.metric_rows import metric_row
-from questtrain.sweep.attempt import KILLED, is_claimed, read_outcome
+from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
 from questtrain.sweep.slurm_queue import Task, tasks_in_queue
 
@@ -100,7 +100,8 @@ def read_state(job: Job) -> State:
     reason = _failure(job, record)
     if reason:
         return _in_progress(job, "failed", rows, reason)
-    return _in_progress(job, "waiting", rows, _interruption(job))
+    outcome = read_outcome(job)
+    return _in_progress(job, "waiting", rows, outcome.unasked if outcome else None)
 
 
 def ended(job: Job) -> Status | None:
@@ -118,13 +119,6 @@ def _failure(job: Job, record: dict[str, Any]) -> str | None:
         return (outcome.reason or f"exit code {outcome.exit_code}") if outcome.failed else None
     diverged = record.get("status") == "diverged"
     return "diverged: the loss became NaN or infinite" if diverged else None
-
-
-def _interruption(job: Job) -> str | None:
-    """Why a waiting run has stopped, where nobody asked it to."""
-    outcome = read_outcome(job)
-    unasked = outcome is not None and outcome.exit_code in {*KILLED, WriteFailed.exit_code}
-    return outcome.reason if outcome is not None and unasked else None
 
 
 def read_record(run_file: Path) -> dict[str, Any]:

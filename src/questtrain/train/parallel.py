@@ -133,6 +133,8 @@ class World:
             return result[0]
         speaker = int(codes.nonzero()[0])
         if error is not None and speaker == self.rank:
+            if isinstance(error, StopSignal):
+                error.is_spokesman = True
             raise error
         raise Elsewhere(int(codes[speaker])) from error
 
