@@ -18,6 +18,28 @@ class TrainingStopped(Exception):
     exit_code = 1
 
 
+class WriteFailed(TrainingStopped, OSError):
+    """A file could not be written: the disk is full or fails, a quota or a size limit is reached.
+
+    ``reason`` is the system's word for it; ``advice`` ends the message. The exit code is the
+    EX_IOERR of sysexits.h. It is an OSError, too, for who answers every kind of those.
+    """
+
+    exit_code = 74
+
+    def __init__(self, number: int, reason: str, file: str, room: str, advice: str = "") -> None:
+        OSError.__init__(self, number, reason, file)
+        self.room, self.advice = room, advice
+
+    def advising(self, advice: str) -> WriteFailed:
+        """The same error with another advice."""
+        number, reason, file = self.errno or 0, str(self.strerror), str(self.filename)
+        return WriteFailed(number, reason, file, self.room, advice)
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}{self.room}.{self.advice}"
+
+
 class Elsewhere(TrainingStopped):
     """Another process of the same run says why it ends; this one only exits, with its code."""
 

@@ -223,3 +223,40 @@ def test_folder_can_be_moved(corpus: Path, make_config, tmp_path: Path) -> None:
     opened = open_dataset(moved)
     opened.verify()
     assert set(documents_of(opened, opened.train)) <= set(DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"vocab_size": "300"}, "'vocab_size' holds '300', not a whole number"),
+        ({"vocab_size": -1}, "'vocab_size' holds -1, which cannot be"),
+        ({"dtype": 2}, "'dtype' holds 2, not text"),
+        ({"complete": "yes"}, "'complete' holds 'yes', not true or false"),
+        ({"totals": {"train": 5}}, "totals: 'train' holds 5, not an object"),
+        ({"shards": [{}]}, "shards.0: 'file' is missing"),
+        ({"tokenizer": []}, "'tokenizer' holds [], not an object"),
+        ({"unigram_entropy": None}, "'unigram_entropy' holds None, not a number"),
+    ],
+)
+def test_a_manifest_s_damaged_field_is_named(corpus: Path, make_config, change, problem) -> None:
+    config = make_config(files=[str(corpus)])
+    path = prepare(config).folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError) as error:
+        prepare(config)
+    assert f"the manifest {path} is damaged: {problem}" in str(error.value)
+    assert "Delete that file and run `questtrain data prepare` again" in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", "short", "float", "negative"])
+def test_damaged_token_counts_are_named(corpus: Path, make_config, content) -> None:
+    dataset = prepare(make_config(files=[str(corpus)]))
+    path = next(dataset.folder.glob("pieces/*.npy"))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        counts = np.load(path)
+        wrong = {"short": counts[:-1], "float": counts * 1.0, "negative": -counts - 1}
+        np.save(path, wrong[content])
+    with pytest.raises(UserError, match=rf"token counts {path} are damaged.*data prepare"):
+        _ = dataset.unigram_entropy

@@ -126,3 +126,19 @@ def test_too_small_for_a_window(make_shards) -> None:
     with pytest.raises(UserError, match="validation data is smaller than one window"):
         next(validation_batches(make_shards(5), 1, 64, 100))
     assert Loader(make_shards(65), batch_size=4, sequence_length=64, seed=0).num_windows == 1
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 640, 960])
+def test_an_id_beyond_the_vocabulary_is_named_with_its_place(tmp_path, place) -> None:
+    """In whatever window it falls; the vocabulary's last id is none."""
+    path = tmp_path / "train-00000.bin"
+    shard = Shard(path, "<u2", 1000, ShardRecord(path.name, "train", "0", 1000, 1, 1, ""), 300)
+    tokens = np.full(1000, 299, "<u2")
+    tokens.tofile(path)
+    assert Loader([shard], batch_size=15, sequence_length=64, seed=0).batch(0).max() == 299
+    tokens[place] = 300
+    tokens.tofile(path)
+    with pytest.raises(
+        UserError, match=rf"{path} is damaged: token {place} is the id 300, .* ends at 299"
+    ):
+        Loader([shard], batch_size=15, sequence_length=64, seed=0).batch(0)

@@ -69,6 +69,36 @@ def test_files_that_are_no_laws(tmp_path, content, part):
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        *(
+            ({name: {"value": value, "low": None, "high": None}}, f"{name}: 'value' holds {value}")
+            for name in ("A", "alpha", "B", "beta")
+            for value in (-1.5, 0.0)
+        ),
+        ({"E": {"value": -0.1, "low": None, "high": None}}, "E: 'value' holds -0.1"),
+        ({"E": {"value": 1.0, "low": "0", "high": 2.0}}, "E: 'low' holds '0', not a number"),
+        ({"eff": {"4": {"value": -1.0, "low": 0, "high": 1}}}, "eff.4: 'value' holds -1.0"),
+        ({"eff": []}, "'eff' holds [], not an object"),
+        ({"points": "12"}, "'points' holds '12', not a whole number"),
+        ({"rms_log_residual": -0.1}, "'rms_log_residual' holds -0.1"),
+        ({"params_range": [3.0, 1.0]}, "'params_range' holds [3.0, 1.0]"),
+        ({"params_range": [3.0]}, "'params_range' holds [3.0]"),
+        ({"draws": {"A": [1.0, "x"]}}, "draws: 'A' holds 'x'"),
+        ({"warnings": "none"}, "'warnings' holds 'none', not a list"),
+    ],
+)
+def test_numbers_that_no_law_has(tmp_path, change, problem):
+    """Named, with the file; not plans and curves of nonsense."""
+    path = tmp_path / "law.json"
+    path.write_text(json.dumps(law_record(TRUTH) | change))
+    with pytest.raises(UserError) as error:
+        read_law(path)
+    assert f"{path} is not a law" in str(error.value)
+    assert problem in str(error.value)
+
+
 def test_the_paper_s_law_has_table_1():
     effs = {label: round(PAPER_LAW.eff[label].value, 2) for label in ("1", "3", "8")}
     assert effs == {"1": 0.02, "3": 0.43, "8": 1.02}

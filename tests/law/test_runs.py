@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.cli.main import main
 from questtrain.errors import UserError
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import (
@@ -105,8 +106,52 @@ def test_runs_in_every_state_are_rows(tmp_path):
     assert unfinished.record["val_loss"] == 5.0
     assert unfinished.record["non_embedding_params"] == 30_482_560
     assert "step 20" in unfinished.problem
-    for name, part in {"d-torn": "cannot be read", "f-nan": "val_loss is None"}.items():
+    for name, part in {"d-torn": "cannot be read", "f-nan": "'val_loss' holds None"}.items():
         assert part in runs[name].problem
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"tokens": "many"}, "'tokens' holds 'many', not a number"),
+        ({"tokens": None}, "'tokens' holds None"),
+        ({"tokens": 0}, "'tokens' holds 0.0, which cannot be"),
+        ({"non_embedding_params": -5}, "'non_embedding_params' holds -5.0"),
+        ({"non_embedding_params": [1]}, "'non_embedding_params' holds [1]"),
+        ({"val_loss": "3.2"}, "'val_loss' holds '3.2'"),
+        ({"val_loss": -1.0}, "'val_loss' holds -1.0"),
+        ({"val_loss": float("nan")}, "'val_loss' holds nan"),
+        ({"status": "finished"}, "'status' holds 'finished', not completed or diverged"),
+        ({"status": 1}, "'status' holds 1, not text"),
+        ({"name": ["a"]}, "'name' holds ['a'], not text"),
+        ({"method": None}, "'method' holds None, not text"),
+        ({"dataset": {"a": 1}}, "'dataset' holds {'a': 1}, not text"),
+        ({"wall_seconds": "long"}, "'wall_seconds' holds 'long'"),
+        ({"hadamard": "yes"}, "'hadamard' holds 'yes', not true or false"),
+        ({"trust_scale": "huge"}, "'trust_scale' holds 'huge'"),
+    ],
+)
+def test_one_damaged_record_hides_no_other(tmp_path, capsys, change, problem):
+    """It is a row that says what is wrong; the others make the table and the points."""
+    make(tmp_path / "a", RECORD)
+    make(tmp_path / "b", RECORD | change)
+    runs = {run.source.rsplit("/", 1)[1]: run for run in read_runs([str(tmp_path)])}
+    assert (runs["a"].status, runs["b"].status) == ("completed", "damaged")
+    assert problem in runs["b"].problem
+    points, remarks = law_points(list(runs.values()))
+    assert [point.name for point in points] == ["a"]
+    assert problem in "\n".join(remarks)
+    assert main(["runs", str(tmp_path), "--sort", "val_loss"]) == 0
+    assert "2 runs: 1 completed, 1 damaged" in capsys.readouterr().out
+
+
+def test_damaged_rows_of_metrics_hide_no_run(tmp_path):
+    started = make(tmp_path / "a")
+    (started / "metrics.jsonl").write_text(
+        '{"step": 10, "train_loss": 5.0}\n{"train_loss": 1}\n[]\n'
+    )
+    (run,) = read_runs([str(tmp_path)])
+    assert (run.status, run.record["train_loss"], len(run.metrics())) == ("unfinished", 5.0, 1)
 
 
 def test_numbers_of_a_record(tmp_path):

@@ -39,7 +39,8 @@ def test_spread_reaches_from_end_to_end(count, limit):
 
 def make_run(folder, rows):
     folder.mkdir()
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    numbered = [{"step": step, **row} for step, row in enumerate(rows, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in numbered))
     return Run(folder.name, "completed", {"precision": "4"}, str(folder), folder)
 
 

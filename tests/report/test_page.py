@@ -148,7 +148,7 @@ def test_the_table_shows_every_run_and_what_is_wrong(made, read):
     assert len(rows) == len(read_runs(made[1]))
     assert Counter(row["data-status"] for row in rows)["completed"] == 53
     text = read.text()
-    assert "run.json cannot be read" in text
+    assert "run.json: it cannot be read as JSON" in text
     assert "stopped at step 500, or still training" in text
     heads = [a for tag, a in read.elements if tag == "th"]
     assert all(a["scope"] in ("col", "row") for a in heads)

@@ -134,6 +134,32 @@ def test_two_sweepers_at_once_train_every_run_once(unbroken, words, tmp_path):
     assert losses(folder) == losses(unbroken)
 
 
+def test_killed_and_warned_runs_wait_and_the_next_start_goes_on(unbroken, words, tmp_path):
+    """kill -9 to the first one, as by a machine that is out of memory, SIGUSR1 to the second, as a
+    cluster warns of a time limit: none has failed, and the end is that of the unbroken sweep."""
+    folder = tmp_path / "tiny"
+    sweeper = start(*words, "launcher.workers=1", "checkpoint_every=1000")
+    wait_for(lambda: logged(folder) >= 7, sweeper)
+    first = children(sweeper)
+    kill(*first)
+    before = logged(folder)
+    wait_for(lambda: logged(folder) >= before + 7, sweeper)
+    (second,) = children(sweeper)
+    os.kill(second, signal.SIGUSR1)
+    output, errors = sweeper.communicate(timeout=120)
+    assert sweeper.returncode == 1
+    assert "0 done, 0 running, 0 failed, 2 waiting" in output
+    assert "Go on: questtrain sweep" in errors
+    states = json.loads(run(*words, "--status", "--json")[1])["runs"]
+    reasons = sorted(str(state["reason"]) for state in states)
+    assert reasons[0] == "None"
+    assert reasons[1].startswith("killed by SIGKILL: the machine may be out of memory (1 of 3")
+    assert len(list(folder.glob("*/checkpoints/step_*"))) == 1
+    code, _, errors = run(*words)
+    assert code == 0, errors
+    assert losses(folder) == losses(unbroken)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_checkpoints_and_the_same_command_goes_on(unbroken, words, tmp_path, number):
     """To the whole process group, as a terminal sends Ctrl-C: the runs get it once."""
@@ -154,7 +180,7 @@ def test_a_signal_saves_checkpoints_and_the_same_command_goes_on(unbroken, words
         assert losses(folder) == losses(unbroken)
 
 
-def test_the_third_signal_kills_what_does_not_stop(words, tmp_path):
+def test_the_third_ctrl_c_kills_what_does_not_stop(words, tmp_path):
     """A run that hears nothing, because it is suspended."""
     sweeper = start(*words, "launcher.workers=1")
     wait_for(lambda: logged(tmp_path / "tiny") >= 1, sweeper)

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from questtrain.sweep.attempt import claim, failure_reason, forget_failure, is_claimed
+from questtrain.errors import UserError
+from questtrain.sweep.attempt import (
+    Attempt,
+    claim,
+    failure_reason,
+    forget_failure,
+    is_claimed,
+    read_outcome,
+)
 from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.manifest import read_manifest, record_jobs
 from questtrain.sweep.state import ended, progress, read_state
@@ -88,18 +96,81 @@ def test_a_completed_record_is_done_whatever_the_attempt_says(tmp_path):
 @pytest.mark.parametrize(
     ("code", "status"),
     [
-        *((code, "failed") for code in (1, 2, -9)),
-        *((code, "waiting") for code in (130, 143, -2, -15, None)),
+        *((code, "failed") for code in (1, 2, 134, -6, -11)),
+        *((code, "waiting") for code in (130, 143, 129, 138, 140, None)),
+        *((code, "waiting") for code in (-2, -15, -1, -10, -12)),
+        *((code, "waiting, and why") for code in (-9, 137, 74)),
     ],
 )
 def test_how_an_attempt_ended_decides(tmp_path, code, status):
-    """A run that was asked to stop, or whose sweeper was killed, goes on; others have failed."""
+    """A run that was asked to stop, was killed or found the disk full, or whose sweeper was killed,
+    goes on; others have failed."""
     job = job_in(tmp_path)
     trained(job, 40)
     write(job.attempt_file, outcome(code, "why"))
     state = read_state(job)
-    assert (state.status, state.step) == (status, 40)
-    assert state.reason == ("why" if status == "failed" else None)
+    assert (state.status, state.step) == (status.removesuffix(", and why"), 40)
+    assert state.reason == (None if status == "waiting" else "why")
+
+
+def test_a_run_that_is_killed_again_and_again_has_failed(tmp_path):
+    """Three times in a row; a stop in between begins the count anew, and so does a retry."""
+    job = job_in(tmp_path)
+    killed, stopped = "kill -9 $$", "exit 143"
+    for how, status in [
+        (killed, "waiting"),
+        (killed, "waiting"),
+        (stopped, "waiting"),
+        (killed, "waiting"),
+        (killed, "waiting"),
+        (killed, "failed"),
+    ]:
+        attempt = Attempt(job, claim(job), command=["bash", "-c", how])
+        attempt.process.wait()
+        assert attempt.finish() is not None
+        state = read_state(job)
+        assert state.status == status, state
+    assert "killed by SIGKILL" in state.reason
+    assert "3 of 3 times, which is a failure" in state.reason
+    forget_failure(job, claim(job))
+    assert read_state(job).status == "waiting"
+    assert read_outcome(job).kills == 0
+
+
+@pytest.mark.parametrize("content", [{"extra": "x"}, {"attempts": "1"}, {"exit_code": "0"}])
+def test_an_outcome_of_other_types_is_none(tmp_path, content):
+    job = job_in(tmp_path)
+    write(job.attempt_file, outcome(0) | content)
+    assert read_outcome(job) is None
+
+
+@pytest.mark.parametrize("loss", ["3.5", [3.5], float("nan")])
+def test_a_record_of_other_types_hides_no_state(tmp_path, loss):
+    job = job_in(tmp_path)
+    write(job.run_file, {"status": "completed", "val_loss": loss})
+    assert read_state(job).status == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("steps", "100", "jobs.run: 'steps' holds '100', not a whole number"),
+        ("words", "bits=w4a4", "jobs.run: 'words' holds 'bits=w4a4', not a list"),
+        ("flops", -1, "jobs.run: 'flops' holds -1.0, which cannot be"),
+    ],
+)
+def test_a_damaged_manifest_names_the_field(tmp_path, key, value, problem):
+    from questtrain.sweep import read_sweep
+
+    record_jobs(read_sweep("fig3_lsq"), tmp_path, [job_in(tmp_path)])
+    file = tmp_path / "sweep.json"
+    content = json.loads(file.read_text())
+    content["jobs"]["run"][key] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        read_manifest(tmp_path)
+    assert problem in str(error.value)
+    assert "Move it away" in str(error.value)
 
 
 def test_a_diverged_run_has_failed_and_starts_over_when_it_is_retried(tmp_path):

@@ -45,6 +45,21 @@ run.Trainer = Watched
 sys.exit(main(["train", *sys.argv[1:]]))
 """
 
+SIGNALLED = """
+import os, signal, sys
+from questtrain.cli.main import main
+from questtrain.train import trainer
+
+initialise = trainer.Trainer._initialise_scales
+def signalled(self):
+    if self.world.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    initialise(self)
+
+trainer.Trainer._initialise_scales = signalled
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -161,6 +176,29 @@ def test_a_signal_to_one_rank_stops_all_and_one_process_goes_on(one, corpus, tmp
     assert checkpoint_folders(tmp_path / "run")[-1].name == f"step_{stopped_at:08d}"
     assert main(["train", *words, "micro_batch_size=2"]) == 0
     same_run(one, tmp_path / "run")
+
+
+def test_a_full_disk_ends_all_ranks_with_one_message(corpus, tmp_path) -> None:
+    """Rank 0 alone writes; `ulimit -f` stands for the disk, the weights are larger."""
+    words = [*RUN, *corpus, f"runs_dir={tmp_path}"]
+    assert main(["train", *words, "name=first", "max_steps=1"]) == 0  # the data are prepared
+    limited = ["bash", "-c", 'ulimit -f 60; exec "$@"', "-", *COMMAND]
+    codes, _, errors = ends(start([*words, "name=run"], limited))
+    assert codes == [74, 74], errors
+    assert errors[0].count("step_00000005 cannot be written: File too large") == 1
+    assert "Last good checkpoint: none" in errors[0]
+    assert errors[1] == ""
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_signal_before_the_first_step_ends_all_ranks(corpus, tmp_path) -> None:
+    """To one of them, while the weights are being initialised: they agree at the first step."""
+    words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run"]
+    codes, _, errors = ends(start(words, [sys.executable, "-c", SIGNALLED]))
+    assert codes == [128 + signal.SIGUSR1] * 2, errors
+    assert errors[0].count("stopped: no step was made yet; the same command starts again.") == 1
+    assert errors[1] == ""
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 @pytest.mark.parametrize("victim", [0, 1])

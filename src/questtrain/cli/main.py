@@ -15,6 +15,7 @@ from importlib import import_module
 from questtrain import __version__
 from questtrain.cli.commands import COMMANDS
 from questtrain.errors import Elsewhere, TrainingStopped, UserError, unknown
+from questtrain.process.signals import StopSignal, stops_raise
 
 SECONDS_TO_SPEAK = 1.0
 """torchrun ends all processes of a run when one does: the one that says why goes first."""
@@ -33,11 +34,25 @@ A first run, on any machine, in minutes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 for bad input, 1 when training had to stop."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "huggingface_hub", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    """Run one command; 0 on success, 2 for bad input, 1 when training had to stop, 74 when the disk
+    refused a file, 128 + a signal's number when that ended it."""
+    try:
+        with stops_raise() as requests:
+            return _answer(list(sys.argv[1:] if arguments is None else arguments))
+    except BaseException as error:
+        stop = error if isinstance(error, StopSignal) else None
+        if stop is None and requests.number:  # a library has made another error of it
+            stop = StopSignal(requests.number)
+        if stop is None:
+            raise
+        if stop.is_spokesman:
+            print(f"stopped: {stop}", file=sys.stderr)
+        return stop.exit_code
+
+
+def _answer(words: list[str]) -> int:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # of others, warnings only
+    logging.getLogger("questtrain").setLevel(logging.INFO)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0
@@ -55,8 +70,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TrainingStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -108,7 +108,7 @@ def _as_number(value: Any) -> float | None:
     """A number, or the text of one, as a cell of a CSV holds it."""
     try:
         return None if value is None else float(value)
-    except ValueError:
+    except (TypeError, ValueError):
         return None
 
 

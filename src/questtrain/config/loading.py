@@ -82,6 +82,16 @@ def _build(kind: Any, mapping: Any, prefix: str) -> Any:
     return kind(**values)
 
 
+def _plain_mapping(value: Any, key: str) -> dict[str, Any]:
+    """Names of the user's own with a text, number or truth value each."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{key}={value!r} must be a mapping: {key}={{name: value}}.")
+    for name, entry in value.items():
+        if not isinstance(entry, (str, int, float, bool)):
+            raise UserError(f"{key}.{name}={entry!r} must be text, a number, true or false.")
+    return {str(name): entry for name, entry in value.items()}
+
+
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
@@ -96,6 +106,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if typing.get_origin(hint) is list:
         items = value if isinstance(value, list) else [value]
         return [_convert(item, typing.get_args(hint)[0], key) for item in items]
+    if typing.get_origin(hint) is dict:
+        return _plain_mapping(value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():

@@ -31,15 +31,25 @@ class Windows:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]."""
+        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]; UserError for an id
+        beyond the vocabulary."""
         length = self.sequence_length
         out = np.empty((len(numbers), length + 1), np.int64)
         for row, number in enumerate(numbers):
-            index = int(np.searchsorted(self.ends, number, side="right"))
-            first = int(self.ends[index - 1]) if index else 0
-            start = (int(number) - first) * length
-            out[row] = self.shards[index].tokens[start : start + length + 1]
+            shard, start = self._place(int(number))
+            out[row] = shard.tokens[start : start + length + 1]
+        limit = self.shards[0].vocab_size
+        if limit is not None and out.max(initial=0) >= limit:
+            row, column = divmod(int(out.argmax()), length + 1)
+            shard, start = self._place(int(numbers[row]))
+            raise shard.beyond_vocabulary(int(out[row, column]), start + column)
         return out
+
+    def _place(self, number: int) -> tuple[Shard, int]:
+        """The shard that holds a window, and the window's first token there."""
+        index = int(np.searchsorted(self.ends, number, side="right"))
+        first = int(self.ends[index - 1]) if index else 0
+        return self.shards[index], (number - first) * self.sequence_length
 
     def require_one(self, what: str) -> None:
         """Raise UserError unless there is at least one window."""

@@ -6,15 +6,18 @@ import json
 import os
 import queue
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
+from questtrain.process.start import python_command
+from questtrain.store.json_object import JsonObject
+from questtrain.store.typed_record import build_record
 
 
 @dataclass
@@ -104,14 +107,14 @@ def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
 
 def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
     events: queue.Queue[int | Exception | None] = queue.Queue()
-    processes = [_start_worker() for _ in range(workers)]
-    threads = [
-        threading.Thread(target=_drive, args=(process, schedule, events), daemon=True)
-        for process in processes
-    ]
+    processes: list[subprocess.Popen[str]] = []
+    threads: list[threading.Thread] = []
     try:
-        for thread in threads:
-            thread.start()
+        for _ in range(workers):
+            processes.append(_start_worker())
+            drive = (processes[-1], schedule, events)
+            threads.append(threading.Thread(target=_drive, args=drive, daemon=True))
+            threads[-1].start()
         running = workers
         while running:
             event = events.get()
@@ -132,13 +135,12 @@ def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) ->
 
 def _start_worker() -> subprocess.Popen[str]:
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         # One process a core is the parallelism; threads inside it would only fight.
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "questtrain.data.worker"],
+        python_command("questtrain.data.worker"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -178,7 +180,7 @@ def _make_remotely(
         if "tokens" in message:
             events.put(message["tokens"])
         elif "record" in message:
-            return PieceRecord.from_mapping(message["record"])
+            return build_record(PieceRecord, JsonObject(message["record"], Path(task.folder)))
         elif "error" in message:
             raise UserError(message["error"])
         else:

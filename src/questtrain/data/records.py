@@ -11,11 +11,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from questtrain.errors import UserError
 from questtrain.store.files import write_text
+from questtrain.store.json_object import DamagedJson, read_json_object
+from questtrain.store.typed_record import build_record
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MANIFEST_REMEDY = (
+    "Delete that file and run `questtrain data prepare` again; finished shards are kept"
+)
 Split = Literal["train", "validation"]
 
 
@@ -42,12 +50,6 @@ class PieceRecord:
     name: str
     shards: list[ShardRecord]
     skipped: dict[str, int]
-
-    @classmethod
-    def from_mapping(cls, data: dict[str, Any]) -> PieceRecord:
-        """The inverse of `dataclasses.asdict`."""
-        shards = [ShardRecord(**shard) for shard in data["shards"]]
-        return cls(data["name"], shards, data["skipped"])
 
     @property
     def train_tokens(self) -> int:
@@ -99,44 +101,49 @@ def counts_path(folder: Path, name: str) -> Path:
 
 def read_piece(folder: Path, name: str) -> PieceRecord | None:
     """The record of a finished piece; None when it has yet to be made, or made again."""
-    path = piece_path(folder, name)
-    if not path.exists():
-        return None
     try:
-        return PieceRecord.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError):
+        return build_record(PieceRecord, read_json_object(piece_path(folder, name)), low=0)
+    except (FileNotFoundError, DamagedJson):
         # Records are written atomically: a damaged one is a bad disk, and making it again is safe.
         return None
+
+
+def read_counts(folder: Path, piece: str, vocab_size: int) -> NDArray[np.int64]:
+    """`counts_path`'s content, int64 [vocab_size]; UserError where it is not."""
+    path = counts_path(folder, piece)
+    try:
+        counts: NDArray[np.int64] = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise _bad_counts(path, piece, str(error)) from error
+    if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
+        held = f"{counts.dtype} {list(counts.shape)}"
+        raise _bad_counts(path, piece, f"it holds {held}, not {vocab_size:,} counts")
+    return counts
+
+
+def _bad_counts(path: Path, piece: str, reason: str) -> UserError:
+    return UserError(
+        f"the token counts {path} are damaged: {reason}. Delete {piece}.json beside them and"
+        f" {MANIFEST}, and run `questtrain data prepare` again: it makes this piece anew"
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read ``manifest.json``; UserError when it is absent, damaged, or of another version."""
     path = folder / MANIFEST
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(path, MANIFEST_REMEDY)
+        version = content.take("format", int)
+        if version == FORMAT:
+            return build_record(Manifest, content, low=0)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is no prepared data set, or its preparation was cut off: no {MANIFEST}. "
             "Run `questtrain data prepare`, which continues where it stopped"
         ) from error
-    except (ValueError, OSError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(data, dict) or "format" not in data:
-        raise _damaged(path, "no format version")
-    if data["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {data['format']}, this version of questtrain reads {FORMAT}: "
-            "delete the folder and run `questtrain data prepare` again"
-        )
-    try:
-        shards = [ShardRecord(**shard) for shard in data.pop("shards")]
-        return Manifest(**data, shards=shards)
-    except (TypeError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, reason: object) -> UserError:
-    return UserError(
-        f"the manifest {path} is damaged ({reason}): delete that file and run `questtrain data "
-        "prepare` again; finished shards are kept"
+    except DamagedJson as error:
+        raise UserError(f"the manifest {error}") from error
+    raise UserError(
+        f"{path} has format {version}, this version of questtrain reads {FORMAT}: "
+        "delete the folder and run `questtrain data prepare` again"
     )

@@ -20,8 +20,8 @@ from questtrain.data.records import (
     Manifest,
     ShardRecord,
     Split,
-    counts_path,
     is_validation_piece,
+    read_counts,
     read_manifest,
 )
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
@@ -36,18 +36,29 @@ def token_dtype(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The first ``num_tokens`` tokens of one token file."""
+    """The first ``num_tokens`` tokens of one token file; their ids lie below ``vocab_size``, where
+    that is known."""
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
+    vocab_size: int | None = None
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """The tokens, memory-mapped: uint16 or uint32 [num_tokens]."""
         tokens = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
+
+    def beyond_vocabulary(self, token: int, place: int) -> UserError:
+        """What to raise for the id ``token`` at ``place``, which no embedding row belongs to."""
+        last = (self.vocab_size or 0) - 1
+        return UserError(
+            f"the token shard {self.path} is damaged: token {place:,} is the id {token:,}, and the"
+            f" vocabulary ends at {last:,}. `questtrain data inspect --verify` with the same data"
+            " settings compares every shard with its checksum and says how to repair them"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class TokenDataset:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record)
+        return Shard(path, dtype, record.tokens, record, self.vocab_size)
 
 
 def open_dataset(
@@ -153,7 +164,7 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     """-Σ p log p in nats, p the relative frequencies of the ids in the named pieces; 0 if none."""
     counts = np.zeros(vocab_size, np.int64)
     for piece in pieces:
-        counts += np.load(counts_path(folder, piece))
+        counts += read_counts(folder, piece, vocab_size)
     total = int(counts.sum())
     present = counts[counts > 0].astype(np.float64)
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0

@@ -1,4 +1,4 @@
-"""``python -m questtrain.data.worker``: makes pieces in a process of its own.
+"""The main program of a data worker: makes pieces in a process of its own.
 
 Tasks come as JSON lines on standard input; token counts, the piece's record, or an error go out as
 JSON lines on standard output. Plain subprocesses rather than `multiprocessing`: they need no
@@ -19,11 +19,13 @@ from typing import Any, TextIO
 from questtrain.data.piece import PieceTask, make_piece
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
+from questtrain.process.signals import STOP_SIGNALS
 
 
 def main() -> None:
     """Serve tasks until standard input closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends us
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the parent gets it too, and ends us
     # What libraries print must not get between the messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -52,7 +54,3 @@ def _send(messages: TextIO, message: dict[str, Any]) -> None:
     except BrokenPipeError:
         # The parent is gone. Unwinding removes the half-written shards; os._exit would not.
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

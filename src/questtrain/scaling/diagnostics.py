@@ -8,35 +8,24 @@ raises UserError for one that is damaged.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError
-from questtrain.store.files import read_json_lines
+from questtrain.store.json_object import JsonObject, read_json_object
+from questtrain.store.metric_rows import read_metric_rows
 
 log = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
 Record = TypeVar("Record")
 
 FRACTION, EXPECTED = "weight_masked_fraction", "expected_masked_fraction"
 """The keys of a mask row in ``metrics.jsonl``."""
-
-_KINDS: dict[type, str] = {
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}
 
 
 @dataclass(frozen=True)
@@ -151,61 +140,19 @@ def _command(run: Path, what: str) -> str:
     return f"questtrain diagnose {shlex.quote(f'run={run}')} what={what}"
 
 
-@dataclass(frozen=True)
-class _Object:
-    """A mapping read from ``path``, whose values are checked as they are taken; ``remedy`` is the
-    command that makes the file anew."""
-
-    values: Mapping[str, Any]
-    path: Path
-    remedy: str
-
-    def take(self, key: str, kind: type[Value]) -> Value:
-        if key not in self.values:
-            raise self.damaged(f"{key!r} is missing")
-        return self.check(key, self.values[key], kind)
-
-    def take_or_none(self, key: str, kind: type[Value]) -> Value | None:
-        return None if self.values.get(key, ...) is None else self.take(key, kind)
-
-    def items(self, key: str, kind: type[Value]) -> list[Value]:
-        items = self.take(key, list)
-        if not items:
-            raise self.damaged(f"{key!r} is empty")
-        return [self.check(key, item, kind) for item in items]
-
-    def objects(self, key: str) -> list[_Object]:
-        return [_Object(item, self.path, self.remedy) for item in self.items(key, dict)]
-
-    def check(self, key: str, value: Any, kind: type[Value]) -> Value:
-        if kind is float and type(value) is int:
-            value = float(value)
-        endless = isinstance(value, float) and not math.isfinite(value)
-        if type(value) is not kind or endless:
-            raise self.damaged(f"{key!r} holds {value!r}, not {_KINDS[kind]}")
-        checked: Value = value
-        return checked
-
-    def damaged(self, problem: str) -> UserError:
-        return UserError(f"{self.path} is damaged: {problem}. Make it anew: {self.remedy}")
+def _remedy(run: Path, what: str) -> str:
+    return f"Make it anew: {_command(run, what)}"
 
 
-def _read(run: Path, what: str) -> _Object | None:
+def _read(run: Path, what: str) -> JsonObject | None:
     """A run's record of ``what``, or None where there is none."""
-    path = run / "diagnostics" / f"{what}.json"
-    remedy = _command(run, what)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(run / "diagnostics" / f"{what}.json", _remedy(run, what))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise _Object({}, path, remedy).damaged(str(error)) from error
-    if not isinstance(values, dict):
-        raise _Object({}, path, remedy).damaged("it holds no object")
-    return _Object(values, path, remedy)
 
 
-def _head(run: Path, record: _Object) -> RunHead:
+def _head(run: Path, record: JsonObject) -> RunHead:
     return RunHead(
         folder=str(run),
         name=record.take("name", str),
@@ -221,8 +168,8 @@ def _mask_from_metrics(run: Path) -> MaskHistory | None:
     """The rows that training wrote."""
     path = run / "metrics.jsonl"
     rows = [
-        _Object(row, path, _command(run, "mask"))
-        for row in read_json_lines(path)
+        JsonObject(row, path, _remedy(run, "mask"))
+        for row in read_metric_rows(path)
         if row.get(FRACTION) is not None and EXPECTED in row
     ]
     if not rows:

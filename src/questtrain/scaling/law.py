@@ -8,8 +8,7 @@ alone, and ``free-alpha``, in which every precision has an A·eff^-α and an α 
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.precision import REFERENCE
 from questtrain.store.files import write_json
+from questtrain.store.json_object import DamagedJson, JsonObject, read_json_object
 
 Array: TypeAlias = NDArray[np.float64]
+
+TINY = sys.float_info.min
+"""The smallest of positive numbers."""
 
 FORMS = ("quest", "chinchilla", "free-alpha")
 
@@ -126,47 +129,60 @@ def law_record(law: Law) -> dict[str, Any]:
 def read_law(path: Path) -> Law:
     """A ``law.json``; UserError for a file that is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _law(read_json_object(path))
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    try:
-        return _law(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{path} is not a law of `questtrain fit --json FILE`: {what}.") from error
+    except DamagedJson as error:
+        raise UserError(
+            f"{path} is not a law of `questtrain fit --json FILE`: {error.problem}."
+        ) from error
 
 
-def _law(content: Any) -> Law:
-    if content["form"] not in FORMS:
-        raise unknown("form of law", content["form"], FORMS)
+def _law(content: JsonObject) -> Law:
+    """The numbers within what a law allows: sizes and exponents are positive."""
+    form = content.take("form", str)
+    if form not in FORMS:
+        raise unknown("form of law", form, FORMS)
+    A, alpha, B, beta = (_estimate(content.inside(key)) for key in ("A", "alpha", "B", "beta"))
+    E = _estimate(content.inside("E"), may_be_zero=True)
+    effs, alphas = content.inside("eff"), _optional(content, "alpha_of")
+    draws, warnings = _optional(content, "draws"), content.optional("warnings", list) or []
     return Law(
-        form=content["form"],
-        **{key: _estimate(content[key]) for key in ("A", "alpha", "B", "beta", "E")},
-        eff={label: _estimate(entry) for label, entry in content["eff"].items()},
-        rms_log_residual=float(content["rms_log_residual"]),
-        points=int(content["points"]),
-        confidence=content.get("confidence"),
-        leave_one_out=content.get("leave_one_out"),
-        alpha_of={k: _estimate(entry) for k, entry in content.get("alpha_of", {}).items()},
-        eff_at=content.get("eff_at"),
-        params_range=_pair(content.get("params_range")),
-        tokens_range=_pair(content.get("tokens_range")),
-        draws={key: tuple(map(float, draws)) for key, draws in content.get("draws", {}).items()},
-        warnings=tuple(content.get("warnings", ())),
+        form=form,
+        A=A,
+        alpha=alpha,
+        B=B,
+        beta=beta,
+        E=E,
+        eff={label: _estimate(effs.inside(label)) for label in effs.values},
+        rms_log_residual=content.take("rms_log_residual", float, low=0),
+        points=content.take("points", int, low=0),
+        confidence=content.optional("confidence", float, low=0, high=1),
+        leave_one_out=content.optional("leave_one_out", float, low=0),
+        alpha_of={label: _estimate(alphas.inside(label)) for label in alphas.values},
+        eff_at=content.optional("eff_at", float, low=TINY),
+        params_range=_pair(content, "params_range"),
+        tokens_range=_pair(content, "tokens_range"),
+        draws={key: tuple(draws.items(key, float, low=0)) for key in draws.values},
+        warnings=tuple(content.check("warnings", text, str) for text in warnings),
     )
 
 
-def _pair(entry: Any) -> tuple[float, float] | None:
-    return None if entry is None else (float(entry[0]), float(entry[1]))
+def _optional(content: JsonObject, key: str) -> JsonObject:
+    """The object of ``key``, empty where there is none."""
+    return content.inside(key) if key in content.values else JsonObject({}, content.path)
 
 
-def _estimate(entry: Any) -> Estimate:
-    numbers = [
-        None if entry[key] is None else float(entry[key]) for key in ("value", "low", "high")
-    ]
-    value, low, high = numbers
-    if value is None or not math.isfinite(value):
-        raise ValueError(f"value {value}")
-    return Estimate(value, low, high)
+def _pair(content: JsonObject, key: str) -> tuple[float, float] | None:
+    if content.optional(key, list) is None:
+        return None
+    pair = content.items(key, float, low=0)
+    if len(pair) != 2 or pair[0] > pair[1]:
+        raise content.damaged(f"{key!r} holds {pair}, not a smallest and a largest number")
+    return pair[0], pair[1]
+
+
+def _estimate(entry: JsonObject, may_be_zero: bool = False) -> Estimate:
+    low = 0.0 if may_be_zero else TINY
+    ends = [entry.take_or_none(key, float, low=0) for key in ("low", "high")]
+    return Estimate(entry.take("value", float, low), *ends)

@@ -15,7 +15,9 @@ from questtrain.config.loading import read_config
 from questtrain.errors import UserError, suggestion
 from questtrain.scaling.precision import label_of, precision_label
 from questtrain.scaling.run_folders import find_runs
-from questtrain.store.files import read_json_lines
+from questtrain.scaling.run_record import read_run_record
+from questtrain.store.json_object import DamagedJson
+from questtrain.store.metric_rows import read_metric_rows
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("non_embedding_params", "tokens", "precision", "val_loss")
@@ -73,7 +75,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of ``metrics.jsonl``; none for a row of a table."""
-        return [] if self.folder is None else read_json_lines(self.folder / "metrics.jsonl")
+        return [] if self.folder is None else read_metric_rows(self.folder / "metrics.jsonl")
 
 
 def read_runs(paths: Sequence[str], nested: bool = False) -> list[Run]:
@@ -97,23 +99,17 @@ def read_runs(paths: Sequence[str], nested: bool = False) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     """The row of one run folder."""
-    path = folder / "run.json"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_run_record(folder / "run.json")
+        precision = precision_label(record["bits"], record["method"])
     except FileNotFoundError:
         return _unfinished(folder)
-    except (OSError, ValueError) as error:
-        return _damaged(folder, f"{path.name} cannot be read: {' '.join(str(error).split())}")
-    try:
-        precision = precision_label(record["bits"], record["method"])
-        name, status = str(record["name"]), str(record["status"])
-    except (KeyError, TypeError, UserError, AttributeError) as error:
-        return _damaged(folder, f"{path.name} holds no run record: {error}")
-    loss = record.get("val_loss")
-    if status == "completed" and not _is_loss(loss):
-        return _damaged(folder, f"{path.name} is of a completed run, but its val_loss is {loss!r}")
+    except DamagedJson as error:
+        return _damaged(folder, f"run.json: {error.problem}")
+    except UserError as error:
+        return _damaged(folder, f"run.json holds no run record: {error}")
     columns = record | {"precision": precision}
-    return Run(name, status, columns, str(folder), folder)
+    return Run(record["name"], record["status"], columns, str(folder), folder)
 
 
 def read_table(path: Path) -> list[Run]:
@@ -136,10 +132,10 @@ def _unfinished(folder: Path) -> Run:
         columns = _columns(config)
     except UserError as error:
         return _damaged(folder, str(error))
-    rows = read_json_lines(folder / "metrics.jsonl")
+    rows = read_metric_rows(folder / "metrics.jsonl")
     for column in ("train_loss", "val_loss"):
         columns[column] = next((row[column] for row in reversed(rows) if column in row), None)
-    step = max((row["step"] for row in rows if isinstance(row.get("step"), int)), default=0)
+    step = max((row["step"] for row in rows), default=0)
     problem = f"stopped at step {step:,}, or still training; the same command goes on"
     return Run(config.name or folder.name, "unfinished", columns, str(folder), folder, problem)
 

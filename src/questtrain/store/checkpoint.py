@@ -1,29 +1,33 @@
 """Checkpoints: ``checkpoints/step_00001000/`` with weights, optimizer state and checksums.
 
 A folder appears under its name only when it is complete, and ``checkpoint.json`` holds the
-SHA-256 of each file, so that damage is found before anything is loaded.
+SHA-256 of each file, so that damage is found before anything is loaded. It goes the same way when
+it is removed: whole, or not at all.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from questtrain.errors import UserError
-from questtrain.store.files import publish_folder, sha256_of, write_json
+from questtrain.store.files import publish_folder, remove_folder, sha256_of, write_json, writing
+from questtrain.store.json_object import DamagedJson, read_json_object
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d+)")
+_NAME = re.compile(r"step_(\d{8,})")
 _STATE = "checkpoint.json"
+_TENSORS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,11 @@ class Checkpoint:
     wall_seconds: float
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part: ``model`` or ``optimizer``."""
-        return load_file(self.folder / f"{part}.safetensors")
+        """The tensors of one part: ``model`` or ``optimizer``; UserError where there is none."""
+        file = self.folder / f"{part}{_TENSORS}"
+        if not file.is_file():
+            raise UserError(f"checkpoint {self.folder} holds no {file.name}.")
+        return load_file(file)
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights in place; UserError if they are not this model's."""
@@ -47,28 +54,69 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, step: int, parts: dict[str, dict[str, Tensor]], wall_seconds: float, keep: int
+    run: Path,
+    step: int,
+    parts: dict[str, dict[str, Tensor]],
+    wall_seconds: float,
+    keep: int,
+    known_intact: Collection[int] = (),
 ) -> Path:
     """Write ``parts`` (``model``, ``optimizer``) as they are after ``step`` updates.
 
-    All but the ``keep`` newest checkpoints are removed afterwards.
+    Afterwards, what is older than the ``keep`` newest intact checkpoints is removed; those of the
+    steps ``known_intact`` need not be read for that. WriteFailed, with nothing left of this one,
+    where the disk refuses it.
     """
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
     _remove_abandoned(parent)
-    temporary.mkdir(parents=True)
-    checksums = {}
-    for part, tensors in parts.items():
-        file = temporary / f"{part}.safetensors"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
-        checksums[file.name] = sha256_of(file)
-    state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
-    write_json(temporary / _STATE, state)
-    publish_folder(temporary, final)
-    for old in checkpoint_folders(run)[:-keep]:
-        shutil.rmtree(old)
+    needed = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
+    try:
+        with writing(final, needed):
+            temporary.mkdir(parents=True)
+            checksums = {}
+            for part, tensors in parts.items():
+                file = temporary / f"{part}{_TENSORS}"
+                _save_tensors(tensors, file)
+                checksums[file.name] = sha256_of(file)
+            state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
+            write_json(temporary / _STATE, state)
+            publish_folder(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_older(run, step, keep, {*known_intact, step})
     return final
+
+
+def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """OSError where the disk refuses: safetensors says so in words only."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        if (found := re.search(r"os error (\d+)", str(error))) is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(file)) from error
+
+
+def _remove_older(run: Path, step: int, keep: int, known_intact: Collection[int]) -> None:
+    """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one: a
+    damaged one, newer or between them, takes nobody's place."""
+    kept = 0
+    for folder in reversed(checkpoint_folders(run)):
+        if kept == keep and step_of(folder) != step:
+            remove_folder(folder)
+        elif kept < keep and (step_of(folder) in known_intact or _is_intact(folder)):
+            kept += 1
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        open_checkpoint(folder)
+    except UserError:
+        return False
+    return True
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -76,7 +124,7 @@ def checkpoint_folders(run: Path) -> list[Path]:
     parent = run / "checkpoints"
     if not parent.is_dir():
         return []
-    folders = [path for path in parent.iterdir() if _NAME.fullmatch(path.name)]
+    folders = [path for path in parent.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=step_of)
 
 
@@ -86,22 +134,62 @@ def step_of(folder: Path) -> int:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Verify a checkpoint's files; UserError names the damaged one."""
+    """Verify a checkpoint, its record and every file; UserError names what is damaged."""
+    state = _read_state(folder)
+    problem = next(state.problems(folder), None)
+    if problem is not None:
+        raise UserError(f"checkpoint {folder} is damaged: {problem}.")
+    return Checkpoint(folder, state.step, state.wall_seconds)
+
+
+@dataclass(frozen=True)
+class _State:
+    """``checkpoint.json``."""
+
+    step: int
+    wall_seconds: float
+    sha256: dict[str, str]
+
+    def problems(self, folder: Path) -> Iterator[str]:
+        """What is wrong with the folder's files, cheap tests first."""
+        present = {file.name for file in folder.iterdir()} - {_STATE}
+        for name in sorted(self.sha256.keys() - present):
+            yield f"{name} is missing"
+        for name in sorted(present - self.sha256.keys()):
+            yield f"{_STATE} holds no checksum of {name}"
+        if f"model{_TENSORS}" not in present:
+            yield f"model{_TENSORS} is missing"
+        for name, expected in self.sha256.items():
+            file = folder / name
+            if sha256_of(file) != expected:
+                size = file.stat().st_size
+                yield f"{name} does not match its checksum ({size:,} bytes)"
+            elif name.endswith(_TENSORS) and (problem := _no_tensors(file)):
+                yield f"{name} holds no tensors ({problem}), though its checksum is right"
+
+
+def _read_state(folder: Path) -> _State:
     try:
-        state = json.loads((folder / _STATE).read_text())
-        step, wall_seconds, checksums = state["step"], state["wall_seconds"], state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {folder} is damaged: {_STATE}: {error}.") from error
-    for name, expected in checksums.items():
-        file = folder / name
-        if not file.is_file():
-            raise UserError(f"checkpoint {folder} is damaged: {name} is missing.")
-        if sha256_of(file) != expected:
-            raise UserError(
-                f"checkpoint {folder} is damaged: {name} does not match its checksum"
-                f" ({file.stat().st_size:,} bytes)."
-            )
-    return Checkpoint(folder, step, wall_seconds)
+        state = read_json_object(folder / _STATE)
+        step = state.take("step", int, low=0)
+        if step != step_of(folder):
+            raise state.damaged(f"'step' holds {step}, and the folder is of step {step_of(folder)}")
+        sums = state.inside("sha256")
+        checksums = {name: sums.take(name, str) for name in sums.values}
+        return _State(step, state.take("wall_seconds", float, low=0), checksums)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint {folder} is damaged: {_STATE} is missing.") from error
+    except DamagedJson as error:
+        raise UserError(f"checkpoint {folder} is damaged: {_STATE}: {error.problem}.") from error
+
+
+def _no_tensors(file: Path) -> str | None:
+    """Why a file is none of safetensors; None where it is one. Only its header is read."""
+    try:
+        with safe_open(file, "pt"):
+            return None
+    except (SafetensorError, OSError) as error:
+        return str(error)
 
 
 def checkpoint_at(run: Path, step: int) -> Checkpoint:
@@ -110,6 +198,15 @@ def checkpoint_at(run: Path, step: int) -> Checkpoint:
     if step not in folders:
         raise UserError(f"{run} holds no checkpoint of step {step}, only {list(folders)}.")
     return open_checkpoint(folders[step])
+
+
+def last_good_checkpoint(run: Path) -> str:
+    """The newest intact checkpoint, in words: ``step 8 (runs/NAME/checkpoints/…)``, or ``none``."""
+    try:
+        checkpoint = latest_checkpoint(run)
+    except UserError:
+        return "none that is intact"
+    return "none" if checkpoint is None else f"step {checkpoint.step} ({checkpoint.folder})"
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
@@ -133,6 +230,7 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Temporary folders of a killed process; the run's lock says that nobody writes them now."""
+    """What a killed process left half written or half removed; the run's lock says that nobody is
+    at it now."""
     for path in parent.glob(".step_*.tmp"):
         shutil.rmtree(path)

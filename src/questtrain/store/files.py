@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,30 +12,66 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from questtrain.errors import UserError, nearest
+from questtrain.errors import UserError, WriteFailed, nearest
+
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What a disk says when it is full, over a quota or a size limit, or failing."""
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def writing(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Around whatever writes ``path``: what the disk refuses (`REFUSED`) is a WriteFailed that
+    names the file, the bytes ``needed`` where they are known, and those that are free. Of nested
+    ones the outermost speaks."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        reason = os.strerror(error.errno)
+        raise WriteFailed(error.errno, reason, str(path), _room(path, needed)) from error
+
+
+def _room(path: Path, needed: int | None) -> str:
+    """`` (needs 1,000 bytes, 500 are free)``, as far as it is known."""
+    known = [] if needed is None else [f"needs {needed:,} bytes"]
+    folder = next((place for place in path.absolute().parents if place.is_dir()), None)
+    if folder is not None:
+        known.append(f"{shutil.disk_usage(folder).free:,} bytes are free")
+    return f" ({', '.join(known)})" if known else ""
+
+
+@contextmanager
+def atomic_write(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
     """A binary file that appears at ``path`` when the block ends; not at all if it raises.
 
-    The temporary name belongs to this process, so that two writers never meet in one file.
+    A link at ``path`` is replaced, never followed. The temporary name belongs to this process, so
+    that two writers never meet in one file. WriteFailed as in `writing`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with writing(path, needed):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically: a reader sees the old content or the new, never a part."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    data = text.encode()
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a small file's content atomically."""
+    data = source.read_bytes()
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,20 +90,6 @@ def output_for(path: Path) -> Iterator[None]:
         raise UserError(f"{path} cannot be written: {error.strerror}.") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one a line; a line torn by a kill is left out, and a file that
-    is not there is empty."""
-    objects = []
-    for line in path.read_text("utf-8", "replace").splitlines() if path.exists() else []:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            objects.append(value)
-    return objects
-
-
 def last_lines(path: Path, size: int = 16_384) -> list[str]:
     """The lines in a text file's last ``size`` bytes, the first of them perhaps torn; none where
     the file cannot be read. Its time does not grow with the file."""
@@ -78,20 +101,55 @@ def last_lines(path: Path, size: int = 16_384) -> list[str]:
         return []
 
 
+class LineFile:
+    """Appends whole lines to a text file; of one that the disk refuses, nothing is left."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, line: str) -> None:
+        """WriteFailed as in `writing`."""
+        data = (line + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            with writing(self._path, len(data)):
+                while data:
+                    data = data[self._file.write(data) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Make a finished folder appear under its final name at once, replacing an older one."""
+    """Make a finished folder appear under its final name at once, replacing an older one.
+
+    Its files get the modes that a new file has here; some libraries write theirs as 0600.
+    """
+    mode = temporary.stat().st_mode & 0o666
     for file in temporary.rglob("*"):
         if file.is_file():
+            file.chmod(mode)
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    if final.exists():
-        shutil.rmtree(final)
+    remove_folder(final)
     os.replace(temporary, final)
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if there is one, so that no part of it ever stands under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed)
 
 
 def sha256_of(path: Path) -> str:

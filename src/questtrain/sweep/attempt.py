@@ -7,26 +7,36 @@ child lives, whatever kills the other. Two sweepers on one folder never train th
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from questtrain.store.files import last_lines, write_json
+from questtrain.errors import UserError, WriteFailed
+from questtrain.process.signals import STOP_SIGNALS
+from questtrain.process.start import python_command
+from questtrain.store.files import last_lines, write_json, writing
+from questtrain.store.json_object import read_json_object
+from questtrain.store.typed_record import build_record
 from questtrain.sweep.job import Job
 
-TRAIN = (sys.executable, "-m", "questtrain.cli.main", "train")
+TRAIN = (*python_command("questtrain.cli.main"), "train")
 
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
+STOPPED = frozenset(code for number in STOP_SIGNALS for code in (-number, 128 + number))
 """Exit codes of a run that was asked to stop: it goes on when the sweep does."""
+
+KILLED = frozenset({-signal.SIGKILL, 128 + signal.SIGKILL})
+"""Exit codes of a run that was killed, by hand or because the machine was out of memory."""
+
+MOST_KILLS = 3
+"""In a row; after that many the run has failed: what it lacks, it will lack the next time, too."""
 
 CLAIM_TRIES, SECONDS_BETWEEN_TRIES = 3, 0.01
 """A reader of the state holds the lock for an instant; that is no claim."""
@@ -35,7 +45,8 @@ CLAIM_TRIES, SECONDS_BETWEEN_TRIES = 3, 0.01
 @dataclass(frozen=True)
 class Outcome:
     """The last attempt at a run. ``exit_code`` is None while it trains, and when whoever would
-    have written it was killed; ``extra`` are the launcher's own words, kept for the next one."""
+    have written it was killed; ``kills`` are the last attempts in a row that were; ``extra`` are
+    the launcher's own words, kept for the next one."""
 
     attempts: int
     started: str
@@ -43,18 +54,36 @@ class Outcome:
     exit_code: int | None = None
     reason: str | None = None
     extra: tuple[str, ...] = ()
+    kills: int = 0
 
     @property
     def failed(self) -> bool:
-        return self.exit_code is not None and self.exit_code != 0 and self.exit_code not in STOPPED
+        """Not where it was asked to stop, found the disk full, or was killed a few times only."""
+        if self.exit_code in (None, 0, WriteFailed.exit_code) or self.exit_code in STOPPED:
+            return False
+        return self.exit_code not in KILLED or self.kills >= MOST_KILLS
+
+    @property
+    def unasked(self) -> str | None:
+        """Why it has stopped, where nobody asked it to and it has not failed."""
+        if self.failed or self.exit_code not in {*KILLED, WriteFailed.exit_code}:
+            return None
+        return self.reason
+
+    def after(self, code: int, reason: str | None) -> Outcome:
+        """This attempt when it has ended with ``code``."""
+        kills = self.kills + 1 if code in KILLED else 0
+        if kills:
+            so = ", which is a failure" if kills >= MOST_KILLS else ""
+            reason = f"{reason} ({kills} of {MOST_KILLS} times{so})"
+        return replace(self, ended=_now(), exit_code=code, reason=reason, kills=kills)
 
 
 def read_outcome(job: Job) -> Outcome | None:
     """What is known of the last attempt; None where there was none, or its file is damaged."""
     try:
-        content = json.loads(job.attempt_file.read_text(encoding="utf-8"))
-        return Outcome(**{**content, "extra": tuple(content["extra"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        return build_record(Outcome, read_json_object(job.attempt_file))
+    except (FileNotFoundError, UserError):
         return None
 
 
@@ -88,7 +117,7 @@ def forget_failure(job: Job, descriptor: int) -> None:
         shutil.rmtree(job.folder)
     outcome = read_outcome(job)
     if outcome is not None:
-        _write(job, replace(outcome, exit_code=None, reason=None))
+        _write(job, replace(outcome, exit_code=None, reason=None, kills=0))
     os.close(descriptor)
 
 
@@ -110,12 +139,14 @@ class Attempt:
         self.job, self._descriptor = job, descriptor
         before = read_outcome(job)
         attempts = 1 + (before.attempts if before else 0)
-        self.outcome = Outcome(attempts, _now(), extra=tuple(extra))
+        kills = before.kills if before else 0
+        self.outcome = Outcome(attempts, _now(), extra=tuple(extra), kills=kills)
         words = [*command, *job.words, *extra]
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
         _write(job, self.outcome)
-        with job.log_file.open("a", encoding="utf-8") as log:
-            log.write(f"=== attempt {attempts}, {_now()}: {shlex.join(words)}\n")
+        with writing(job.log_file), job.log_file.open("a", encoding="utf-8") as log:
+            said = shlex.join(["questtrain", "train", *job.words, *extra])
+            log.write(f"=== attempt {attempts}, {_now()}: {said}\n")
             log.flush()
             # A session of its own: Ctrl-C on the terminal reaches the child once, through us.
             self.process = subprocess.Popen(
@@ -129,7 +160,7 @@ class Attempt:
             )
 
     def send(self, number: int) -> None:
-        """Send the child a signal; SIGINT and SIGTERM let it save a checkpoint, twice does not."""
+        """Send the child a signal; the first lets it save a checkpoint, a second SIGINT not."""
         if self.process.poll() is None:
             self.process.send_signal(number)
 
@@ -139,8 +170,9 @@ class Attempt:
         if code is None:
             return None
         reason = None if code == 0 else failure_reason(self.job.log_file, code)
-        self.outcome = replace(self.outcome, ended=_now(), exit_code=code, reason=reason)
-        _write(self.job, self.outcome)
+        self.outcome = self.outcome.after(code, reason)
+        with suppress(WriteFailed):  # on a full disk it counts as unfinished, which it is
+            _write(self.job, self.outcome)
         os.close(self._descriptor)
         return self.outcome
 

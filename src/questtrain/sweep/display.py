@@ -164,7 +164,8 @@ class Lines:
         if outcome.failed:
             self._say(f"failed  {job.name}: {outcome.reason} (log: {job.log_file})")
         elif outcome.exit_code:
-            self._say(f"stopped {job.name}; it goes on when the sweep is started again")
+            why = f": {outcome.unasked}" if outcome.unasked else ""
+            self._say(f"stopped {job.name}{why}; it goes on when the sweep is started again")
         else:
             loss = read_states([job])[0].val_loss
             text = "" if loss is None else f"val_loss {loss:.4f}, "
@@ -174,7 +175,7 @@ class Lines:
         self._say(f"{status:<7} {job.name}, by another process")
 
     def stopping(self, runs: int) -> None:
-        self._say(f"stopping: {runs} runs save a checkpoint; again to stop at once")
+        self._say(f"stopping: {runs} runs save a checkpoint; Ctrl-C again to stop at once")
 
     def tick(self) -> None:
         """Nothing happens between the lines."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_json
+from questtrain.store.json_object import read_json_object
+from questtrain.store.typed_record import build_record
 from questtrain.sweep.grid import Sweep
 from questtrain.sweep.job import Job, longest_first
 
@@ -33,24 +34,17 @@ def read_manifest(folder: Path) -> Manifest | None:
 
     UserError if it is damaged.
     """
-    path = folder / FILE
+    remedy = "Move it away, and the sweep writes a new one; its runs are kept."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        jobs = [_job(folder, name, entry) for name, entry in content["jobs"].items()]
-        return Manifest(
-            content["name"],
-            content["title"],
-            content["paper"],
-            content["figure"],
-            longest_first(jobs),
-        )
+        content = read_json_object(folder / FILE, remedy)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): move it away, and the sweep"
-            " writes a new one; its runs are kept."
-        ) from error
+    entries = content.inside("jobs")
+    jobs = [
+        build_record(Job, entries.inside(name), low=0, name=name, folder=folder / name)
+        for name in entries.values
+    ]
+    return build_record(Manifest, content, jobs=longest_first(jobs))
 
 
 def record_jobs(sweep: Sweep, folder: Path, jobs: Iterable[Job]) -> None:
@@ -78,7 +72,3 @@ def _content(sweep: Sweep, jobs: Iterable[Job]) -> dict[str, Any]:
         "figure": sweep.figure,
         "jobs": entries,
     }
-
-
-def _job(folder: Path, name: str, entry: dict[str, Any]) -> Job:
-    return Job(name=name, folder=folder / name, **{**entry, "words": tuple(entry["words"])})

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_json
+from questtrain.store.json_object import read_json_object
 
 SECONDS_BETWEEN_QUESTIONS = 10
 """How often squeue is asked at most: the controller serves a whole cluster."""
@@ -39,14 +39,11 @@ def submissions_file(sweep_folder: Path) -> Path:
 
 def read_submissions(sweep_folder: Path) -> dict[str, str]:
     """Run name → task id, as submitted last; UserError if the file is damaged."""
-    path = submissions_file(sweep_folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_object(submissions_file(sweep_folder))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    return {str(name): str(task_id) for name, task_id in content.items()}
+    return {name: content.take(name, str) for name in content.values}
 
 
 def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:

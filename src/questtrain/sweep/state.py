@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from questtrain.errors import UserError
 from questtrain.store.files import last_lines
+from questtrain.store.json_object import read_json_object
+from questtrain.store.metric_rows import metric_row
 from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
 from questtrain.sweep.slurm_queue import Task, tasks_in_queue
@@ -25,7 +27,8 @@ class State:
     """A job, its status, and what the run has said so far (None where it has not).
 
     ``step`` is the last one logged. ``seconds_left`` is of a running run, at its present rate.
-    ``reason`` says why a run failed, or where in Slurm it is.
+    ``reason`` says why a run failed, why one that waits was left unfinished (killed, a full disk),
+    or where in Slurm it is.
     """
 
     job: Job
@@ -95,7 +98,10 @@ def read_state(job: Job) -> State:
     if is_claimed(job):
         return _in_progress(job, "running", rows)
     reason = _failure(job, record)
-    return _in_progress(job, "failed" if reason else "waiting", rows, reason)
+    if reason:
+        return _in_progress(job, "failed", rows, reason)
+    outcome = read_outcome(job)
+    return _in_progress(job, "waiting", rows, outcome.unasked if outcome else None)
 
 
 def ended(job: Job) -> Status | None:
@@ -116,11 +122,14 @@ def _failure(job: Job, record: dict[str, Any]) -> str | None:
 
 
 def read_record(run_file: Path) -> dict[str, Any]:
-    """A run's ``run.json``; empty where the run has not ended or the file is damaged."""
-    with suppress(OSError, ValueError):
-        record = json.loads(run_file.read_text(encoding="utf-8"))
-        if isinstance(record, dict):
-            return record
+    """A run's ``run.json``, its numbers checked; empty where the run has not ended or the file is
+    damaged."""
+    with suppress(FileNotFoundError, UserError):
+        record = read_json_object(run_file)
+        record.take("status", str)
+        for key in ("train_loss", "val_loss", "tokens_per_second", "mfu"):
+            record.optional(key, float)
+        return dict(record.values)
     return {}
 
 
@@ -185,11 +194,6 @@ def _in_progress(
 
 
 def _last_rows(metrics: Path) -> list[dict[str, Any]]:
-    """The last rows of ``metrics.jsonl``; torn lines at either end are left out."""
-    rows = []
-    for line in last_lines(metrics):
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+    """The last rows of ``metrics.jsonl``; lines that are torn or damaged are left out."""
+    found = (metric_row(line, metrics) for line in last_lines(metrics))
+    return [row for row in found if row is not None]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from questtrain.config import LoggerConfig
 from questtrain.errors import UserError
-from questtrain.store.files import read_json_lines, write_text
+from questtrain.store.files import LineFile, write_text, writing
+from questtrain.store.metric_rows import read_metric_rows
 
 log = logging.getLogger(__name__)
 
@@ -25,46 +27,62 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsFile:
-    """Appends rows to ``metrics.jsonl``; opened at a step, it drops what lies beyond it."""
+    """Appends rows to ``metrics.jsonl``; opened at a step, it drops what lies beyond it. ``kept``
+    are the rows up to there."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        kept = [row for row in read_json_lines(path) if row["step"] <= start_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self.kept = [row for row in read_metric_rows(path) if row["step"] <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in self.kept))
+        self._file = LineFile(path)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """WriteFailed where the disk refuses it."""
+        self._file.write(json.dumps(row, allow_nan=False))
 
     def close(self) -> None:
         self._file.close()
 
 
 class WandbLogger:
-    """Sends the same rows to Weights & Biases; a resumed run continues its own W&B run."""
+    """Sends the same rows to Weights & Biases; a resumed run continues its own W&B run.
 
-    def __init__(self, config: LoggerConfig, folder: Path, resolved: dict[str, Any]) -> None:
+    Online, the server has what was sent before. Offline, every start writes a folder of its own,
+    and syncing one replaces what an earlier one has brought: the ``kept`` rows come first, so that
+    the newest folder holds the whole run.
+    """
+
+    def __init__(
+        self,
+        config: LoggerConfig,
+        folder: Path,
+        resolved: dict[str, Any],
+        kept: Sequence[dict[str, Any]],
+    ) -> None:
         import wandb
 
         identity = folder / "wandb_id.txt"
         if not identity.exists():
             write_text(identity, uuid.uuid4().hex[:12])
         try:
-            self._run = wandb.init(
-                project=config.project,
-                entity=config.entity,
-                mode=config.mode,  # type: ignore[arg-type]
-                tags=config.tags,
-                name=folder.name,
-                id=identity.read_text(),
-                resume="allow" if config.mode == "online" else None,
-                dir=folder,
-                config=resolved,
-            )
+            with writing(folder / "wandb"):
+                self._run = wandb.init(
+                    project=config.project,
+                    entity=config.entity,
+                    mode=config.mode,  # type: ignore[arg-type]
+                    tags=config.tags,
+                    name=folder.name,
+                    id=identity.read_text(),
+                    resume="allow" if config.mode == "online" else None,
+                    dir=folder,
+                    config=resolved,
+                )
         except wandb.Error as error:
             raise UserError(
                 f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
             ) from error
+        if config.mode == "offline":
+            for row in kept:
+                self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
         self._run.log(row, step=row["step"])
@@ -74,7 +92,10 @@ class WandbLogger:
 
 
 class Metrics:
-    """Fans rows out to the run's file and its logger; on a rank that ``writes`` none, to nobody."""
+    """Fans rows out to the run's file and its logger; on a rank that ``writes`` none, to nobody.
+
+    A number that is not finite is written as null: JSON has no other word for it.
+    """
 
     def __init__(
         self,
@@ -85,14 +106,17 @@ class Metrics:
         writes: bool,
     ) -> None:
         self._sinks: list[MetricsFile | WandbLogger] = []
-        if writes:
-            self._sinks.append(MetricsFile(folder / "metrics.jsonl", start_step))
-        if writes and config.name == "wandb":
-            self._sinks.append(WandbLogger(config, folder, resolved))
+        if not writes:
+            return
+        file = MetricsFile(folder / "metrics.jsonl", start_step)
+        self._sinks.append(file)
+        if config.name == "wandb":
+            self._sinks.append(WandbLogger(config, folder, resolved, file.kept))
 
     def write(self, row: dict[str, Any]) -> None:
+        plain = {key: _finite(value) for key, value in row.items()}
         for sink in self._sinks:
-            sink.write(row)
+            sink.write(plain)
 
     def __enter__(self) -> Metrics:
         return self
@@ -105,6 +129,13 @@ class Metrics:
     ) -> None:
         for sink in self._sinks:
             sink.close()
+
+
+def _finite(value: Any) -> Any:
+    """The value, a list's item by item, with None for NaN and infinity."""
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class StepRate:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from questtrain.config import OptimConfig, QuantConfig
+from questtrain.errors import UserError
 from questtrain.quant import learned_scalars
 from questtrain.quant.scale import LearnedOffset
 from questtrain.train.adamw import AdamW
@@ -91,9 +92,12 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def restore_optimizer(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """The inverse of `optimizer_tensors`, each tensor onto its parameter's device."""
+    """The inverse of `optimizer_tensors`, each tensor onto its parameter's device; UserError for
+    the state of another model."""
     parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
-        name, key = full_name.rsplit(".", 1)
+        name, _, key = full_name.rpartition(".")
+        if name not in parameters:
+            raise UserError(f"the optimizer's state is of another model: it holds {full_name}.")
         parameter = parameters[name]
         optimizer.state[parameter][key] = value.to(parameter.device)

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from questtrain.errors import Elsewhere, TrainingStopped, UserError
+from questtrain.process.signals import StopSignal
 
 T = TypeVar("T")
 
@@ -112,17 +113,17 @@ class World:
         return values[0]
 
     def together(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on every rank. If it raises UserError or TrainingStopped on some, it ends on
-        all: the first of them raises its error, the others Elsewhere."""
+        """Do ``work`` on every rank. If it raises UserError, TrainingStopped or StopSignal on some,
+        it ends on all: the first of them raises its error, the others Elsewhere."""
         if self.size == 1:
             return work()
         result: list[T] = []
-        error: UserError | TrainingStopped | None = None
+        error: UserError | TrainingStopped | StopSignal | None = None
         try:
             result.append(work())
         except EndsAlone:
             raise
-        except (UserError, TrainingStopped) as raised:
+        except (UserError, TrainingStopped, StopSignal) as raised:
             error = raised
         codes = torch.zeros(self.size, dtype=torch.int64)
         codes[self.rank] = 0 if error is None or isinstance(error, Elsewhere) else error.exit_code
@@ -132,8 +133,20 @@ class World:
             return result[0]
         speaker = int(codes.nonzero()[0])
         if error is not None and speaker == self.rank:
+            if isinstance(error, StopSignal):
+                error.is_spokesman = True
             raise error
         raise Elsewhere(int(codes[speaker])) from error
+
+    def alone(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which this rank does at a moment of its own: where it has peers, a
+        UserError ends it without their consent."""
+        try:
+            return work()
+        except UserError as error:
+            if self.size == 1:
+                raise
+            raise EndsAlone(str(error)) from error
 
     def first_then_others(self, work: Callable[[], T]) -> T:
         """`together`, where the others begin when rank 0 has left its result on disk for them."""

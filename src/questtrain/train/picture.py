@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from questtrain.store.files import atomic_write, writing
+
 
 def draw_loss(
     rows: list[dict[str, Any]], title: str, path: Path, unigram_entropy: float | None = None
@@ -36,5 +38,7 @@ def draw_loss(
     axes.set(xlabel="training tokens (millions)", ylabel="loss (nats a token)", title=title)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, format="png")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,15 @@ from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
+from questtrain.store.files import copy_file
 from questtrain.train.parallel import EndsAlone, World, join_world
-from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_config
+from questtrain.train.run_folder import (
+    claim_run,
+    read_record,
+    run_folder,
+    saying_what_is_kept,
+    settle_config,
+)
 from questtrain.train.step import micro_batch_size
 from questtrain.train.trainer import Trainer
 
@@ -27,12 +33,13 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
 
     A run that is already complete is left alone. Several processes whose environment says that
     they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
-    and TrainingStopped when training ends early: diverged, out of memory, a signal.
+    and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
     """
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
-    with join_world(on_gpus) as world, ExitStack() as claims:
+    kept = saying_what_is_kept(run_folder(config))
+    with kept, join_world(on_gpus) as world, ExitStack() as claims:
         device = world.together(lambda: _device(config, world))
         folder = world.together(lambda: _claim(config, world, claims))
         dataset = world.first_then_others(lambda: _dataset(config))
@@ -84,7 +91,7 @@ def _settle(
     if record is None or record["status"] != "completed":
         tokenizer = dataset.tokenizer.path
         name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
-        shutil.copyfile(tokenizer, folder / name)
+        copy_file(tokenizer, folder / name)
     return record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,9 +15,13 @@ from filelock import FileLock, Timeout
 
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
-from questtrain.errors import UserError
-from questtrain.store.checkpoint import checkpoint_folders
-from questtrain.store.files import write_text
+from questtrain.errors import UserError, WriteFailed
+from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
+from questtrain.store.files import write_text, writing
+from questtrain.store.json_object import read_json_object
+
+STATUSES = ("completed", "diverged")
+"""How a run can have ended."""
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -35,16 +38,22 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
     """
     folder = run_folder(config)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except WriteFailed:
+        raise
     except OSError as error:
         raise UserError(f"run folder {folder} cannot be made: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"run folder {folder} is not writable; choose another runs_dir=….")
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with writing(folder / ".lock"):
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(f"another process is training in {folder}.") from error
+    except WriteFailed:
+        raise
     except OSError as error:
         raise UserError(f"run folder {folder} is not writable: {error.strerror}.") from error
     try:
@@ -86,11 +95,25 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """The run's ``run.json``, or None where it has not ended yet."""
+    """The run's ``run.json``, or None where it has not ended yet; DamagedJson names what is wrong
+    with it."""
+    remedy = "Remove it, and the same command writes it again from the last checkpoint."
     try:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_json_object(folder / "run.json", remedy)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'run.json'} cannot be read: {error}") from error
-    return record
+    if record.take("status", str) not in STATUSES:
+        raise record.damaged(f"'status' holds {record.values['status']!r}")
+    return dict(record.values)
+
+
+@contextmanager
+def saying_what_is_kept(folder: Path) -> Iterator[None]:
+    """Ends a WriteFailed's message with the last good checkpoint and what to do."""
+    try:
+        yield
+    except WriteFailed as error:
+        raise error.advising(
+            f" Last good checkpoint: {last_good_checkpoint(folder)}."
+            " Make room, and the same command goes on."
+        ) from error

@@ -7,15 +7,13 @@ only state is the weights and AdamW's moments, so a resumed run continues exactl
 from __future__ import annotations
 
 import logging
+import math
 import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -23,9 +21,11 @@ from questtrain.config import TrainConfig, flops_per_token, steps
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import Elsewhere, TrainingStopped
+from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
-from questtrain.store.checkpoint import latest_checkpoint, save_checkpoint
-from questtrain.store.files import read_json_lines, write_json
+from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
+from questtrain.store.files import write_json
+from questtrain.store.metric_rows import read_metric_rows
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate
@@ -38,15 +38,21 @@ from questtrain.train.step import TrainingStep
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CALIBRATION_ROWS = 8
 """Sequences that learned scales are initialised from."""
 
 
 class Interrupted(TrainingStopped):
-    """A signal asked the run to stop; its state is saved."""
+    """A signal asked the run to stop; what it has done is saved."""
 
     def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(f"saved step {step}; the same command continues from here.")
+        super().__init__(
+            f"saved step {step}; the same command continues from here."
+            if step
+            else "no step was made yet; the same command starts again."
+        )
         self.exit_code = 128 + signal_number
 
 
@@ -74,17 +80,21 @@ class Trainer:
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()
-        self.interrupted_by = 0
+        self.asked = StopRequests()
+        self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self._first_bad_step = torch.full((), -1, device=device)
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the run record; raises TrainingStopped."""
-        self._restore()
-        self._initialise_scales()
-        self.world.copy_from_first(self.model.parameters())
-        with self._stops_on_signals(), self.world.together(self._metrics) as metrics:
-            self._train(metrics)
-        return self.world.from_first(self._finish("completed") if self.world.is_first else {})
+        world = self.world
+        with on_stop_signals(self._on_signal):
+            self._restore()
+            self._initialise_scales()
+            world.copy_from_first(self.model.parameters())
+            with world.together(self._metrics) as metrics:
+                self._train(metrics)
+            record = world.together(lambda: self._finish("completed") if world.is_first else {})
+        return world.from_first(record)
 
     def _metrics(self) -> Metrics:
         resolved = asdict(self.config)
@@ -96,37 +106,57 @@ class Trainer:
         config = self.config
         progress = Progress(self.total_steps, self.step, shown=self.world.is_first)
         rate = StepRate(self.step)
-        diagnose_every = config.train.diagnose_every
         try:
+            if self.step < self.total_steps:
+                self._stop_if_asked()
             while self.step < self.total_steps:
                 row = self._update()
                 self.step += 1
                 progress.advance()
                 last = self.step == self.total_steps
-                stop = self.world.largest(self.interrupted_by)
+                stop = self.world.largest(self.asked.number)
                 if last or self.step % config.log_every == 0:
                     self._check_finite()
                     row = self._logged(row, rate.since_last(self.step))
-                    metrics.write(row)
+                    self._write(metrics, row)
                     progress.show(row)
                 with rate.paused():
-                    if last or self.step % config.eval_every == 0:
-                        metrics.write(self.update.beside(self._validate))
-                    if diagnose_every and self.step % diagnose_every == 0:
-                        metrics.write(self.update.beside(self._diagnose))
-                    if last or stop or self.step % config.checkpoint_every == 0:
-                        self._check_finite()
-                        self._save()
+                    self._look_and_save(metrics, must_save=bool(last or stop), last=last)
                 if stop and not last:
                     raise Interrupted(stop, self.step)
         finally:
             progress.close()
 
+    def _look_and_save(self, metrics: Metrics, must_save: bool, last: bool) -> None:
+        """Validation, diagnostics and a checkpoint, where they are due after this step."""
+        config = self.config
+        loss = None
+        if last or self.step % config.eval_every == 0:
+            loss = self._validation_loss(config.train.validation_tokens)
+            tokens = self.step * config.batch_size * config.sequence_length
+            self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
+        if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
+            self._write(metrics, self._beside(self._diagnose))
+        if must_save or self.step % config.checkpoint_every == 0:
+            self._check_finite()
+            if loss is None:  # the last update may have made weights that are of no use
+                self._validation_loss(config.sequence_length)
+            self.world.together(self._save)
+
+    def _stop_if_asked(self) -> None:
+        stop = self.world.largest(self.asked.number)
+        if stop:
+            raise Interrupted(stop, self.step)
+
+    def _write(self, metrics: Metrics, row: dict[str, Any]) -> None:
+        self.world.together(lambda: metrics.write(row))
+
     def _update(self) -> dict[str, Any]:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        loss, norm = self.update(self.loader.batch(self.step, self.rows), lr)
+        batch = self.world.alone(lambda: self.loader.batch(self.step, self.rows))
+        loss, norm = self.update(batch, lr)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
@@ -160,19 +190,28 @@ class Trainer:
             "memory_bytes": peak_memory_bytes(self.device),
         }
 
-    def _validate(self) -> dict[str, Any]:
+    def _validation_loss(self, max_tokens: int) -> float:
+        """Over so many tokens, at least one window; the run has diverged where it is not finite."""
+        loss = self._beside(lambda: self._measure(max_tokens))
+        if not math.isfinite(loss):
+            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
+        return loss
+
+    def _measure(self, max_tokens: int) -> float:
         config = self.config
         rows, rank = self.update.micro_batch, self.world.rank
         batches = validation_batches(
             self.dataset.validation,
             rows * self.world.size,
             config.sequence_length,
-            config.train.validation_tokens,
+            max_tokens,
             slice(rows * rank, rows * (rank + 1)),
         )
-        loss = validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
-        tokens = self.step * config.batch_size * config.sequence_length
-        return {"step": self.step, "val_loss": loss, "tokens": tokens}
+        return validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
+
+    def _beside(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns, which looks at the model, and at shards that may be damaged."""
+        return self.world.alone(lambda: self.update.beside(work))
 
     def _diagnose(self) -> dict[str, Any]:
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
@@ -184,16 +223,16 @@ class Trainer:
 
     def _check_finite(self) -> None:
         step = int(self._first_bad_step)
-        if step < 0:
-            return
+        if step >= 0:
+            self._diverged(f"the loss or its gradient became NaN or infinite at step {step}")
+
+    def _diverged(self, what: str) -> NoReturn:
         if not self.world.is_first:
             raise Elsewhere(TrainingStopped.exit_code)
-        checkpoint = latest_checkpoint(self.folder)
-        kept = f"step {checkpoint.step} ({checkpoint.folder})" if checkpoint else "none"
         self._finish("diverged")
         raise TrainingStopped(
-            f"the loss or its gradient became NaN or infinite at step {step}."
-            f" Last good checkpoint: {kept}. Try a lower lr (now {self.config.lr:g}), a longer"
+            f"{what}. Last good checkpoint: {last_good_checkpoint(self.folder)}."
+            f" Try a lower lr (now {self.config.lr:g}), a longer"
             " schedule.warmup_fraction, or another seed, under another name=…."
         )
 
@@ -205,6 +244,7 @@ class Trainer:
             return
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
+        self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
         log.info("resuming %s at step %d", folder, self.step)
 
@@ -216,10 +256,11 @@ class Trainer:
             "optimizer": optimizer_tensors(self.model, self.update.optimizer),
         }
         keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep)
+        save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep, self.saved)
+        self.saved.add(self.step)
 
     def _finish(self, status: str) -> dict[str, Any]:
-        rows = read_json_lines(self.folder / "metrics.jsonl")
+        rows = read_metric_rows(self.folder / "metrics.jsonl")
         record = build_record(
             self.config,
             status,
@@ -241,29 +282,13 @@ class Trainer:
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
 
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the run after the current step; a second Ctrl-C at once.
-
-        A second SIGTERM is the first again: a cluster sends it to every process of a job, and the
-        parent passes it on.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
+    def _on_signal(self, number: int) -> None:
+        """The first signal ends the run after the current step; a second Ctrl-C at once."""
+        asked_before = self.asked.number
+        self.asked.note(number)
+        if self.asked.urgency > 1:
+            raise StopSignal(number, "at once; the steps since the last checkpoint are lost.")
+        if asked_before and number != signal.SIGINT:
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted_by and number == signal.SIGTERM:
-            return
-        if self.interrupted_by:
-            raise KeyboardInterrupt
-        self.interrupted_by = number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         log.warning("stopping after this step and saving a checkpoint%s", again)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Sequence
 from typing import Protocol
 
+from questtrain.process.signals import StopRequests, on_stop_signals
 from questtrain.sweep.attempt import Attempt, Outcome, claim, read_outcome
 from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.launchers.config import LocalConfig, check_local
@@ -21,8 +20,8 @@ SECONDS_BETWEEN_CLAIMS = 1.0
 """How often a run that another sweeper trains is asked for."""
 
 
-SIGNALS = {1: signal.SIGTERM, 2: signal.SIGINT}
-"""To a run: SIGTERM lets it save a checkpoint, SIGINT after that stops it at once."""
+SIGNALS = {1: signal.SIGINT, 2: signal.SIGINT}
+"""To a run, by urgency: the first lets it save a checkpoint, the second stops it at once."""
 
 
 class Watcher(Protocol):
@@ -48,7 +47,7 @@ def run_local(jobs: Sequence[Job], config: LocalConfig, watcher: Watcher) -> int
 
 
 class _Pool:
-    """The runs that wait, those that train, and the signal that asked to stop (0: none)."""
+    """The runs that wait, those that train, and what has been asked by signals."""
 
     def __init__(self, jobs: Sequence[Job], config: LocalConfig, watcher: Watcher) -> None:
         self.places = find_places(jobs, config)
@@ -56,20 +55,28 @@ class _Pool:
         self.waiting = [job for job in longest_first(jobs) if ended(job) is None]
         self.running: list[tuple[Attempt, Place]] = []
         self.asked_again: dict[str, float] = {}  # name → when a run of others is next asked for
-        self.stop, self.signals, self.passed_on = 0, 0, 0
+        self.asked, self.passed_on = StopRequests(), 0
 
     def run(self) -> int:
         self.watcher.began(str(self.places), len(self.waiting))
-        with self._stops_on_signals():
-            while self.running or (self.waiting and not self.stop):
-                self._reap()
-                if self.signals > self.passed_on:
-                    self._pass_on()
-                elif not self.stop:
-                    self._fill()
-                self.watcher.tick()
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        return self.stop
+        with on_stop_signals(self.asked.note):
+            try:
+                while self.running or (self.waiting and not self.asked.number):
+                    self._look()
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+            except BaseException:  # such as a full disk: the runs save what they have
+                for attempt, _ in self.running:
+                    attempt.send(signal.SIGTERM)
+                raise
+        return self.asked.number
+
+    def _look(self) -> None:
+        self._reap()
+        if self.asked.urgency > self.passed_on:
+            self._pass_on()
+        elif not self.asked.number:
+            self._fill()
+        self.watcher.tick()
 
     def _reap(self) -> None:
         for attempt, place in list(self.running):
@@ -86,7 +93,7 @@ class _Pool:
             if time.monotonic() < self.asked_again.get(job.name, 0.0):
                 continue
             place = self.places.take(job)
-            if place is None or self.signals:
+            if place is None or self.asked.number:
                 return
             if not self._start(job, place):
                 place.running.remove(job)
@@ -111,27 +118,13 @@ class _Pool:
         return True
 
     def _pass_on(self) -> None:
-        """The first signal lets the runs save a checkpoint, the second stops them at once, the
-        third kills them."""
+        """The first signal lets the runs save a checkpoint, the second Ctrl-C stops them at once,
+        the third kills them."""
         if not self.passed_on:
             self.watcher.stopping(len(self.running))
         self.passed_on += 1
         for attempt, _ in self.running:
             attempt.send(SIGNALS.get(self.passed_on, signal.SIGKILL))
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
-        self.stop = self.stop or number
-
-    @contextmanager
-    def _stops_on_signals(self) -> Iterator[None]:
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
 
 def own_words(job: Job, place: Place) -> tuple[str, ...]:

@@ -27,9 +27,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from questtrain.errors import UserError
+from questtrain.process.signals import StopSignal
 from questtrain.sweep.attempt import STOPPED, TRAIN, Attempt, claim, is_claimed
 from questtrain.sweep.job import Job, longest_first
-from questtrain.sweep.launchers.config import SlurmConfig
+from questtrain.sweep.launchers.config import SlurmConfig, check_sbatch
 from questtrain.sweep.slurm_queue import record_submissions, tasks_in_queue
 from questtrain.sweep.state import ended
 
@@ -75,6 +76,7 @@ def check_slurm(config: SlurmConfig) -> None:
         if value is not None and value < 1:
             raise UserError(f"launcher.{key}={value} must be at least 1.")
     minutes(config.time)
+    check_sbatch(config.sbatch)
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise UserError(
             "launcher=slurm: this machine has no sbatch and srun; start the sweep on the cluster's"
@@ -133,10 +135,11 @@ def _parameters(name: str, config: SlurmConfig) -> dict[str, Any]:
         "signal_delay_s": config.grace,
         "array_parallelism": config.array_parallelism,
         "setup": config.setup or None,
-        "additional_parameters": {"requeue": True},
+        "additional_parameters": {"requeue": True, **config.sbatch},
         "srun_args": ["--kill-on-bad-exit=1"],
     }
-    return {key: value for key, value in parameters.items() if value is not None}
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return {**given, "wckey": None}  # submitit's own, "submitit", is unknown to most clusters
 
 
 def _announce(task_ids: dict[str, str], others: int, config: SlurmConfig, command: str) -> None:
@@ -162,13 +165,13 @@ def _only_submitter(folder: Path) -> Iterator[None]:
 
 
 def _wait(folder: Path) -> int:
-    """Until Slurm has none of the sweep's tasks left; the signal number of a Ctrl-C."""
+    """Until Slurm has none of the sweep's tasks left; the number of the signal that ended it."""
     try:
         while tasks_in_queue(folder, fresh=True):
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
-    except KeyboardInterrupt:
+    except StopSignal as stop:
         _say("no longer waiting; the jobs stay in Slurm's queue.")
-        return signal.SIGINT
+        return stop.number
     return 0
 
 
@@ -238,8 +241,8 @@ class _Noted:
 def _noting_signals() -> Iterator[_Noted]:
     """SIGTERM and SIGUSR2 are counted, and then again submitit's.
 
-    Slurm sends both to every process of the job. A child must not die of SIGUSR2, which it does not
-    know, so it is born with it blocked; only the parent hears it, and passes on SIGTERM.
+    Slurm sends both to every process of the job. A child that has hardly begun would die of
+    SIGUSR2, so it is born with it blocked; only the parent hears it, and passes on SIGTERM.
     """
     noted = _Noted()
     numbers = (signal.SIGTERM, signal.SIGUSR2)

@@ -1,0 +1,1 @@
+"""This process and its children: what asks them to end, and how they start."""
