@@ -1,7 +1,9 @@
-"""From plain nested mappings (YAML, Hydra's result) to the typed config, with type checks."""
+"""From plain nested mappings (YAML, Hydra's result) to the typed config, with types and declared
+ranges checked."""
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from questtrain.config.ranges import check_fields, check_value, rules_of, shown
 from questtrain.config.schema import TrainConfig
 from questtrain.errors import UserError, suggestion
 
@@ -23,8 +26,10 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def config_from_mapping(kind: type[Config], mapping: Mapping[str, Any]) -> Config:
-    """Build a config dataclass; UserError names an unknown key, a missing one, a wrong type."""
+    """Build a config dataclass; UserError names an unknown key, a missing one, a wrong type, or a
+    value that the field's declaration rules out."""
     config: Config = _build(kind, mapping, "")
+    check_fields(config)
     return config
 
 
@@ -38,7 +43,18 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(mapping, dict):
         raise UserError(f"{path} holds no configuration.")
-    return config_from_mapping(TrainConfig, mapping)
+    try:
+        return config_from_mapping(TrainConfig, mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def check_setting(kind: type[Any], key: str, value: Any) -> None:
+    """Raise UserError unless ``value`` may stand in the setting of that dotted name."""
+    *groups, name = key.split(".")
+    for group in groups:
+        kind = typing.get_type_hints(kind)[group]
+    check_value(rules_of(kind)[name], key, _convert(value, typing.get_type_hints(kind)[name], key))
 
 
 def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
@@ -97,11 +113,20 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
         items = value if isinstance(value, list) else [value]
         return [_convert(item, typing.get_args(hint)[0], key) for item in items]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is str and isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if type(value) is not hint:
-        raise UserError(f"{key}={value!r} must be {_KINDS[hint]}.")
+        given = shown(value) if isinstance(value, int | float) else repr(value)
+        raise UserError(f"{key}={given} must be {_KINDS[hint]}.")
     return value
+
+
+def _float(value: int) -> float:
+    """The number, infinite where no float is as large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
