@@ -11,6 +11,7 @@ from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping
+from questtrain.config.names import PathName
 from questtrain.errors import UserError, suggestion
 
 Config = TypeVar("Config")
@@ -58,6 +59,7 @@ def train_config(arguments: Arguments) -> TrainConfig:
     validate(config)
     if config.name is None:
         config.name = run_name(config, arguments.overrides)
+        PathName(nested=True).check("name", config.name)
     return config
 
 

@@ -207,6 +207,7 @@ def _train_config(
         "micro_batch_size": "null",
         "compile": "auto" if config.compile else "false",
         "tokens_per_param": 1_000_000,  # enough for a step of any batch
+        "max_steps": 1,
     }
     words = [*(f"{key}={value}" for key, value in shared.items()), f"bits={bits}", *extra]
     typed = config_from_mapping(TrainConfig, compose_mapping("train", TrainConfig, words))

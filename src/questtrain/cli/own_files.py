@@ -34,7 +34,8 @@ def read_own_file(path: Path) -> tuple[str, yaml.MappingNode]:
     except yaml.YAMLError as error:
         raise UserError(yaml_fault(error, path, text)) from error
     if not isinstance(tree, yaml.MappingNode):
-        found = "nothing" if tree is None else f"a {tree.id}"
+        kinds = {yaml.ScalarNode: "a single value", yaml.SequenceNode: "a list"}
+        found = kinds.get(type(tree), "nothing")
         raise UserError(f"{path}, line 1: it holds {found} where settings are due (key: value).")
     return text, tree
 

@@ -49,7 +49,7 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(f"{path}: {error}") from error
 
 
-def check_setting(kind: type[Any], key: str, value: Any) -> None:
+def check_setting(kind: Any, key: str, value: Any) -> None:
     """Raise UserError unless ``value`` may stand in the setting of that dotted name."""
     *groups, name = key.split(".")
     for group in groups:

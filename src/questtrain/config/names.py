@@ -12,8 +12,8 @@ from pathlib import PurePath
 from questtrain.config.ranges import Text, shown
 from questtrain.errors import UserError
 
-MAX_NAME_BYTES = 200
-"""Of one folder or file: file systems have 255, and what is made of a name is a little longer."""
+MAX_NAME_BYTES = 240
+"""Of one folder: file systems have 255, and what is made of a name is a little longer."""
 
 
 @dataclass(frozen=True)

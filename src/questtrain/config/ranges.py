@@ -136,7 +136,8 @@ class Text:
 def check_fields(config: Any, prefix: str = "") -> None:
     """Raise UserError for the first field of a config dataclass, nested ones included, whose value
     its declaration rules out. None is not judged: the types say where it may stand."""
-    for name, rules in rules_of(type(config)).items():
+    kind: Any = type(config)
+    for name, rules in rules_of(kind).items():
         value, key = getattr(config, name), prefix + name
         if is_dataclass(value):
             check_fields(value, f"{key}.")
@@ -152,8 +153,8 @@ def check_value(rules: Sequence[Rule], key: str, value: Any) -> None:
 
 
 @functools.cache
-def rules_of(kind: type[Any]) -> dict[str, tuple[Rule, ...]]:
-    """Each field's rules, as they are declared; `Text` for text without one."""
+def rules_of(kind: Any) -> dict[str, tuple[Rule, ...]]:
+    """Each field's rules, as a config dataclass declares them; `Text` for text without one."""
     found: dict[str, tuple[Rule, ...]] = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         rules = getattr(hint, "__metadata__", ())
