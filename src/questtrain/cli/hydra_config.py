@@ -14,11 +14,15 @@ import yaml
 from questtrain.cli.environment import environment_closed
 from questtrain.cli.own_files import check_own_file, own_file, read_own_file, yaml_fault
 from questtrain.config.loading import setting_names
+from questtrain.config.ranges import shown
 from questtrain.errors import UserError, suggestion, unknown
 
 GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 ADDED_GROUPS = ("launcher",)
 """Groups that a command adds to its own settings, with Hydra's ``+``."""
+HUGE_NUMBER = re.compile(r"[+-]?[\d_]{1000,}")
+"""More digits than Python reads."""
+
 OF_RESOLVER = "UserError raised while resolving interpolation: "
 """What OmegaConf puts before our own message (`environment_closed`)."""
 
@@ -76,9 +80,7 @@ def compose_mapping(
 
 def to_yaml(mapping: dict[str, Any]) -> str:
     """The YAML text of a composed mapping."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(mapping))
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
 
 
 def _hydra_override(override: str, names: Sequence[str], config_dir: str | None) -> str:
@@ -101,9 +103,10 @@ def _hydra_override(override: str, names: Sequence[str], config_dir: str | None)
         raise UserError(f"unknown setting {key!r}.{advice} --help lists the settings.")
     if key == "quant.method":
         raise UserError(
-            f"{override!r}: quant.method is what a method's file calls it; choose one by"
-            f" method={value}."
+            f"{override!r}: quant.method is what a method's file calls it; method=… chooses one."
         )
+    if HUGE_NUMBER.fullmatch(value):
+        raise UserError(f"{key}={shown(value)} is too large a number.")
     if key in GROUPS and separator:
         _check_choice(key, value, config_dir)
     return _literal(f"++{override}" if not sign and "." in key else override)
@@ -177,7 +180,8 @@ def _readable_errors(config_dir: str | None) -> Iterator[None]:
             ) from error
         except (HydraException, OmegaConfBaseException) as error:
             text = str(error).removeprefix(OF_RESOLVER) or str(error.__cause__)
-            raise UserError(text.splitlines()[0]) from error
+            key = getattr(error, "full_key", None)
+            raise UserError((f"{key}: " if key else "") + text.splitlines()[0]) from error
         except yaml.YAMLError as error:
             raise UserError(yaml_fault(error)) from error
         except (ValueError, TypeError, RecursionError) as error:  # what Hydra does not foresee

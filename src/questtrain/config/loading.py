@@ -3,6 +3,7 @@ ranges checked."""
 
 from __future__ import annotations
 
+import functools
 import math
 import types
 import typing
@@ -53,14 +54,14 @@ def check_setting(kind: Any, key: str, value: Any) -> None:
     """Raise UserError unless ``value`` may stand in the setting of that dotted name."""
     *groups, name = key.split(".")
     for group in groups:
-        kind = typing.get_type_hints(kind)[group]
-    check_value(rules_of(kind)[name], key, _convert(value, typing.get_type_hints(kind)[name], key))
+        kind = _hints(kind)[group]
+    check_value(rules_of(kind)[name], key, _convert(value, _hints(kind)[name], key))
 
 
-def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
+def setting_names(kind: Any, prefix: str = "") -> list[str]:
     """Dotted names of all settings of a config dataclass: 'lr', 'optim.beta1', …."""
     names = []
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         if is_dataclass(hint):
             names += setting_names(typing.cast(type[Any], hint), f"{prefix}{name}.")
         else:
@@ -82,7 +83,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _build(kind: Any, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise UserError(f"{prefix.rstrip('.')}={mapping!r} must be a group of settings.")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in mapping:
         if key not in hints:
             advice = suggestion(f"{prefix}{key}", [prefix + name for name in hints])
@@ -96,6 +97,12 @@ def _build(kind: Any, mapping: Any, prefix: str) -> Any:
         elif field.name in mapping or _is_required(field):
             raise UserError(f"{prefix}{field.name} is not set; give {prefix}{field.name}=….")
     return kind(**values)
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a config dataclass's fields."""
+    return typing.get_type_hints(kind)
 
 
 def _is_required(field: Field[Any]) -> bool:
@@ -129,4 +136,4 @@ def _float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf

@@ -135,11 +135,15 @@ def _check_learned_scale(quant: QuantConfig) -> None:
 
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
-    for width in (model.hidden_size, intermediate_size(model)):
-        if quant.rotation == "hadamard":
-            hadamard_block(width, quant.hadamard_block)
-        if bits.weight.sparse:
-            check_sparse_width(width)
+    widths = {"hidden_size": model.hidden_size, "intermediate_size": intermediate_size(model)}
+    for key, width in widths.items():
+        try:
+            if quant.rotation == "hadamard":
+                hadamard_block(width, quant.hadamard_block)
+            if bits.weight.sparse:
+                check_sparse_width(width)
+        except UserError as error:
+            raise UserError(f"model.{key}={width}: {error}") from error
 
 
 def _check_skip(model: ModelConfig, patterns: list[str], bits: Bits) -> None:
@@ -197,17 +201,20 @@ def _check_run(config: TrainConfig) -> None:
             f" the nearest that does is {close}."
         )
     count = steps(config)
+    tokens = (
+        f"tokens_per_param={config.tokens_per_param:g} of"
+        f" model.nominal_params={config.model.nominal_params:g}"
+    )
+    batch = f"batch_size={config.batch_size} × sequence_length={config.sequence_length}"
     if count < 1:
         raise UserError(
-            f"tokens_per_param={config.tokens_per_param:g} of {config.model.name} are fewer tokens"
-            f" than one batch of {config.batch_size} × {config.sequence_length}; raise"
-            " tokens_per_param or lower batch_size."
+            f"{tokens} are fewer tokens than one batch of {batch}; raise tokens_per_param or lower"
+            " batch_size."
         )
     if count > MAX_STEPS:
         raise UserError(
-            f"tokens_per_param={config.tokens_per_param:g} of {config.model.name} are {count:.2g}"
-            f" steps, which would not end: {MAX_STEPS:,} at the most. Lower tokens_per_param, or"
-            " give max_steps."
+            f"{tokens} in batches of {batch} are {count:.2g} steps, which would not end:"
+            f" {MAX_STEPS:,} at the most. Lower tokens_per_param, or give max_steps."
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
-from questtrain.errors import UserError, unknown
+from questtrain.errors import unknown
 from questtrain.sweep.job import Job
 from questtrain.sweep.machine import visible_gpus
 from questtrain.sweep.state import read_record

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from questtrain.config import TrainConfig, training_bytes
+from questtrain.config import TrainConfig, intermediate_size, training_bytes
 from questtrain.data.pool import available_cores
 from questtrain.device import host_memory_bytes
 from questtrain.errors import UserError
@@ -35,14 +35,16 @@ def check_memory(config: TrainConfig, device: torch.device, world: World) -> Non
     """
     if device.type != "cpu":
         return
-    rows = micro_batch_size(config, world)
-    vocab_size = config.model.vocab_size or config.data.vocab_size or 0
+    rows, model = micro_batch_size(config, world), config.model
+    vocab_size = model.vocab_size or config.data.vocab_size or 0
     needed = training_bytes(replace(config, micro_batch_size=rows), vocab_size)
     there = host_memory_bytes()
     if needed > there:
         raise UserError(
-            f"training {config.model.name} with {rows} × {config.sequence_length} tokens at once"
-            f" takes about {needed / 2**30:,.3g} GiB of memory, and there are {there / 2**30:,.3g}:"
-            " lower micro_batch_size (the result is the same), sequence_length, or the model's"
-            " size; `questtrain info …` shows the estimate."
+            f"micro_batch_size={rows} × sequence_length={config.sequence_length} of {model.name}"
+            f" (model.num_layers={model.num_layers}, model.hidden_size={model.hidden_size},"
+            f" model.intermediate_size={intermediate_size(model)}, vocab_size={vocab_size}) take"
+            f" about {needed / 2**30:,.3g} GiB of memory, and there are {there / 2**30:,.3g}."
+            " micro_batch_size=1 takes the least (the result is the same); `questtrain info …`"
+            " shows the estimate."
         )
