@@ -101,12 +101,12 @@ def _hydra_override(override: str, names: Sequence[str], config_dir: str | None)
     if key not in names and key not in GROUPS:
         advice = suggestion(key, [*names, *GROUPS])
         raise UserError(f"unknown setting {key!r}.{advice} --help lists the settings.")
-    if key == "quant.method":
-        raise UserError(
-            f"{override!r}: quant.method is what a method's file calls it; method=… chooses one."
-        )
     if HUGE_NUMBER.fullmatch(value):
         raise UserError(f"{key}={shown(value)} is too large a number.")
+    if key == "quant.method":
+        raise UserError(
+            "quant.method is what a method's file calls it, and no setting: method=… chooses one."
+        )
     if key in GROUPS and separator:
         _check_choice(key, value, config_dir)
     return _literal(f"++{override}" if not sign and "." in key else override)

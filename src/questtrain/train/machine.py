@@ -37,13 +37,14 @@ def check_memory(config: TrainConfig, device: torch.device, world: World) -> Non
         return
     rows, model = micro_batch_size(config, world), config.model
     vocab_size = model.vocab_size or config.data.vocab_size or 0
+    vocabulary = f"{'data' if model.vocab_size is None else 'model'}.vocab_size={vocab_size}"
     needed = training_bytes(replace(config, micro_batch_size=rows), vocab_size)
     there = host_memory_bytes()
     if needed > there:
         raise UserError(
             f"micro_batch_size={rows} × sequence_length={config.sequence_length} of {model.name}"
             f" (model.num_layers={model.num_layers}, model.hidden_size={model.hidden_size},"
-            f" model.intermediate_size={intermediate_size(model)}, vocab_size={vocab_size}) take"
+            f" model.intermediate_size={intermediate_size(model)}, {vocabulary}) take"
             f" about {needed / 2**30:,.3g} GiB of memory, and there are {there / 2**30:,.3g}."
             " micro_batch_size=1 takes the least (the result is the same); `questtrain info …`"
             " shows the estimate."
