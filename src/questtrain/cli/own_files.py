@@ -90,14 +90,14 @@ def _text(path: Path) -> str:
 
 
 def _package(text: str) -> str | None:
-    """Where Hydra puts the file's keys: what ``# @package`` says before the first of them; None
-    without it, which is below the group's name."""
-    for line in text.splitlines():
-        header = re.fullmatch(r"\s*#\s*@package\s+(\S+)\s*", line)
-        if header is not None:
-            return header[1]
-        if line.strip() and not line.lstrip().startswith("#"):
+    """Where Hydra puts the file's keys: what ``# @package`` says in its first lines (a comment
+    before it hides it); None without it, which is below the group's name."""
+    for line in filter(str.strip, text.splitlines()):
+        header = re.fullmatch(r"\s*#\s*@(\w+)\s+(\S+)\s*", line)
+        if header is None:
             break
+        if header[1] == "package":
+            return header[2]
     return None
 
 
