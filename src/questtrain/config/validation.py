@@ -147,14 +147,15 @@ def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
 
 
 def _check_skip(model: ModelConfig, patterns: list[str], bits: Bits) -> None:
-    names = [*(name for name, _, _ in block_linears(model)), "lm_head"]
+    quantized = [name for name, _, _ in block_linears(model)]
+    names = [*quantized, "lm_head"]  # which is never quantized
     for pattern in patterns:
         if not any(is_skipped(name, [pattern]) for name in names):
             raise UserError(
                 f"quant.skip: {pattern!r} matches no linear layer of {model.name}; they are named"
                 f" like {names[0]}, and * matches anything.{suggestion(pattern, names)}"
             )
-    if bits.quantized and all(is_skipped(name, patterns) for name in names):
+    if bits.quantized and all(is_skipped(name, patterns) for name in quantized):
         raise UserError(
             f"quant.skip={patterns} leaves no layer of {model.name} to quantize: choose bits=bf16"
             f" for a run without quantization, or skip less than {bits} quantizes."
