@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -111,3 +113,29 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def host_memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or its control group's if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_control_group_limits()])
+
+
+def _control_group_limits(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """Linux's limits of this process's groups and of those that they lie in, versions 1 and 2."""
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, name = line.split(":", 2)
+        of_memory = "memory" in controllers.split(",")
+        if controllers and not of_memory:
+            continue
+        top = root / "memory" if of_memory else root
+        file = "memory.limit_in_bytes" if of_memory else "memory.max"
+        own = top / name.lstrip("/")
+        for folder in (own, *own.parents):
+            limit = folder / file
+            if limit.exists() and (text := limit.read_text().strip()).isdigit():
+                yield int(text)
+            if folder == top:
+                break

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,15 @@ def test_train_help_names_every_top_level_setting_and_every_size(capsys):
     assert top_level <= SETTINGS.keys()
     assert all(f"\n  {name}" in page for name in SETTINGS)
     assert "30M, 50M, 100M, 200M, 430M, 800M, 1600M, 3200M" in " ".join(page.split())
+
+
+def test_the_page_of_settings_is_up_to_date(capsys, monkeypatch):
+    """docs/settings.md is made by: questtrain train --settings > docs/settings.md"""
+    monkeypatch.delenv("QUESTTRAIN_CACHE", raising=False)
+    page = output(capsys, "train", "--settings")
+    assert all(f"\n| `{name}` | " in page for name in setting_names(TrainConfig))
+    written = Path(__file__).parents[2] / "docs" / "settings.md"
+    assert written.read_text(encoding="utf-8") == page
 
 
 def test_help_and_info_answer_within_a_second_without_torch():

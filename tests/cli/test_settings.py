@@ -39,7 +39,7 @@ BAD_INPUT = [
     (["model.hidden_size=100"], ["no multiple of 16", "96 and 112"]),
     (["model.num_heads=3"], ["does not divide", "the nearest that does is 2"]),
     (["micro_batch_size=100"], ["does not divide batch_size=512", "is 128"]),
-    (["max_steps=0"], ["max_steps=0 must be a positive number"]),
+    (["max_steps=0"], ["max_steps=0 must be at least 1 and at most 1e9"]),
     (["tokens_per_param=0.0001"], ["fewer tokens than one batch"]),
     (["resume=maybe"], ["unknown resume 'maybe'", "auto, never, must"]),
     (["quant.hadamard_block=100"], ["power of two", "the nearest is 128"]),

@@ -168,7 +168,12 @@ def test_the_same_run_twice_is_refused_with_both_names(refused, tmp_path):
         (("fig3_lsq", "launcher.worker=1"), ["Did you mean 'launcher.workers'?"]),
         (("fig3_lsq", "launcher.workers=two"), ["launcher.workers='two' must be a whole number"]),
         (("fig3_lsq", "launcher=slurm", "launcher.workers=1"), ["'launcher.workers'"]),
-        (("fig8_mask", "--dry-run", "mfu=40"), ["mfu=40"]),
+        (("fig8_mask", "--dry-run", "mfu=40"), ["mfu=40.0 must be positive and at most 1"]),
+        (("fig8_mask", "optim.beta1=0.9,1.5"), ["optim.beta1=1.5 must be at least 0"]),
+        (("fig8_mask", "model.name=../x"), ["model.name='../x' is no name"]),
+        (("fig8_mask", "data.name=a/b"), ["data.name='a/b' is no name"]),
+        (("fig8_mask", "optim=null"), ["unknown optim 'null': choose from adamw"]),
+        (("fig8_mask", "quant.skip=['*']"), ["leaves no layer"]),
     ],
     ids=lambda value: " ".join(value)[:60],
 )
@@ -183,6 +188,32 @@ def test_a_mistake_is_one_message(refused, words, parts):
 def test_a_sweep_file_has_no_place_for_names_and_folders(refused, tmp_path, key):
     (tmp_path / "own.yaml").write_text(f"settings: {{{key}: a}}\naxes: {{seed: [1]}}")
     assert f"settings: {key} is not for a sweep file" in refused(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("axes", "part"),
+    [
+        ("{model.name: [../../x]}", "model.name='../../x' is no name"),
+        ("{data.name: ['..']}", "data.name='..' is no name"),
+        ("{optim.eps: [1e-8, .nan]}", "optim.eps=nan must be at least 1e-30"),
+        ("{schedule.name: [cosine, linear]}", "unknown schedule.name 'linear'"),
+        ("{train.threads: [0]}", "train.threads=0 must be at least 1"),
+    ],
+)
+def test_a_sweep_files_axes_are_judged_like_settings(refused, tmp_path, axes, part):
+    (tmp_path / "own.yaml").write_text(f"settings: {{model: 30k}}\naxes: {axes}\n")
+    assert part in refused(str(tmp_path / "own.yaml"), "data=stdlib")
+    assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"], "nothing is written"
+
+
+def test_a_sweeps_name_is_a_folders(refused, tmp_path):
+    (tmp_path / "..yaml").write_text("axes: {seed: [0]}\n")
+    assert "the sweep's name='.' is no name" in refused(str(tmp_path / "..yaml"))
+
+
+def test_a_sweep_needs_a_folder_for_its_runs(capsys):
+    assert main(["sweep", "smoke", "--dry-run", "runs_dir="]) == 2
+    assert "runs_dir is empty" in capsys.readouterr().err
 
 
 def test_a_name_that_no_file_system_takes_is_refused(refused):

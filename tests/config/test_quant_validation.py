@@ -151,9 +151,9 @@ def test_sparsity_goes_with_gaussian_scales(name: str, bits: str) -> None:
         ("lr_scale", -1.0, "positive"),
         ("lr_scale", float("nan"), "positive"),
         ("lr_scale", float("inf"), "positive"),
-        ("scale_weight_decay", -0.1, "negative"),
-        ("scale_weight_decay", float("nan"), "negative"),
-        ("scale_weight_decay", float("inf"), "finite"),
+        ("scale_weight_decay", -0.1, "at least 0"),
+        ("scale_weight_decay", float("nan"), "at least 0"),
+        ("scale_weight_decay", float("inf"), "at most 1e6"),
     ],
 )
 @pytest.mark.parametrize("name", LEARNED)
@@ -205,7 +205,7 @@ def test_a_skip_pattern_must_match_a_layer(compose: Compose, pattern: str, advic
     "skip",
     [
         [],
-        ["*"],
+        ["layers.[!3].*"],
         ["lm_head"],
         ["layers.5.mlp.down_proj"],
         ["layers.[01].*", "*.o_proj"],
@@ -217,10 +217,40 @@ def test_skip_patterns_that_match_pass(compose: Compose, skip: list[str]) -> Non
     validate(compose("30M", quant={"skip": skip}))
 
 
-def test_an_unquantized_run_has_no_rules_of_quantization(compose: Compose) -> None:
-    """bf16 next to any method, pattern and width."""
-    quant = {"skip": ["nothing"], "grid": "int", "trust_scale": 1.0, "trust_error": 1.0}
-    validate(compose("30M", bits="bf16", quant=quant, model={"intermediate_size": 1002}))
+@pytest.mark.parametrize("patterns", [["*"], ["layers.*"], ["lm_head", "*.?_proj", "*.mlp.*"]])
+def test_skipping_every_layer_is_no_quantized_run(compose: Compose, patterns: list[str]) -> None:
+    """It would be recorded as W4A4 with the loss of BF16; without quantization it is welcome."""
+    with pytest.raises(UserError, match=r"quant\.skip=.* leaves no layer .* choose bits=bf16"):
+        validate(compose("30M", bits="w4a4", quant={"skip": patterns}))
+    validate(compose("30M", bits="bf16", quant={"skip": patterns}))
+
+
+def test_an_unquantized_run_has_no_rules_of_formats(compose: Compose) -> None:
+    """bf16 next to every method, grid and width."""
+    for settings in METHODS.values():
+        quant = {**settings, "grid": "int"}
+        validate(compose("30M", bits="bf16", quant=quant, model={"intermediate_size": 1002}))
+
+
+@pytest.mark.parametrize(
+    ("quant", "named"),
+    [
+        ({"skip": ["nothing_like_this"]}, "quant.skip: 'nothing_like_this'"),
+        ({"trust_scale": -1.0}, "quant.trust_scale=-1.0"),
+        ({"trust_scale": 1.0, "trust_error": 1.0}, "quant.trust_error=1.0"),
+        ({"hadamard_block": 100}, "quant.hadamard_block=100"),
+        ({"lr_scale": 0.5}, "quant.lr_scale=0.5"),
+        ({"scale": "learned-step", "trust_scale": 1.0}, "quant.trust_scale=1.0"),
+        ({"grid": "uniform"}, "quant.grid 'uniform'"),
+    ],
+)
+def test_a_method_is_judged_in_an_unquantized_run_too(
+    compose: Compose, quant: dict[str, Any], named: str
+) -> None:
+    """What is wrong with a setting does not wait for the run that uses it."""
+    with pytest.raises(UserError) as caught:
+        validate(compose("30M", bits="bf16", quant=quant))
+    assert named in str(caught.value)
 
 
 @pytest.mark.parametrize(("width", "close"), [(1004, 1008), (1002, 1000), (4, 8), (1, 8)])

@@ -137,8 +137,11 @@ def test_an_older_checkpoint(run, capsys):
         (["run={run}/figures", "prompt=a"], "is not a run"),
         (["prompt=a"], "run is not set"),
         (["run={run}"], "prompt is not set"),
-        (["run={run}", "prompt=a", "top_p=0"], "top_p=0.0 must lie in (0, 1]"),
-        (["run={run}", "prompt=a", "temperature=-1"], "must not be negative"),
+        (["run={run}", "prompt=a", "top_p=0"], "top_p=0.0 must be positive and at most 1"),
+        (
+            ["run={run}", "prompt=a", "temperature=-1"],
+            "temperature=-1.0 must be at least 1e-3 and at most 1e3, or 0",
+        ),
         (["run={run}", "prompt=a", "max_new_tokens=0"], "at least 1"),
         (["run={run}", "promt=a"], "Did you mean 'prompt'?"),
     ],

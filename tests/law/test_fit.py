@@ -160,9 +160,9 @@ def test_what_the_data_cannot_determine_is_said(points, part):
         (grid(precisions=["2", "4"]), QUICK, "no run of the reference precision 16"),
         (grid()[:6], QUICK, "cannot determine the 8 parameters"),
         (grid(), replace(QUICK, form="chinchila"), "Did you mean 'chinchilla'?"),
-        (grid(), replace(QUICK, huber_delta=0.0), "huber_delta=0.0 must be positive"),
+        (grid(), replace(QUICK, huber_delta=0.0), "huber_delta=0.0 must be at least 1e-6"),
         (grid(), replace(QUICK, bootstrap=-1), "bootstrap=-1"),
-        (grid(), replace(QUICK, confidence=1.0), "between 0 and 1"),
+        (grid(), replace(QUICK, confidence=1.0), "confidence=1.0 must be positive and below 1"),
     ],
 )
 def test_bad_input(points, options, part):

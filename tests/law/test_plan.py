@@ -113,6 +113,26 @@ def test_bad_budgets(budget, part):
     assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("asked", "label"),
+    [("w4a4", "4"), ("W4A4", "4"), ("4", "4"), ("bf16", "16"), ("w16a16", "16"), ("fp4", "fp4"),
+     ("wfp4afp4", "fp4"), ("w4a16", "w4a16"), ("w1a1", "1"), ("w4s24a4", "w4s24a4")],
+)  # fmt: skip
+def test_a_precision_may_be_spelled_as_in_training(asked, label):
+    (choice,) = plan(PAPER_LAW, Budget(flops=1e20), [asked])
+    assert choice.precision == label
+
+
+@pytest.mark.parametrize(
+    ("asked", "close"),
+    [("w5a4", "4"), ("w4a5", "4"), ("7", "8"), ("w3a3-lsq", "3"), ("w2s24a4", "w4s24a4"),
+     ("w4a7", "4"), ("w7a8", "8")],
+)  # fmt: skip
+def test_the_nearest_precision_is_nearest_by_its_bits(asked, close):
+    with pytest.raises(UserError, match=f"precision of this law '{asked}'.* mean '{close}'"):
+        plan(PAPER_LAW, Budget(flops=1e20), [asked])
+
+
 def test_an_unknown_precision():
     with pytest.raises(UserError, match="unknown precision of this law '5'"):
         plan(TRUTH, Budget(flops=1e20), ["5"])

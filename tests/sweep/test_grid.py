@@ -83,7 +83,7 @@ def test_true_is_not_one_but_one_is_one_point_zero(sweep_of):
     assert points(kept) == [{"quant.trust_scale": 1, "compile": 1}]
 
 
-@pytest.mark.parametrize("key", ["optim.eps", "lr", "quant.trust_scale"])
+@pytest.mark.parametrize("key", ["quant.trust_error", "lr", "quant.trust_scale"])
 @pytest.mark.parametrize("value", [1e-8, 1.05, 0.1 + 0.2, 3, 1e16, 2.5e-323, 1.0])
 def test_the_command_line_reads_the_same_number_back(key, value):
     config = train_config(Arguments(overrides=overrides({key: value})))

@@ -98,6 +98,20 @@ def test_fp8_needs_a_gpu(compose: Compose) -> None:
         step_of(compose, "w4a4", backward="fp8")
 
 
+@pytest.mark.parametrize("limit", [None, 0, 0.0, float("inf")])
+def test_no_clipping(limit: float | None) -> None:
+    """Nothing, 0 and infinity leave the gradients as they are: a step of AdamW alone."""
+    ours, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 64)) for _ in range(2))
+    optimizer = AdamW([ours], 0.1, (0.9, 0.95), 1e-8)
+    expected = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95))
+    for turn in range(3):
+        gradient = 100 * torch.linspace(-1, 2, 64).roll(turn)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        expected.step()
+        torch.testing.assert_close(clipped_step(optimizer, limit), gradient.norm())
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("limit", [0.1, 100.0])
 def test_clipping_is_torchs(limit: float) -> None:
     """AdamW divides as it reads, torch's is given smaller gradients."""

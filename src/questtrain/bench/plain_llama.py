@@ -9,6 +9,8 @@ Shape suffixes: B batch, T tokens, D hidden size, H heads, K head width.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -115,7 +117,7 @@ class PlainStep:
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.gradient_clip, foreach=True
+            self.model.parameters(), self.gradient_clip or math.inf, foreach=True
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr

@@ -11,6 +11,8 @@ from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping
+from questtrain.config.names import MAX_NAME_BYTES
+from questtrain.config.ranges import shown
 from questtrain.errors import UserError, suggestion
 
 Config = TypeVar("Config")
@@ -63,7 +65,17 @@ def checked_config(mapping: Mapping[str, Any], words: Sequence[str]) -> TrainCon
     validate(config)
     if config.name is None:
         config.name = run_name(config, words)
+        _check_length(config.name)
     return config
+
+
+def _check_length(name: str) -> None:
+    """UserError where a default name is too long; its parts are names."""
+    if len(name.encode()) > MAX_NAME_BYTES:
+        raise UserError(
+            f"the run's name, made of its settings, is too long for a folder: {shown(name)} Give it"
+            " one: name=…"
+        )
 
 
 def command_config(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,9 +47,6 @@ log = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
 
-MAX_SIZE = 2**31 - 1
-"""The kernels count rows in 32 bits."""
-
 
 def main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
@@ -74,13 +70,8 @@ def _layer(words: Sequence[str]) -> int:
         return 0
     arguments, config = parsed
     models, bits = _models(config.models), parse_bits(config.bits)
-    _at_least_one(config, "tokens", "rounds")
-    _positive(config, "milliseconds")
-    if not config.parts:
-        raise UserError(f"parts=[]: choose from {', '.join(PARTS)}.")
-    for part in config.parts:
-        if part not in PARTS:
-            raise unknown("part", part, PARTS)
+    _not_empty(config, "tokens")
+    _not_empty(config, "parts", PARTS)
 
     from questtrain.bench.layer import bench_layer
     from questtrain.bench.operands import format_of
@@ -108,11 +99,8 @@ def _prefill(words: Sequence[str]) -> int:
     arguments, config = parsed
     models = _models(config.models, config.vocab_size, config.layers)
     bits = _packable(config.bits)
-    for kind in config.prefill:
-        if kind not in PREFILL:
-            raise unknown("prefill", kind, PREFILL)
-    _at_least_one(config, "batch_sizes", "sequence_length", "rounds")
-    _positive(config, "milliseconds")
+    _not_empty(config, "batch_sizes")
+    _not_empty(config, "prefill", PREFILL)
 
     from questtrain.bench.prefill import bench_prefill
 
@@ -140,7 +128,7 @@ def _decode(words: Sequence[str]) -> int:
     arguments, config = parsed
     models = _models(config.models, config.vocab_size, config.layers)
     bits = [_packable(text) for text in config.bits]
-    _at_least_one(config, "batch_sizes", "context", "steps", "rounds")
+    _not_empty(config, "batch_sizes")
 
     from questtrain.bench.decode import bench_decode
 
@@ -165,9 +153,6 @@ def _train(words: Sequence[str]) -> int:
     if parsed is None:
         return 0
     arguments, config = parsed
-    _at_least_one(config, "sequence_length", "batch_size", "vocab_size", "steps", "rounds")
-    if config.micro_batch_tokens is not None:
-        _at_least_one(config, "micro_batch_tokens")
     _check_models(config.models, group_choices("model"))
     models = {name: _train_cases(config, name) for name in config.models}
 
@@ -207,6 +192,7 @@ def _train_config(
         "micro_batch_size": "null",
         "compile": "auto" if config.compile else "false",
         "tokens_per_param": 1_000_000,  # enough for a step of any batch
+        "max_steps": 1,
     }
     words = [*(f"{key}={value}" for key, value in shared.items()), f"bits={bits}", *extra]
     typed = config_from_mapping(TrainConfig, compose_mapping("train", TrainConfig, words))
@@ -225,8 +211,7 @@ def _tune(words: Sequence[str]) -> int:
         return 0
     arguments, config = parsed
     models = _models(config.models)
-    _at_least_one(config, "tokens", "rounds")
-    _positive(config, "milliseconds")
+    _not_empty(config, "tokens")
 
     from questtrain.bench.tune import bench_tune
     from questtrain.device import choose_device
@@ -270,9 +255,7 @@ def _models(
     models = []
     for name in names:
         model = _model(name)
-        if vocab_size is not None and vocab_size < 1:
-            raise UserError(f"vocab_size={vocab_size} must be at least 1.")
-        if layers is not None and not 1 <= layers <= model.num_layers:
+        if layers is not None and layers > model.num_layers:
             raise UserError(f"layers={layers}: {name} has 1 to {model.num_layers}.")
         model.vocab_size = vocab_size
         model.num_layers = layers or model.num_layers
@@ -303,24 +286,11 @@ def _packable(text: str) -> Bits:
     return bits
 
 
-def _at_least_one(config: AnyConfig, *names: str) -> None:
-    """UserError for an empty list, or a number under 1 or over MAX_SIZE."""
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, list):
-            if not value or min(value) < 1:
-                raise UserError(f"{name}={value}: give one number or more, each at least 1.")
-        elif value < 1:
-            raise UserError(f"{name}={value} must be at least 1.")
-        largest = max(value) if isinstance(value, list) else value
-        if largest > MAX_SIZE:
-            raise UserError(f"{name}={largest} must be at most {MAX_SIZE:,}.")
-
-
-def _positive(config: AnyConfig, name: str) -> None:
-    value = getattr(config, name)
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{name}={value} must be positive and finite.")
+def _not_empty(config: AnyConfig, name: str, choices: Sequence[str] = ()) -> None:
+    """UserError for an empty list."""
+    if not getattr(config, name):
+        advice = f"choose from {', '.join(choices)}" if choices else "give one number or more"
+        raise UserError(f"{name}=[]: {advice}.")
 
 
 def _start(name: str, words: Sequence[str], config: AnyConfig) -> tuple[Results, torch.device]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from questtrain.config.ranges import SIZE, Choices, Interval
+from questtrain.config.schema import DEVICE
 
 HELP = """usage: questtrain bench layer|prefill|decode|train|tune [key=value …] [--json]
 
@@ -111,48 +115,50 @@ LARGE_MODEL = 400_000_000
 MICRO_BATCH_TOKENS, MICRO_BATCH_TOKENS_OF_LARGE = 32_768, 16_384
 """Tokens at once on the device, of models up to `LARGE_MODEL` parameters and of larger ones."""
 PARTS = ("block", "products", "quantizers")
+MILLISECONDS = Interval("(0, 1e9]")
+"""A sample lasts."""
 
 
 @dataclass
 class LayerConfig:
     models: list[str]
-    tokens: list[int]
+    tokens: Annotated[list[int], Interval(SIZE)]
     bits: str
-    parts: list[str]
-    rounds: int
-    milliseconds: float
-    device: str
+    parts: Annotated[list[str], Choices(PARTS)]
+    rounds: Annotated[int, Interval(SIZE)]
+    milliseconds: Annotated[float, MILLISECONDS]
+    device: Annotated[str, DEVICE]
     output: str | None
 
 
 @dataclass
 class PrefillConfig:
     models: list[str]
-    batch_sizes: list[int]
-    sequence_length: int
+    batch_sizes: Annotated[list[int], Interval(SIZE)]
+    sequence_length: Annotated[int, Interval(SIZE)]
     bits: str
-    prefill: list[str]
-    vocab_size: int
-    layers: int | None
+    prefill: Annotated[list[str], Choices(PREFILL)]
+    vocab_size: Annotated[int, Interval(SIZE)]
+    layers: Annotated[int | None, Interval(SIZE)]
     compile: bool
-    rounds: int
-    milliseconds: float
-    device: str
+    rounds: Annotated[int, Interval(SIZE)]
+    milliseconds: Annotated[float, MILLISECONDS]
+    device: Annotated[str, DEVICE]
     output: str | None
 
 
 @dataclass
 class DecodeConfig:
     models: list[str]
-    batch_sizes: list[int]
-    context: int
-    steps: int
+    batch_sizes: Annotated[list[int], Interval(SIZE)]
+    context: Annotated[int, Interval(SIZE)]
+    steps: Annotated[int, Interval(SIZE)]
     bits: list[str]
-    vocab_size: int
-    layers: int | None
+    vocab_size: Annotated[int, Interval(SIZE)]
+    layers: Annotated[int | None, Interval(SIZE)]
     compile: bool
-    rounds: int
-    device: str
+    rounds: Annotated[int, Interval(SIZE)]
+    device: Annotated[str, DEVICE]
     output: str | None
 
 
@@ -161,25 +167,25 @@ class TrainStepConfig:
     models: list[str]
     cases: list[str]
     overrides: list[str]
-    sequence_length: int
-    batch_size: int
-    micro_batch_tokens: int | None
-    vocab_size: int
-    steps: int
-    rounds: int
+    sequence_length: Annotated[int, Interval(SIZE)]
+    batch_size: Annotated[int, Interval(SIZE)]
+    micro_batch_tokens: Annotated[int | None, Interval(SIZE)]
+    vocab_size: Annotated[int, Interval(SIZE)]
+    steps: Annotated[int, Interval(SIZE)]
+    rounds: Annotated[int, Interval(SIZE)]
     compile: bool
     profile: bool
-    device: str
+    device: Annotated[str, DEVICE]
     output: str | None
 
 
 @dataclass
 class TuneConfig:
     models: list[str]
-    tokens: list[int]
-    rounds: int
-    milliseconds: float
-    device: str
+    tokens: Annotated[list[int], Interval(SIZE)]
+    rounds: Annotated[int, Interval(SIZE)]
+    milliseconds: Annotated[float, MILLISECONDS]
+    device: Annotated[str, DEVICE]
     table: str
     output: str | None
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from questtrain.cli.arguments import command_config
-from questtrain.errors import UserError, unknown
+from questtrain.config.ranges import SIZE, Choices, Interval
+from questtrain.config.schema import DEVICE
 
 HELP = """usage: questtrain diagnose run=DIR what=alignment|mask|persistence [key=value …] [--json]
 
@@ -35,10 +36,10 @@ WHATS = ("alignment", "mask", "persistence")
 @dataclass
 class DiagnoseConfig:
     run: str
-    what: str
-    batches: int
-    step: int | None
-    device: str
+    what: Annotated[str, Choices(WHATS)]
+    batches: Annotated[int, Interval(SIZE)]
+    step: Annotated[int | None, Interval("[0, 2^53]")]
+    device: Annotated[str, DEVICE]
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,10 +47,6 @@ def main(words: Sequence[str]) -> int:
     if parsed is None:
         return 0
     arguments, config = parsed
-    if config.what not in WHATS:
-        raise unknown("what", config.what, WHATS)
-    if config.batches < 1:
-        raise UserError(f"batches={config.batches} must be at least 1.")
 
     from questtrain.train.diagnose import diagnose
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from questtrain.cli.arguments import command_config
-from questtrain.errors import UserError, unknown
+from questtrain.config.ranges import SEED, SIZE, Interval, Text
+from questtrain.config.schema import DEVICE, SWITCH
 
 HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
 
@@ -31,14 +33,14 @@ PACKED = {"auto": None, "true": True, "false": False}
 @dataclass
 class GenerateConfig:
     run: str
-    prompt: str
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    seed: int
-    device: str
-    step: int | None
-    packed: str
+    prompt: Annotated[str, Text(empty=True, lines=True)]
+    max_new_tokens: Annotated[int, Interval(SIZE)]
+    temperature: Annotated[float, Interval("[1e-3, 1e3]", also=0)]
+    top_p: Annotated[float, Interval("(0, 1]")]
+    seed: Annotated[int, Interval(SEED)]
+    device: Annotated[str, DEVICE]
+    step: Annotated[int | None, Interval("[0, 2^53]")]
+    packed: Annotated[str, SWITCH]
 
 
 def main(words: Sequence[str]) -> int:
@@ -46,7 +48,6 @@ def main(words: Sequence[str]) -> int:
     if parsed is None:
         return 0
     _, config = parsed
-    _check(config)
 
     from questtrain.inference import generate_text, load_run
 
@@ -63,14 +64,3 @@ def main(words: Sequence[str]) -> int:
         print(piece, end="", flush=True)
     print()
     return 0
-
-
-def _check(config: GenerateConfig) -> None:
-    if config.packed not in PACKED:
-        raise unknown("packed", config.packed, PACKED)
-    if config.max_new_tokens < 1:
-        raise UserError(f"max_new_tokens={config.max_new_tokens} must be at least 1.")
-    if not config.temperature >= 0:
-        raise UserError(f"temperature={config.temperature} must not be negative.")
-    if not 0 < config.top_p <= 1:
-        raise UserError(f"top_p={config.top_p} must lie in (0, 1].")

@@ -9,10 +9,23 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from questtrain.cli.environment import environment_closed
+from questtrain.cli.own_files import check_own_file, own_file, read_own_file, yaml_fault
 from questtrain.config.loading import setting_names
+from questtrain.config.ranges import shown
 from questtrain.errors import UserError, suggestion, unknown
 
 GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
+ADDED_GROUPS = ("launcher",)
+"""Groups that a command adds to its own settings, with Hydra's ``+``."""
+HUGE_NUMBER = re.compile(r"[+-]?[\d_]{1000,}")
+"""More digits than Python reads."""
+
+OF_RESOLVER = "UserError raised while resolving interpolation: "
+"""What OmegaConf puts before our own message (`environment_closed`)."""
+
 FREE_TEXT = (
     "prompt",
     "run",
@@ -51,13 +64,14 @@ def compose_mapping(
     from hydra import compose
     from omegaconf import OmegaConf
 
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir} is not a folder.")
     names = setting_names(kind)
-    arguments = [hydra_override(override, names) for override in overrides]
+    arguments = [hydra_override(override, names, config_dir) for override in overrides]
     if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise UserError(f"--config-dir {config_dir} is not a folder.")
-        arguments.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
-    with _readable_errors(config_dir):
+        _check_own_files(overrides, kind, config_dir)
+        arguments.append(f"hydra.searchpath=['file://{Path(config_dir).resolve()}']")
+    with _readable_errors(config_dir), environment_closed():
         composed = compose(config_name=config_name, overrides=arguments)
         mapping = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
     assert isinstance(mapping, dict)
@@ -66,13 +80,11 @@ def compose_mapping(
 
 def to_yaml(mapping: dict[str, Any]) -> str:
     """The YAML text of a composed mapping."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(mapping))
+    return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
 
 
-def hydra_override(override: str, names: Sequence[str]) -> str:
-    """Check one word's form and key, and write it as Hydra wants it.
+def hydra_override(override: str, names: Sequence[str], config_dir: str | None = None) -> str:
+    """Check one word's form, key and choice, and write it as Hydra wants it.
 
     A setting that a group's YAML file leaves out is still a setting: ``++`` adds it there.
     """
@@ -81,22 +93,55 @@ def hydra_override(override: str, names: Sequence[str]) -> str:
             f"unknown option {override!r}: the options are --help, --cfg job, --config-dir DIR and"
             " --json; settings are written key=value."
         )
-    key, separator, value = override.partition("=")
-    if key in GROUPS and value.startswith("["):
-        raise UserError(f"{override!r}: one choice of {key} at a time.")
-    if override[:1] and override[0] in "+~":
-        return _literal(override)
-    if not separator:
+    sign, key, separator, value = _taken_apart(override)
+    if not (separator or sign == "~"):
         raise UserError(f"{override!r} is not a setting: write key=value, such as bits=w4a4.")
+    if sign == "+" and key in ADDED_GROUPS:
+        return override
     if key not in names and key not in GROUPS:
         advice = suggestion(key, [*names, *GROUPS])
         raise UserError(f"unknown setting {key!r}.{advice} --help lists the settings.")
-    return _literal(f"++{override}" if "." in key else override)
+    if HUGE_NUMBER.fullmatch(value):
+        raise UserError(f"{key}={shown(value)} is too large a number.")
+    if key == "quant.method":
+        raise UserError(
+            "quant.method is what a method's file calls it, and no setting: method=… chooses one."
+        )
+    if key in GROUPS and separator:
+        _check_choice(key, value, config_dir)
+    return _literal(f"++{override}" if not sign and "." in key else override)
+
+
+def _taken_apart(override: str) -> tuple[str, str, str, str]:
+    """Hydra's sign (``+``, ``++``, ``~`` or none), the key, ``=`` or nothing, and the value."""
+    sign = re.match(r"\+{0,2}~?", override)
+    assert sign is not None
+    return (sign[0], *override[sign.end() :].partition("="))
+
+
+def _check_choice(group: str, value: str, config_dir: str | None) -> None:
+    """UserError unless the value names one file of the group, ours or the user's."""
+    if value.startswith("["):
+        raise UserError(f"'{group}={value}': one choice of {group} at a time.")
+    name, choices = value.strip("'\""), group_choices(group, config_dir)
+    if name not in choices and own_file(config_dir, group, name) is None:
+        raise unknown(group, value, choices)
+
+
+def _check_own_files(overrides: Sequence[str], kind: type[Any], config_dir: str) -> None:
+    """UserError for a chosen file of the user's own in which something is wrong."""
+    for override in overrides:
+        _, group, _, value = _taken_apart(override)
+        path = own_file(config_dir, group, value.strip("'\""))
+        if path is not None and group in GROUPS:
+            check_own_file(path, group, kind)
+        elif path is not None and group in ADDED_GROUPS:
+            read_own_file(path)
 
 
 def _literal(override: str) -> str:
     key, separator, value = override.partition("=")
-    if key.lstrip("+") not in FREE_TEXT or not separator or value[:1] in ("[", "'", '"'):
+    if key.lstrip("+~") not in FREE_TEXT or not separator or value[:1] in ("[", "'", '"'):
         return override
     if value in ("", "null"):
         return override
@@ -134,5 +179,11 @@ def _readable_errors(config_dir: str | None) -> Iterator[None]:
                 " Values with special characters need quotes of their own: key=\"'a(b)'\"."
             ) from error
         except (HydraException, OmegaConfBaseException) as error:
-            text = str(error) or str(error.__cause__)
-            raise UserError(text.splitlines()[0]) from error
+            text = str(error).removeprefix(OF_RESOLVER) or str(error.__cause__)
+            key = getattr(error, "full_key", None)
+            raise UserError((f"{key}: " if key else "") + text.splitlines()[0]) from error
+        except yaml.YAMLError as error:
+            raise UserError(yaml_fault(error)) from error
+        except (ValueError, TypeError, RecursionError) as error:  # what Hydra does not foresee
+            text = str(error) or type(error).__name__
+            raise UserError(f"the settings cannot be read: {text.splitlines()[0]}") from error

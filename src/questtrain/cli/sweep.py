@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from questtrain.cli.arguments import Arguments, parse_arguments
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.cli.sweep_jobs import make_jobs
 from questtrain.config import TrainConfig
-from questtrain.config.loading import config_from_mapping
+from questtrain.config.loading import check_setting, config_from_mapping
+from questtrain.config.ranges import Interval
 from questtrain.errors import UserError, unknown
 from questtrain.sweep import read_sweep, sweep_names
 from questtrain.sweep.attempt import claim, forget_failure
@@ -68,7 +70,7 @@ examples
 class SweepConfig:
     """The command's own settings (``conf/sweep.yaml``), without those of the launcher."""
 
-    mfu: float | None
+    mfu: Annotated[float | None, Interval("(0, 1]")]
     gpu: str | None
 
 
@@ -161,6 +163,7 @@ def parse_request(arguments: Arguments) -> Request:
         elif word != names[0]:
             settings.append(word)
     mapping = compose_mapping("train", TrainConfig, runs_dir, arguments.config_dir)
+    check_setting(TrainConfig, "runs_dir", mapping["runs_dir"])
     again = [] if arguments.config_dir is None else [f"--config-dir={arguments.config_dir}"]
     return Request(
         [*words, *again],

@@ -9,6 +9,7 @@ from textwrap import fill
 
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
+from questtrain.cli.settings_page import settings_page
 from questtrain.errors import Elsewhere, UserError
 
 SETTINGS = {
@@ -62,6 +63,7 @@ def help_page() -> str:
         "quant.skip, model.num_layers, train.diagnose_every, train.backward (exact, or fp8:\n"
         "faster, of rounded gradients), …; --cfg job shows them all.\n\n"
         "options\n"
+        "  --settings        every setting with what it may be and its default (docs/settings.md)\n"
         "  --cfg job         print the resolved configuration and stop\n"
         "  --config-dir DIR  your own YAML files (DIR/model/my-size.yaml, …) beside ours\n"
         "  --help            this page\n\n"
@@ -70,6 +72,9 @@ def help_page() -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    if "--settings" in words:
+        print(settings_page(), end="")
+        return 0
     arguments = parse_arguments(words)
     if arguments.help:
         print(help_page(), end="")

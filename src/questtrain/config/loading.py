@@ -1,7 +1,10 @@
-"""From plain nested mappings (YAML, Hydra's result) to the typed config, with type checks."""
+"""From plain nested mappings (YAML, Hydra's result) to the typed config, with types and declared
+ranges checked."""
 
 from __future__ import annotations
 
+import functools
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -11,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from questtrain.config.ranges import check_fields, check_value, rules_of, shown
 from questtrain.config.schema import TrainConfig
 from questtrain.errors import UserError, suggestion
 
@@ -23,8 +27,10 @@ _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def config_from_mapping(kind: type[Config], mapping: Mapping[str, Any]) -> Config:
-    """Build a config dataclass; UserError names an unknown key, a missing one, a wrong type."""
+    """Build a config dataclass; UserError names an unknown key, a missing one, a wrong type, or a
+    value that the field's declaration rules out."""
     config: Config = _build(kind, mapping, "")
+    check_fields(config)
     return config
 
 
@@ -38,13 +44,24 @@ def read_config(path: Path) -> TrainConfig:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(mapping, dict):
         raise UserError(f"{path} holds no configuration.")
-    return config_from_mapping(TrainConfig, mapping)
+    try:
+        return config_from_mapping(TrainConfig, mapping)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def setting_names(kind: type[Any], prefix: str = "") -> list[str]:
+def check_setting(kind: Any, key: str, value: Any) -> None:
+    """Raise UserError unless ``value`` may stand in the setting of that dotted name."""
+    *groups, name = key.split(".")
+    for group in groups:
+        kind = _hints(kind)[group]
+    check_value(rules_of(kind)[name], key, _convert(value, _hints(kind)[name], key))
+
+
+def setting_names(kind: Any, prefix: str = "") -> list[str]:
     """Dotted names of all settings of a config dataclass: 'lr', 'optim.beta1', …."""
     names = []
-    for name, hint in typing.get_type_hints(kind).items():
+    for name, hint in _hints(kind).items():
         if is_dataclass(hint):
             names += setting_names(typing.cast(type[Any], hint), f"{prefix}{name}.")
         else:
@@ -66,7 +83,7 @@ def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _build(kind: Any, mapping: Any, prefix: str) -> Any:
     if not isinstance(mapping, Mapping):
         raise UserError(f"{prefix.rstrip('.')}={mapping!r} must be a group of settings.")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     for key in mapping:
         if key not in hints:
             advice = suggestion(f"{prefix}{key}", [prefix + name for name in hints])
@@ -92,6 +109,12 @@ def _plain_mapping(value: Any, key: str) -> dict[str, Any]:
     return {str(name): entry for name, entry in value.items()}
 
 
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Types of a config dataclass's fields."""
+    return typing.get_type_hints(kind)
+
+
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
@@ -109,11 +132,20 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if typing.get_origin(hint) is dict:
         return _plain_mapping(value, key)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return _float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if hint is str and isinstance(value, (bool, int, float)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if type(value) is not hint:
-        raise UserError(f"{key}={value!r} must be {_KINDS[hint]}.")
+        given = shown(value) if isinstance(value, int | float) else repr(value)
+        raise UserError(f"{key}={given} must be {_KINDS[hint]}.")
     return value
+
+
+def _float(value: int) -> float:
+    """The number, infinite where no float is as large."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf

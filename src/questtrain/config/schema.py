@@ -1,28 +1,39 @@
 """Typed configuration: one dataclass a component, gathered in `TrainConfig`.
 
-The YAML files under ``conf/`` hold the values; these classes hold the types. The command line
-converts Hydra's result into them once, and no component sees anything else.
+The YAML files under ``conf/`` hold the values; these classes hold the types, and what each value
+may be (`questtrain.config.ranges`). The command line converts Hydra's result into them once, checks
+it, and no component sees anything else.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from questtrain.config.names import PathName
+from questtrain.config.ranges import COUNT, SEED, SIZE, Choices, Form, Interval, Text
+
+DEVICE = Form(r"auto|cpu|cuda(:\d{1,4})?", "auto, cpu, cuda or cuda:N")
+ROTATIONS = Choices(("auto", "none", "hadamard", "hadamard-back"))
+SWITCH = Choices(("auto", "true", "false"))
+MAX_STEPS = 10**9
+"""Steps of a run at the most: at a thousand a second they take twelve days."""
 
 
 @dataclass
 class ModelConfig:
     """Shape of a Llama (quest.md's table 3). ``None`` means derived, see `questtrain.config`."""
 
-    name: str
-    nominal_params: int
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int | None = None
-    vocab_size: int | None = None
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    init_std: float = 0.02
+    name: Annotated[str, PathName()]
+    nominal_params: Annotated[int, Interval("[1, 1e15]")]
+    num_layers: Annotated[int, Interval("[1, 10_000]")]
+    hidden_size: Annotated[int, Interval("[1, 2^20]")]
+    num_heads: Annotated[int, Interval("[1, 2^20]")]
+    intermediate_size: Annotated[int | None, Interval("[1, 2^24]")] = None
+    vocab_size: Annotated[int | None, Interval(SIZE)] = None
+    norm_eps: Annotated[float, Interval("[0, 1]")] = 1e-5
+    rope_theta: Annotated[float, Interval("[1, 1e12]")] = 10_000.0
+    init_std: Annotated[float, Interval("[1e-6, 10]")] = 0.02
 
 
 @dataclass
@@ -42,19 +53,19 @@ class QuantConfig:
     default of the format.
     """
 
-    method: str = "quest"
-    rotation: str = "hadamard"
-    weight_rotation: str = "auto"
-    activation_rotation: str = "auto"
-    hadamard_block: int = 128
-    grid: str = "centred"
-    scale: str = "gaussian"
-    trust_scale: float | None = None
-    trust_error: float | None = None
+    method: Annotated[str, PathName()] = "quest"
+    rotation: Annotated[str, Choices(("none", "hadamard"))] = "hadamard"
+    weight_rotation: Annotated[str, ROTATIONS] = "auto"
+    activation_rotation: Annotated[str, ROTATIONS] = "auto"
+    hadamard_block: Annotated[int, Interval("[16, 2^30]")] = 128
+    grid: Annotated[str, Choices(("centred", "int"))] = "centred"
+    scale: Annotated[str, Choices(("gaussian", "learned-step", "learned-clip"))] = "gaussian"
+    trust_scale: Annotated[float | None, Interval("(0, inf]")] = None
+    trust_error: Annotated[float | None, Interval("(0, inf]")] = None
     activation_offset: bool = False
-    lr_scale: float = 1.0
-    scale_weight_decay: float = 0.0
-    skip: list[str] = field(default_factory=lambda: ["lm_head"])
+    lr_scale: Annotated[float, Interval("(0, 1e6]")] = 1.0
+    scale_weight_decay: Annotated[float, Interval("[0, 1e6]")] = 0.0
+    skip: Annotated[list[str], Text(empty=True)] = field(default_factory=lambda: ["lm_head"])
 
 
 @dataclass
@@ -65,53 +76,56 @@ class DataConfig:
     and elsewhere what `questtrain info` assumes until the tokenizer is loaded.
     """
 
-    name: str
-    source: str
+    name: Annotated[str, PathName()]
+    source: Annotated[str, Choices(("stdlib", "text", "c4", "tokens"))]
     files: list[str] = field(default_factory=list)
     validation_files: list[str] = field(default_factory=list)
     tokenizer: str | None = None
     text_field: str = "text"
     hub_dataset: str | None = None
     hub_subset: str | None = None
-    validation_fraction: float = 0.02
-    vocab_size: int | None = None
-    max_tokens: int | None = None
+    validation_fraction: Annotated[float, Interval("(0, 1)")] = 0.02
+    vocab_size: Annotated[int | None, Interval(SIZE)] = None
+    max_tokens: Annotated[int | None, Interval(COUNT)] = None
     cache_dir: str = "~/.cache/questtrain"
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, Interval("[1, 4096]")] = None
 
 
 @dataclass
 class OptimConfig:
-    """AdamW; weight decay applies to the matrices of the blocks' linear layers only."""
+    """AdamW; weight decay applies to the matrices of the blocks' linear layers only.
 
-    name: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    gradient_clip: float = 1.0
+    ``gradient_clip`` is the largest norm of all gradients together; None or 0 clips nothing.
+    """
+
+    name: Annotated[str, Choices(("adamw",))] = "adamw"
+    beta1: Annotated[float, Interval("[0, 1)")] = 0.9
+    beta2: Annotated[float, Interval("(0, 1)")] = 0.95
+    eps: Annotated[float, Interval("[1e-30, 1]")] = 1e-8
+    weight_decay: Annotated[float, Interval("[0, 1e6]")] = 0.1
+    gradient_clip: Annotated[float | None, Interval("[1e-6, inf]", also=0)] = 1.0
 
 
 @dataclass
 class ScheduleConfig:
     """Learning rate as a fraction of its peak; see `questtrain.train.schedule`."""
 
-    name: str = "cosine"
-    warmup_fraction: float = 0.1
-    start_ratio: float = 0.01
-    final_ratio: float = 0.1
-    decay_fraction: float = 0.2
+    name: Annotated[str, Choices(("cosine", "wsd"))] = "cosine"
+    warmup_fraction: Annotated[float, Interval("[0, 1]")] = 0.1
+    start_ratio: Annotated[float, Interval("[0, 1]")] = 0.01
+    final_ratio: Annotated[float, Interval("[0, 1]")] = 0.1
+    decay_fraction: Annotated[float, Interval("[0, 1]")] = 0.2
 
 
 @dataclass
 class LoggerConfig:
     """Where metrics go besides ``metrics.jsonl``."""
 
-    name: str = "none"
-    project: str = "questtrain"
+    name: Annotated[str, Choices(("none", "wandb"))] = "none"
+    project: Annotated[str, Text(longest=128, without="/\\#?%:")] = "questtrain"
     entity: str | None = None
-    mode: str = "online"
-    tags: list[str] = field(default_factory=list)
+    mode: Annotated[str, Choices(("online", "offline", "disabled"))] = "online"
+    tags: Annotated[list[str], Text(longest=64)] = field(default_factory=list)
 
 
 @dataclass
@@ -124,14 +138,14 @@ class LoopConfig:
     ``cuda_graph``: forward and backward are one graph, where kernels serve a run of one process.
     """
 
-    autocast: str = "auto"
-    save: str = "codes"
-    backward: str = "exact"
+    autocast: Annotated[str, Choices(("auto", "bf16", "none"))] = "auto"
+    save: Annotated[str, Choices(("codes", "packed"))] = "codes"
+    backward: Annotated[str, Choices(("exact", "fp8"))] = "exact"
     cuda_graph: bool = True
-    validation_tokens: int = 524_288
-    keep_checkpoints: int = 2
-    diagnose_every: int | None = None
-    threads: int | None = None
+    validation_tokens: Annotated[int, Interval(COUNT)] = 524_288
+    keep_checkpoints: Annotated[int, Interval(SIZE)] = 2
+    diagnose_every: Annotated[int | None, Interval(COUNT)] = None
+    threads: Annotated[int | None, Interval("[1, 4096]")] = None
 
 
 @dataclass
@@ -146,21 +160,21 @@ class TrainConfig:
     logger: LoggerConfig
     train: LoopConfig
     bits: str
-    name: str | None
+    name: Annotated[str | None, PathName(nested=True)]
     runs_dir: str
-    seed: int
-    tokens_per_param: float
-    max_steps: int | None
-    batch_size: int
-    micro_batch_size: int | None
-    sequence_length: int
-    lr: float
-    device: str
-    compile: str
-    log_every: int
-    eval_every: int
-    checkpoint_every: int
-    resume: str
+    seed: Annotated[int, Interval(SEED)]
+    tokens_per_param: Annotated[float, Interval("(0, 1e9]")]
+    max_steps: Annotated[int | None, Interval("[1, 1e9]")]
+    batch_size: Annotated[int, Interval("[1, 2^20]")]
+    micro_batch_size: Annotated[int | None, Interval("[1, 2^20]")]
+    sequence_length: Annotated[int, Interval("[2, 2^20]")]
+    lr: Annotated[float, Interval("(0, inf)")]
+    device: Annotated[str, DEVICE]
+    compile: Annotated[str, SWITCH]
+    log_every: Annotated[int, Interval(COUNT)]
+    eval_every: Annotated[int, Interval(COUNT)]
+    checkpoint_every: Annotated[int, Interval(COUNT)]
+    resume: Annotated[str, Choices(("auto", "never", "must"))]
 
 
 OPERATIONAL = (

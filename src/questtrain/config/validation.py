@@ -1,4 +1,7 @@
-"""Validation at the edge: every rule a config must satisfy, checked once, with advice."""
+"""Rules that concern several settings at once, checked once, with advice.
+
+What a setting may be on its own is declared with it (`questtrain.config.ranges`).
+"""
 
 from __future__ import annotations
 
@@ -6,45 +9,48 @@ import math
 
 from questtrain.config.bits import Bits, parse_bits
 from questtrain.config.derived import block_linears, intermediate_size, steps
+from questtrain.config.ranges import check_fields
 from questtrain.config.rotation import pair_rotations
-from questtrain.config.schema import ModelConfig, QuantConfig, TrainConfig
+from questtrain.config.schema import (
+    MAX_STEPS,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    QuantConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from questtrain.config.skip import is_skipped
-from questtrain.errors import UserError, suggestion, unknown
+from questtrain.errors import UserError, suggestion
 
 MIN_HADAMARD_BLOCK = 16
 PAIRS_OF_FOUR = 8
 """2:4 sparsity of pairs keeps 4 of each 8 consecutive values."""
-ROTATIONS = ("auto", "none", "hadamard", "hadamard-back")
-GRIDS = ("centred", "int")
-SCALES = ("gaussian", "learned-step", "learned-clip")
-AUTOCAST = ("auto", "bf16", "none")
-SAVE = ("codes", "packed")
-BACKWARD = ("exact", "fp8")
-SWITCH = ("auto", "true", "false")
-RESUME = ("auto", "never", "must")
+STDLIB_VOCABULARY = (257, 65_536)
+"""Of a byte-level BPE: the bytes and BOS at the least; at the most what the standard library's text
+has words for."""
 
 
 def validate(config: TrainConfig) -> None:
-    """Raise UserError for the first rule that ``config`` breaks.
+    """Raise UserError for the first rule between settings that ``config`` breaks.
 
     Spells ``bits`` canonically and settles ``micro_batch_size`` (at most the batch) in place.
     """
     _check_model(config.model)
     bits = parse_bits(config.bits)
     config.bits = str(bits)
+    _check_method(config.quant)
+    _check_skip(config.model, config.quant.skip, bits)
     if bits.quantized:
-        validate_quant(config.quant, bits)
+        _check_format(config.quant, bits)
         _check_widths(config.model, config.quant, bits)
-        _check_skip(config.model, config.quant.skip)
+    _check_data(config.data)
+    _check_optim(config.optim)
+    _check_schedule(config.schedule)
     _check_run(config)
 
 
 def _check_model(model: ModelConfig) -> None:
-    for key in ("num_layers", "hidden_size", "num_heads", "nominal_params"):
-        _positive(f"model.{key}", getattr(model, key))
-    for key in ("intermediate_size", "vocab_size"):
-        if getattr(model, key) is not None:
-            _positive(f"model.{key}", getattr(model, key))
     if model.hidden_size % 16:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is no multiple of 16; the nearest are"
@@ -65,22 +71,26 @@ def _check_model(model: ModelConfig) -> None:
 
 def validate_quant(quant: QuantConfig, bits: Bits) -> None:
     """Raise UserError for the first rule that a method breaks on its own or with ``bits``."""
-    for key, choices in (
-        ("rotation", ("hadamard", "none")),
-        ("weight_rotation", ROTATIONS),
-        ("activation_rotation", ROTATIONS),
-        ("grid", GRIDS),
-        ("scale", SCALES),
-    ):
-        if getattr(quant, key) not in choices:
-            raise unknown(f"quant.{key}", getattr(quant, key), choices)
+    check_fields(quant, "quant.")
+    _check_method(quant)
+    _check_format(quant, bits)
+
+
+def _check_method(quant: QuantConfig) -> None:
+    """The rules that hold whatever is quantized, in a run of bf16 too."""
     block = quant.hadamard_block
-    if block < MIN_HADAMARD_BLOCK or block & (block - 1):
-        close = max(MIN_HADAMARD_BLOCK, 2 ** round(math.log2(max(block, 1))))
+    if block & (block - 1):
         raise UserError(
             f"quant.hadamard_block={block} must be a power of two of at least"
-            f" {MIN_HADAMARD_BLOCK}; the nearest is {close}."
+            f" {MIN_HADAMARD_BLOCK}; the nearest is {2 ** round(math.log2(block))}."
         )
+    if quant.scale == "gaussian":
+        _check_trust(quant)
+    else:
+        _check_learned_scale(quant)
+
+
+def _check_format(quant: QuantConfig, bits: Bits) -> None:
     pair_rotations(bits, quant)
     if quant.grid == "int" and "1" in (bits.weight.label, bits.activation.label):
         raise UserError(
@@ -92,17 +102,14 @@ def validate_quant(quant: QuantConfig, bits: Bits) -> None:
             f"quant.grid=int is of integer formats, and bits={bits} has none: leave it out, or"
             " choose bits=w4a4."
         )
-    if quant.scale == "gaussian":
-        _check_trust(quant)
-    else:
-        _check_learned_scale(quant, bits)
+    if quant.scale != "gaussian" and bits.weight.sparse:
+        raise UserError(
+            f"bits={bits}: 2:4 sparsity goes with Gaussian scales (method quest, clip, ste), not"
+            f" with quant.scale={quant.scale}."
+        )
 
 
 def _check_trust(quant: QuantConfig) -> None:
-    for key in ("trust_scale", "trust_error"):
-        value = getattr(quant, key)
-        if value is not None and not value > 0:
-            raise UserError(f"quant.{key}={value} must be positive; inf trusts everything.")
     if quant.trust_scale is not None and quant.trust_error is not None:
         raise UserError(
             f"quant.trust_scale={quant.trust_scale} and quant.trust_error={quant.trust_error} are"
@@ -117,7 +124,7 @@ def _check_trust(quant: QuantConfig) -> None:
             )
 
 
-def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
+def _check_learned_scale(quant: QuantConfig) -> None:
     for key in ("trust_scale", "trust_error"):
         value = getattr(quant, key)
         if value is not None:
@@ -125,75 +132,91 @@ def _check_learned_scale(quant: QuantConfig, bits: Bits) -> None:
                 f"quant.{key}={value} is of Gaussian scales; quant.scale={quant.scale} learns its"
                 " clipping range. Leave it out, or choose method=quest."
             )
-    if bits.weight.sparse:
-        raise UserError(
-            f"bits={bits}: 2:4 sparsity goes with Gaussian scales (method quest, clip, ste), not"
-            f" with quant.scale={quant.scale}."
-        )
-    _positive("quant.lr_scale", quant.lr_scale)
-    decay = quant.scale_weight_decay
-    if not (decay >= 0 and math.isfinite(decay)):
-        raise UserError(f"quant.scale_weight_decay={decay} must be finite and not negative.")
 
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
-    for width in (model.hidden_size, intermediate_size(model)):
-        if quant.rotation == "hadamard":
-            hadamard_block(width, quant.hadamard_block)
-        if bits.weight.sparse:
-            check_sparse_width(width)
+    widths = {"hidden_size": model.hidden_size, "intermediate_size": intermediate_size(model)}
+    for key, width in widths.items():
+        try:
+            if quant.rotation == "hadamard":
+                hadamard_block(width, quant.hadamard_block)
+            if bits.weight.sparse:
+                check_sparse_width(width)
+        except UserError as error:
+            raise UserError(f"model.{key}={width}: {error}") from error
 
 
-def _check_skip(model: ModelConfig, patterns: list[str]) -> None:
-    names = [*(name for name, _, _ in block_linears(model)), "lm_head"]
+def _check_skip(model: ModelConfig, patterns: list[str], bits: Bits) -> None:
+    quantized = [name for name, _, _ in block_linears(model)]
+    names = [*quantized, "lm_head"]  # which is never quantized
     for pattern in patterns:
         if not any(is_skipped(name, [pattern]) for name in names):
             raise UserError(
                 f"quant.skip: {pattern!r} matches no linear layer of {model.name}; they are named"
                 f" like {names[0]}, and * matches anything.{suggestion(pattern, names)}"
             )
+    if bits.quantized and all(is_skipped(name, patterns) for name in quantized):
+        raise UserError(
+            f"quant.skip={patterns} leaves no layer of {model.name} to quantize: choose bits=bf16"
+            f" for a run without quantization, or skip less than {bits} quantizes."
+        )
+
+
+def _check_data(data: DataConfig) -> None:
+    lowest, highest = STDLIB_VOCABULARY
+    size = data.vocab_size
+    if data.source == "stdlib" and size is not None and not lowest <= size <= highest:
+        raise UserError(
+            f"data.vocab_size={size} is too {'small' if size < lowest else 'large'} for the BPE"
+            f" that is trained on the standard library: choose {lowest} to {highest:,}."
+        )
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    """β₁²/√β₂ < 1, without which Adam need not converge (Kingma and Ba, theorem 4.1)."""
+    if optim.beta1**4 >= optim.beta2:
+        raise UserError(
+            f"optim.beta2={optim.beta2:g} is too small for optim.beta1={optim.beta1:g}: Adam"
+            f" diverges unless it is above beta1⁴, {optim.beta1**4:.3g}; 0.95 to 0.999 are usual."
+        )
+
+
+def _check_schedule(schedule: ScheduleConfig) -> None:
+    warmup, decay = schedule.warmup_fraction, schedule.decay_fraction
+    if schedule.name == "wsd" and warmup + decay > 1:
+        raise UserError(
+            f"schedule.warmup_fraction={warmup:g} and schedule.decay_fraction={decay:g} are more"
+            f" than the whole run: lower one, decay_fraction to {1 - warmup:g} say."
+        )
 
 
 def _check_run(config: TrainConfig) -> None:
-    for key in ("batch_size", "sequence_length", "lr", "log_every", "eval_every"):
-        _positive(key, getattr(config, key))
-    for key in ("checkpoint_every", "tokens_per_param"):
-        _positive(key, getattr(config, key))
-    for name, value, choices in (
-        ("compile", config.compile, SWITCH),
-        ("resume", config.resume, RESUME),
-        ("train.autocast", config.train.autocast, AUTOCAST),
-        ("train.save", config.train.save, SAVE),
-        ("train.backward", config.train.backward, BACKWARD),
-    ):
-        if value not in choices:
-            raise unknown(name, value, choices)
     micro = config.batch_size if config.micro_batch_size is None else config.micro_batch_size
     micro = min(micro, config.batch_size)
     config.micro_batch_size = micro
-    if micro < 1 or config.batch_size % micro:
+    if config.batch_size % micro:
         divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
         close = min(divisors, key=lambda divisor: abs(divisor - micro))
         raise UserError(
             f"micro_batch_size={micro} does not divide batch_size={config.batch_size};"
             f" the nearest that does is {close}."
         )
-    _positive("train.keep_checkpoints", config.train.keep_checkpoints)
-    if config.train.diagnose_every is not None:
-        _positive("train.diagnose_every", config.train.diagnose_every)
-    if config.max_steps is not None:
-        _positive("max_steps", config.max_steps)
-    if steps(config) < 1:
+    count = steps(config)
+    tokens = (
+        f"tokens_per_param={config.tokens_per_param:g} of"
+        f" model.nominal_params={config.model.nominal_params:g}"
+    )
+    batch = f"batch_size={config.batch_size} × sequence_length={config.sequence_length}"
+    if count < 1:
         raise UserError(
-            f"tokens_per_param={config.tokens_per_param:g} of {config.model.name} are fewer tokens"
-            f" than one batch of {config.batch_size} × {config.sequence_length}; raise"
-            " tokens_per_param or lower batch_size."
+            f"{tokens} are fewer tokens than one batch of {batch}; raise tokens_per_param or lower"
+            " batch_size."
         )
-
-
-def _positive(key: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"{key}={value} must be a positive number.")
+    if count > MAX_STEPS:
+        raise UserError(
+            f"{tokens} in batches of {batch} are {count:.2g} steps, which would not end:"
+            f" {MAX_STEPS:,} at the most. Lower tokens_per_param, or give max_steps."
+        )
 
 
 def hadamard_block(width: int, block: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from questtrain.errors import UserError, unknown
+from questtrain.config.ranges import SEED, Choices, Interval, check_fields
+from questtrain.errors import UserError
 from questtrain.scaling.checks import leverages, warnings_of
 from questtrain.scaling.law import FORMS, Estimate, Law
 from questtrain.scaling.points import Point
@@ -46,11 +47,11 @@ class FitOptions:
     give intervals of probability ``confidence``; 0 gives none.
     """
 
-    form: str = "quest"
-    huber_delta: float = 0.01
-    seed: int = 0
-    bootstrap: int = 1000
-    confidence: float = 0.9
+    form: Annotated[str, Choices(FORMS)] = "quest"
+    huber_delta: Annotated[float, Interval("[1e-6, 1e6]")] = 0.01
+    seed: Annotated[int, Interval(SEED)] = 0
+    bootstrap: Annotated[int, Interval("[0, 1e5]")] = 1000
+    confidence: Annotated[float, Interval("(0, 1)")] = 0.9
 
 
 def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
@@ -59,7 +60,7 @@ def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
     ``chinchilla`` takes the unquantized points alone. UserError: options that cannot be, no point
     of the reference precision, fewer points than the law has parameters.
     """
-    _check(options)
+    check_fields(options)
     if options.form == "chinchilla":
         points = [p for p in points if p.precision == REFERENCE]
     problem = regression(points, free_alpha=options.form == "free-alpha")
@@ -81,17 +82,6 @@ def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
         tokens_range=_range([p.tokens for p in points]),
         warnings=tuple(warnings_of(problem, points, x, samples, left_out)),
     )
-
-
-def _check(options: FitOptions) -> None:
-    if options.form not in FORMS:
-        raise unknown("form of the law", options.form, FORMS)
-    if not options.huber_delta > 0:
-        raise UserError(f"huber_delta={options.huber_delta} must be positive.")
-    if options.bootstrap < 0:
-        raise UserError(f"bootstrap={options.bootstrap} must not be negative.")
-    if not 0 < options.confidence < 1:
-        raise UserError(f"confidence={options.confidence} must lie between 0 and 1.")
 
 
 def _check_points(points: Sequence[Point], problem: Regression) -> None:

@@ -6,14 +6,14 @@ Memory is that of the blocks' weights, N·P bits; training takes 6·N·D FLOPs a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.law import Law
-from questtrain.scaling.precision import weight_bits
+from questtrain.scaling.precision import canonical_label, nearest_label, weight_bits
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 REFERENCE_BITS = 16
@@ -50,16 +50,14 @@ class Choice:
 
 def plan(law: Law, budget: Budget, precisions: Sequence[str] = ()) -> list[Choice]:
     """The best model of each of ``precisions``, lowest loss first; by default of all that the law
-    knows and whose weights' bits are known.
+    knows and whose weights' bits are known. A format may be spelled as in training: w4a4 is 4.
 
     UserError: a budget that is no positive number, or bounds nothing; an unknown precision.
     """
     _check(budget)
     bits = _bits(law)
-    for label in precisions:
-        if label not in bits:
-            raise unknown("precision of this law", label, bits)
-    choices = [_best(law, label, bits[label], budget) for label in precisions or bits]
+    labels = dict.fromkeys(_known_label(label, bits) for label in precisions)
+    choices = [_best(law, label, bits[label], budget) for label in labels or bits]
     if law.draws and law.confidence is not None:
         choices = _with_intervals(law, law.confidence, choices)
     return sorted(choices, key=lambda choice: choice.loss)
@@ -106,6 +104,20 @@ def _check(budget: Budget) -> None:
 def _bits(law: Law) -> dict[str, float]:
     known = {label: weight_bits(label) for label in law.precisions}
     return {label: bits for label, bits in known.items() if bits is not None}
+
+
+def _known_label(text: str, known: Iterable[str]) -> str:
+    """The law's label of a precision; UserError with the nearest format if it has none."""
+    label = text if text in known else canonical_label(text)
+    if label in known:
+        return label
+    close = nearest_label(label, known)
+    if close is None:
+        raise unknown("precision of this law", text, known)
+    raise UserError(
+        f"unknown precision of this law {text!r}: choose from {', '.join(known)}. Did you mean"
+        f" {close!r}?"
+    )
 
 
 def _best(law: Law, label: str, bits: float, budget: Budget) -> Choice:

@@ -20,6 +20,9 @@ REFERENCE = "16"
 
 DEFAULT_METHOD = "quest"
 
+OTHER_SPARSITY, OTHER_METHOD = 16, 64
+"""How many bits apart two formats are for it."""
+
 METHODS = {"clip": "Clip", "ste": "STE", "lsq": "LSQ", "lsq-plus": "LSQ+", "pact": "PACT"}
 """How readers know the other methods."""
 
@@ -67,6 +70,29 @@ def split_label(label: str) -> tuple[Bits, str] | None:
     except UserError:
         return None
     return bits, method or DEFAULT_METHOD
+
+
+def canonical_label(text: str) -> str:
+    """``w4a4`` → ``4``, ``bf16`` → ``16``; text that spells no format stays as it is."""
+    named = split_label(text)
+    return text if named is None else precision_label(str(named[0]), named[1])
+
+
+def nearest_label(label: str, known: Iterable[str]) -> str | None:
+    """The known label whose format is closest by its bits, of the same method if there is one; None
+    where ``label`` names no format."""
+    named = split_label(label)
+    if named is None:
+        return None
+
+    def distance(other: str) -> float:
+        (bits, method), (its_bits, its_method) = named, split_label(other) or named
+        apart = abs(bits.weight.bits - its_bits.weight.bits)
+        apart += abs(bits.activation.bits - its_bits.activation.bits)
+        apart += OTHER_SPARSITY * (bits.weight.sparse != its_bits.weight.sparse)
+        return apart + OTHER_METHOD * (method != its_method)
+
+    return min(filter(split_label, known), key=distance, default=None)
 
 
 def weight_bits(label: str) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
-from questtrain.errors import UserError, unknown
+from questtrain.errors import unknown
 from questtrain.sweep.job import Job
 from questtrain.sweep.machine import visible_gpus
 from questtrain.sweep.state import read_record
@@ -40,8 +40,6 @@ def choose_speed(jobs: Sequence[Job], mfu: float | None, gpu: str | None) -> Spe
     other runs of the same model beside it; else an assumption. UserError for a bad value."""
     name, peak = _peak(gpu)
     if mfu is not None:
-        if not 0 < mfu <= 1:
-            raise UserError(f"mfu={mfu} must lie in (0, 1]: the share of the GPU's peak, 0.4 say.")
         return Speed(name, peak, mfu, {}, f"MFU {mfu:.2f} (given)")
     folder = jobs[0].sweep_folder
     here = _measured(job.run_file for job in jobs)

@@ -18,6 +18,7 @@ import yaml
 
 from questtrain.config import TrainConfig
 from questtrain.config.loading import setting_names
+from questtrain.config.names import PathName
 from questtrain.errors import UserError, suggestion, unknown
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def read_sweep(name_or_path: str) -> Sweep:
     else:
         raise unknown("sweep", name_or_path, sweep_names())
     try:
+        PathName().check("the sweep's name", name)
         sweep = _sweep(name, _content(file))
         points(sweep)
     except UserError as error:

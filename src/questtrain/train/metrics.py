@@ -76,7 +76,7 @@ class WandbLogger:
                     dir=folder,
                     config=resolved,
                 )
-        except wandb.Error as error:
+        except (wandb.Error, ValueError) as error:  # ValueError: one of its own variables
             raise UserError(
                 f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
             ) from error

@@ -61,13 +61,15 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
-def clipped_step(optimizer: AdamW, limit: float) -> Tensor:
-    """A step with gradients scaled down to a norm of at most ``limit`` all together; returns the
-    norm before that. AdamW scales them as it reads them, which saves a pass."""
+def clipped_step(optimizer: AdamW, limit: float | None) -> Tensor:
+    """A step with gradients scaled down to a norm of at most ``limit`` all together (None or 0: as
+    they are); returns the norm before that. AdamW scales them as it reads them, which saves a
+    pass."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    optimizer.grad_scale = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
+    if limit:
+        optimizer.grad_scale = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
     optimizer.step()
     return norm
 

@@ -81,7 +81,7 @@ def build_record(
         "git_revision": git_revision(),
         "torch_version": torch.__version__,
         "grid": quant.grid if bits.quantized else None,
-        "trust_error": estimator.max_error if isinstance(estimator, ErrorTrust) else None,
+        "trust_error": _trust_error(estimator),
         "lr_scale": quant.lr_scale if learned else None,
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
         "world_size": world_size,
@@ -111,11 +111,20 @@ def _estimator(config: TrainConfig, bits: Bits) -> Estimator:
 
 
 def _trust_scale(estimator: Estimator | None) -> float | str | None:
-    """The outer trust scale t in force; None where there is none. JSON has no infinity."""
+    """The outer trust scale t in force; None where there is none."""
     if not isinstance(estimator, OuterTrust):
         return None
-    t = estimator.outer_trust_scale
-    return t if math.isfinite(t) else "inf"
+    return _finite(estimator.outer_trust_scale)
+
+
+def _trust_error(estimator: Estimator | None) -> float | str | None:
+    """The largest error T that is trusted; None where trust is another."""
+    return _finite(estimator.max_error) if isinstance(estimator, ErrorTrust) else None
+
+
+def _finite(number: float) -> float | str:
+    """The number, or ``"inf"``: JSON has no infinity."""
+    return number if math.isfinite(number) else "inf"
 
 
 def _median(rows: list[dict[str, Any]], key: str) -> float | None:

@@ -14,6 +14,7 @@ from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.store.files import copy_file
+from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import EndsAlone, World, join_world
 from questtrain.train.run_folder import (
     claim_run,
@@ -35,14 +36,12 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
     they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
     and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
     """
-    if config.train.threads is not None:
-        torch.set_num_threads(config.train.threads)
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
     kept = saying_what_is_kept(run_folder(config))
     with kept, join_world(on_gpus) as world, ExitStack() as claims:
         device = world.together(lambda: _device(config, world))
         folder = world.together(lambda: _claim(config, world, claims))
-        dataset = world.first_then_others(lambda: _dataset(config))
+        dataset = world.first_then_others(lambda: _dataset(config, device, world))
         record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
@@ -64,9 +63,13 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
 
 def _device(config: TrainConfig, world: World) -> torch.device:
     world.rows(config.batch_size)
+    set_threads(config.train.threads)
     if world.size == 1:
-        return choose_device(config.device)
-    return choose_device_of_rank(config.device, world.local_rank)
+        device = choose_device(config.device)
+    else:
+        device = choose_device_of_rank(config.device, world.local_rank)
+    check_memory(config, device, world)
+    return device
 
 
 def _claim(config: TrainConfig, world: World, claims: ExitStack) -> Path:
@@ -74,9 +77,10 @@ def _claim(config: TrainConfig, world: World, claims: ExitStack) -> Path:
     return claims.enter_context(claim_run(config)) if world.is_first else run_folder(config)
 
 
-def _dataset(config: TrainConfig) -> TokenDataset:
+def _dataset(config: TrainConfig, device: torch.device, world: World) -> TokenDataset:
     dataset = prepare(config.data, tokens_needed=tokens(config))
     fit_vocabulary(config, dataset)
+    check_memory(config, device, world)
     return dataset
 
 
