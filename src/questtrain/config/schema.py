@@ -62,7 +62,9 @@ class DataConfig:
     """Where the tokens come from; see docs/data.md.
 
     ``vocab_size`` is the size to train for stdlib's own tokenizer, the padded size for ``tokens``,
-    and elsewhere what `questtrain info` assumes until the tokenizer is loaded.
+    and elsewhere what `questtrain info` assumes until the tokenizer is loaded. ``dtype`` is the
+    width of the ids in files of ``tokens``; ``bos_token`` the token that begins documents, None
+    what the tokenizer says.
     """
 
     name: str
@@ -70,11 +72,13 @@ class DataConfig:
     files: list[str] = field(default_factory=list)
     validation_files: list[str] = field(default_factory=list)
     tokenizer: str | None = None
+    bos_token: str | None = None
     text_field: str = "text"
     hub_dataset: str | None = None
     hub_subset: str | None = None
     validation_fraction: float = 0.02
     vocab_size: int | None = None
+    dtype: str = "auto"
     max_tokens: int | None = None
     cache_dir: str = "~/.cache/questtrain"
     num_workers: int | None = None

@@ -22,6 +22,7 @@ SAVE = ("codes", "packed")
 BACKWARD = ("exact", "fp8")
 SWITCH = ("auto", "true", "false")
 RESUME = ("auto", "never", "must")
+TOKEN_DTYPES = ("auto", "uint16", "uint32", "int32", "int64")
 
 
 def validate(config: TrainConfig) -> None:
@@ -165,6 +166,7 @@ def _check_run(config: TrainConfig) -> None:
         ("train.autocast", config.train.autocast, AUTOCAST),
         ("train.save", config.train.save, SAVE),
         ("train.backward", config.train.backward, BACKWARD),
+        ("data.dtype", config.data.dtype, TOKEN_DTYPES),
     ):
         if value not in choices:
             raise unknown(name, value, choices)

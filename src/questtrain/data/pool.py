@@ -99,7 +99,8 @@ def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
         _make_in_processes(schedule, workers, on_tokens)
         return
     while (task := schedule.next()) is not None:
-        schedule.finish(task, make_piece(task, load_tokenizer(task.tokenizer), on_tokens))
+        tokenizer = load_tokenizer(task.tokenizer, task.tokenizer_name, task.bos_id)
+        schedule.finish(task, make_piece(task, tokenizer, on_tokens))
 
 
 def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:

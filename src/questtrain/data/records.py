@@ -14,7 +14,7 @@ from typing import Any, Literal
 from questtrain.errors import UserError
 from questtrain.store.files import write_text
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 Split = Literal["train", "validation"]
 
@@ -23,7 +23,9 @@ Split = Literal["train", "validation"]
 class ShardRecord:
     """One token file; ``file`` is relative to the folder, or absolute for a user's own tokens.
 
-    ``documents`` and ``text_bytes`` (UTF-8) are None where only the tokens are known.
+    ``documents`` and ``text_bytes`` (UTF-8) are None where only the tokens are known. ``dtype`` and
+    ``offset`` (bytes before the first id) are of a file that was made elsewhere; None is the
+    folder's own dtype.
     """
 
     file: str
@@ -33,21 +35,26 @@ class ShardRecord:
     documents: int | None
     text_bytes: int | None
     sha256: str
+    dtype: str | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class PieceRecord:
-    """One finished piece: at most one shard per split, and the documents left out, by reason."""
+    """One finished piece: at most one shard per split, the documents left out, by reason, and how
+    much of the text the tokenizer did not know (see `Encoded`)."""
 
     name: str
     shards: list[ShardRecord]
     skipped: dict[str, int]
+    unknown_tokens: int = 0
+    lost_characters: int = 0
 
     @classmethod
     def from_mapping(cls, data: dict[str, Any]) -> PieceRecord:
         """The inverse of `dataclasses.asdict`."""
         shards = [ShardRecord(**shard) for shard in data["shards"]]
-        return cls(data["name"], shards, data["skipped"])
+        return cls(**(data | {"shards": shards}))
 
     @property
     def train_tokens(self) -> int:
@@ -74,6 +81,8 @@ class Manifest:
     totals: dict[str, dict[str, int | None]]
     unigram_entropy: float
     skipped: dict[str, int]
+    unknown_tokens: int
+    lost_characters: int
     shards: list[ShardRecord]
     format: int = field(default=FORMAT)
 

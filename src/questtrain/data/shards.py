@@ -1,7 +1,7 @@
 """Token shards on disk and the data set they form.
 
 A shard is a flat little-endian uint16 or uint32 file of token ids, memory-mapped; every document
-in it is preceded by BOS.
+in it is preceded by BOS. Files made elsewhere may have another width and a header.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ def token_dtype(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The first ``num_tokens`` tokens of one token file."""
+    """The first ``num_tokens`` tokens of one token file, from byte ``offset`` on."""
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
+    offset: int = 0
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
-        """The tokens, memory-mapped: uint16 or uint32 [num_tokens]."""
-        tokens = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+        """The tokens, memory-mapped: ``dtype`` [num_tokens]."""
+        shape = (self.num_tokens,)
+        tokens = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
 
 
@@ -84,8 +86,8 @@ class TokenDataset:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens, from the copy in the folder."""
-        entry = self.manifest.tokenizer
-        return load_tokenizer(self.folder / entry["file"], entry["name"])
+        entry, bos = self.manifest.tokenizer, self.manifest.bos_id
+        return load_tokenizer(self.folder / entry["file"], entry["name"], bos)
 
     @cached_property
     def unigram_entropy(self) -> float:
@@ -119,15 +121,15 @@ class TokenDataset:
     def _shard(self, record: ShardRecord) -> Shard:
         """Open a shard, checking its size, which costs nothing."""
         path = self.folder / record.file
-        dtype = self.manifest.dtype
-        expected = record.tokens * np.dtype(dtype).itemsize
+        dtype = record.dtype or self.manifest.dtype
+        expected = record.offset + record.tokens * np.dtype(dtype).itemsize
         if not path.is_file():
             raise _bad_shard(path, self.folder, "it is missing")
         if (size := path.stat().st_size) != expected:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record)
+        return Shard(path, dtype, record.tokens, record, record.offset)
 
 
 def open_dataset(

@@ -198,13 +198,22 @@ def _tokens(config: DataConfig) -> Source:
     validation = expand(config.validation_files, "data.validation_files")
     for key, found in (("data.files", files), ("data.validation_files", validation)):
         if not found:
-            raise UserError(f"data=tokens needs {key}: flat uint16 or uint32 files of token ids")
+            raise UserError(
+                f"data=tokens needs {key}: flat files of token ids, .npy, or llm.c's .bin"
+            )
     both = sorted(set(files) & set(validation))
     if both:
         raise UserError(f"{both[0]} stands in data.files and in data.validation_files")
     _check_not_empty([*files, *validation])
     pieces = (*_singly(validation, "validation"), *_singly(files, "train"))
-    return Source("tokens", _definition(config, files, validation), pieces)
+    definition = _definition(config, files, validation)
+    if config.dtype != "auto":
+        definition["dtype"] = config.dtype
+    # These files stay where they are, and what is read from them is what they hold then. A copy
+    # may bring size and times along; that it was changed, the system alone writes down.
+    changes = [file.stat().st_ctime_ns for file in (*files, *validation)]
+    definition["changes_sha256"] = _sha256(changes)
+    return Source("tokens", definition, pieces)
 
 
 def expand(patterns: Sequence[str], key: str) -> list[Path]:
