@@ -17,6 +17,8 @@ from questtrain.store.files import write_text
 FORMAT = 2
 MANIFEST = "manifest.json"
 Split = Literal["train", "validation"]
+GROWABLE = ("c4",)
+"""Kinds of sources that are prepared only as far as runs need them."""
 
 
 @dataclass(frozen=True)

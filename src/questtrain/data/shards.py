@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questtrain.data.records import (
+    GROWABLE,
     Manifest,
     ShardRecord,
     Split,
@@ -82,6 +83,11 @@ class TokenDataset:
         self._pieces = _prefix(manifest.shards, limit)
         self.train = TokenSplit(_cut(self._open("train"), max_tokens))
         self.validation = TokenSplit(tuple(self._open("validation")))
+
+    @property
+    def growable(self) -> bool:
+        """Whether the source is prepared only as far as runs need it."""
+        return str(self.manifest.source["source"]) in GROWABLE
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -159,6 +165,12 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     total = int(counts.sum())
     present = counts[counts > 0].astype(np.float64)
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0
+
+
+def first_pieces(shards: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Of all shards in the order of their pieces, those that the shortest run reads."""
+    chosen = _prefix(shards, limit=1)
+    return [shard for shard in shards if shard.piece in chosen]
 
 
 def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:

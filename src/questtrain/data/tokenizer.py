@@ -46,6 +46,13 @@ class Tokenizer(ABC):
         name = Path(self.name).name if _looks_like_a_path(self.name) else self.name
         return name if name == self.name else f"{name}@{self.sha256[:8]}"
 
+    def _check_bos(self, bos_id: int, exists: bool) -> None:
+        if not exists:
+            raise UserError(
+                f"the tokenizer {self.name} has no token {bos_id}, which began the documents: it is"
+                " another one"
+            )
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without BOS or EOS."""
         return self.encode_batch([text])[0]
@@ -117,7 +124,8 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         added = content.get("added_tokens") or []
         if isinstance(bos, int):
-            token = str(self._tokenizer.id_to_token(bos))
+            token = self._tokenizer.id_to_token(bos)
+            self._check_bos(bos, token is not None)
         else:
             special = [entry["content"] for entry in added if entry.get("special")]
             own = post_processor_bos(content.get("post_processor"))
@@ -188,6 +196,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = processor.vocab_size()
         self.unknown_id = processor.unk_id()
         if isinstance(bos, int):
+            self._check_bos(bos, 0 <= bos < self.vocab_size)
             self.bos_id = bos
             return
         pieces = {processor.id_to_piece(i): i for i in range(self.vocab_size)}

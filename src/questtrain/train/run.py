@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,19 @@ import torch
 
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
+from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.train.parallel import EndsAlone, World, join_world
-from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_config
+from questtrain.train.record import epochs
+from questtrain.train.run_folder import claim_run, read_record, run_folder, settle_run
 from questtrain.train.step import micro_batch_size
 from questtrain.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+MANY_PASSES = 4
+"""From here on repeated data is said as a warning."""
 
 
 def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
@@ -36,6 +40,7 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         device = world.together(lambda: _device(config, world))
         folder = world.together(lambda: _claim(config, world, claims))
         dataset = world.first_then_others(lambda: _dataset(config))
+        _check_same_on_all(dataset, world)
         record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
@@ -73,19 +78,30 @@ def _dataset(config: TrainConfig) -> TokenDataset:
     return dataset
 
 
+def _check_same_on_all(dataset: TokenDataset, world: World) -> None:
+    """Hosts with folders of their own may hold different data under one name."""
+    mine = DataIdentity.of(dataset)
+    first = world.from_first(mine)
+
+    def check() -> None:
+        if differences := first.differences(mine):
+            raise UserError(
+                f"rank {world.rank} reads other data than rank 0 (the folder is rank 0's, now is"
+                f" this rank's; its data.cache_dir is {dataset.folder.parent}):\n"
+                + "\n".join(differences)
+            )
+
+    world.together(check)
+
+
 def _settle(
     config: TrainConfig, dataset: TokenDataset, folder: Path, world: World
 ) -> dict[str, Any] | None:
     """Rank 0 makes the folder this run's; returns its record if it has ended already."""
     if not world.is_first:
         return None
-    settle_config(folder, config)
-    record = read_record(folder)
-    if record is None or record["status"] != "completed":
-        tokenizer = dataset.tokenizer.path
-        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
-        shutil.copyfile(tokenizer, folder / name)
-    return record
+    settle_run(folder, config, dataset)
+    return read_record(folder)
 
 
 def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> str:
@@ -129,3 +145,17 @@ def _announce(
         dataset.unigram_entropy,
     )
     log.info("%s steps, %s tokens", f"{steps(config):,}", f"{tokens(config):,}")
+    _say_passes(epochs(config, dataset), dataset.train.num_tokens)
+
+
+def _say_passes(count: float, distinct: int) -> None:
+    """Repeated tokens teach less than new ones, and a scaling law counts them as new."""
+    if count > MANY_PASSES:
+        log.warning(
+            "%.3g passes (epochs) over %s tokens: beyond about four, repeated tokens teach less and"
+            " less (Muennighoff et al., 2023), and a fitted law counts them as new",
+            count,
+            f"{distinct:,}",
+        )
+    elif count > 1:
+        log.info("%.3g passes (epochs) over %s tokens", count, f"{distinct:,}")
