@@ -22,8 +22,9 @@ class DataIdentity:
     """The tokens that a run reads, the tokenizer that made them, and the corpus they are of.
 
     ``*_sha256`` of a split hashes its shards and how much of each is read. ``corpus_sha256`` is
-    equal for runs of one corpus, whatever part of it they read: of a corpus that is prepared as
-    far as it is needed (C4) it hashes the validation data and the first training shard.
+    equal for runs of one corpus, whatever part of it they read: it hashes what every run reads (the
+    first training shard and the validation data beside it) and the size of all source files, which
+    a corpus that is prepared as far as it is needed (C4) does not have.
     """
 
     tokenizer_sha256: str
@@ -40,7 +41,8 @@ class DataIdentity:
     def of(cls, dataset: TokenDataset) -> DataIdentity:
         """The identity of what a run reads of ``dataset``."""
         manifest = dataset.manifest
-        corpus = first_pieces(manifest.shards) if dataset.growable else manifest.shards
+        common = [_content(record, record.tokens) for record in first_pieces(manifest.shards)]
+        size = None if dataset.growable else manifest.source["bytes"]
         return cls(
             tokenizer_sha256=manifest.tokenizer["sha256"],
             vocab_size=manifest.vocab_size,
@@ -50,7 +52,7 @@ class DataIdentity:
             train_sha256=_split(dataset.train),
             validation_tokens=dataset.validation.num_tokens,
             validation_sha256=_split(dataset.validation),
-            corpus_sha256=_hash(_content(record, record.tokens) for record in corpus),
+            corpus_sha256=_hash([*common, [size]]),
         )
 
     def differences(self, now: DataIdentity) -> list[str]:

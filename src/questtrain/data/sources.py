@@ -131,6 +131,7 @@ def _stdlib(config: DataConfig) -> Source:
         "source": "stdlib",
         "python": sys.version.split()[0],
         "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
         "files_sha256": _sha256(listing),
         "validation_fraction": config.validation_fraction,
     }
@@ -252,6 +253,7 @@ def _definition(
         "source": config.source,
         "files": len(files),
         "validation_files": len(validation),
+        "bytes": sum(file.stat().st_size for file in (*files, *validation)),
         "files_sha256": _sha256([_stamps(files), _stamps(validation)]),
     }
 

@@ -101,7 +101,7 @@ def _mixed(runs: Sequence[Run]) -> list[str]:
 def _corpora(runs: Sequence[Run]) -> list[str]:
     """Different data under one name; records of earlier versions do not say which it was."""
     remarks = []
-    for dataset in _values(runs, "dataset"):
+    for dataset in dict.fromkeys(run.text("dataset") for run in runs):
         of_name = [run for run in runs if run.text("dataset") == dataset]
         corpora = _values(of_name, "data_sha256")
         if len(corpora) > 1:
@@ -110,8 +110,8 @@ def _corpora(runs: Sequence[Run]) -> list[str]:
                 for corpus in corpora
             ]
             remarks.append(
-                f"the runs on {dataset} are of {len(corpora)} different data sets (data_sha256: "
-                f"{', '.join(parts)}): their losses may not compare"
+                f"the runs{f' on {dataset}' if dataset else ''} are of {len(corpora)} different "
+                f"data sets (data_sha256: {', '.join(parts)}): their losses may not compare"
             )
     return remarks
 
