@@ -74,7 +74,11 @@ def test_known_layouts_are_read_right(tokens, layout: str, vocab_size: int) -> N
     )
     dataset.verify()
     assert dataset.unigram_entropy == pytest.approx(np.log(290), rel=0.01)
-    assert describe(dataset)["train"]["tokens"] == len(IDS)
+    facts = describe(dataset)
+    assert facts["train"]["tokens"] == len(IDS)
+    assert facts["dtype"] == ", ".join(
+        sorted({np.dtype(dataset.train.shards[0].dtype).name, "uint32"})
+    )
 
 
 def test_a_file_of_zeros_in_front_is_known_by_its_rest(tokens) -> None:
@@ -107,6 +111,16 @@ def test_the_dtype_that_is_asked_for(tokens) -> None:
     config.source = "text"
     with pytest.raises(UserError, match=r"data\.dtype=uint16 is of files of token ids"):
         prepare(config)
+
+
+def test_a_dtype_that_is_none(tmp_path: Path, capsys) -> None:
+    """Refused before any file is looked at."""
+    from questtrain.cli.main import main
+
+    words = ["data=tokens", "data.files=a", "data.validation_files=b", "data.tokenizer=c"]
+    assert main(["data", "prepare", *words, "data.dtype=uint8"]) == 2
+    message = capsys.readouterr().err
+    assert "unknown data.dtype 'uint8': choose from auto, uint16, uint32, int32, int64" in message
 
 
 def zipped() -> bytes:
