@@ -11,9 +11,11 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from questtrain.data.json_array import DamagedArrayError, array_elements
 from questtrain.data.text_rows import not_utf8, text_of
 from questtrain.errors import UserError
 
@@ -23,6 +25,8 @@ JSON_SUFFIXES = tuple(
     for compression in ("", *COMPRESSIONS)
     for name in (".jsonl", ".ndjson", ".json")
 )
+
+BLOCK_BYTES = 1 << 20
 
 
 def is_json(path: Path) -> bool:
@@ -44,13 +48,38 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             offset += len(line)
             if number == 1:
                 text = text.removeprefix("\ufeff")
-                if text.lstrip().startswith("["):
-                    rest = _decode(b"".join(_lines(file, path)), path, offset)
-                    array = _parse(text + rest, f"{path}, the array from line 1")
-                    yield from ((f"row {i}", row) for i, row in enumerate(array, start=1))
-                    return
+            if number == 1 and text.lstrip().startswith("["):
+                yield from _array(chain([text], _blocks(file, path, offset)), path)
+                return
             if text.strip():
                 yield f"line {number}", _parse(text, f"{path}, line {number}")
+
+
+def _array(blocks: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
+    number = 0
+    try:
+        for number, row in enumerate(array_elements(blocks), start=1):
+            yield f"row {number}", row
+    except DamagedArrayError as error:
+        raise UserError(
+            f"{path}, row {number + 1} of the array: damaged JSON ({error}). Repair or remove "
+            "that row; what is already prepared is kept"
+        ) from error
+    except RecursionError as error:
+        raise _too_deep(f"{path}, row {number + 1}") from error
+
+
+def _blocks(file: BinaryIO, path: Path, offset: int) -> Iterator[str]:
+    """The rest of the file, some lines at a time."""
+    lines: list[bytes] = []
+    size = 0
+    for line in chain(_lines(file, path), [b""]):
+        lines.append(line)
+        size += len(line)
+        if size >= BLOCK_BYTES or not line:
+            yield _decode(b"".join(lines), path, offset)
+            offset += size
+            lines, size = [], 0
 
 
 def _open(path: Path) -> BinaryIO:
@@ -106,4 +135,8 @@ def _parse(text: str, place: str) -> Any:
             "line; what is already prepared is kept"
         ) from error
     except RecursionError as error:
-        raise UserError(f"{place}: JSON nested too deeply to read. Remove that line") from error
+        raise _too_deep(place) from error
+
+
+def _too_deep(place: str) -> UserError:
+    return UserError(f"{place}: JSON nested too deeply to read. Remove it")
