@@ -240,3 +240,19 @@ def make_run_data(tmp_path: Path, monkeypatch):
         return DataIdentity.of(prepare(config, need))
 
     return make
+
+
+def test_ranks_that_read_other_data(make_run_data) -> None:
+    """Hosts may hold different files under one name: the rank that differs says so."""
+    from questtrain.train.parallel import World
+    from questtrain.train.run import check_same_on_all
+
+    first, mine = (make_run_data("text", max_tokens=limit) for limit in (100, 101))
+
+    class Second(World):
+        def from_first(self, value):
+            return first
+
+    check_same_on_all(first, Second(1, 1))
+    with pytest.raises(UserError, match=r"rank 1 reads other data than rank 0.*\n.*training data"):
+        check_same_on_all(mine, Second(1, 1))

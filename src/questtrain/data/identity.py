@@ -55,18 +55,21 @@ class DataIdentity:
             corpus_sha256=_hash([*common, [size]]),
         )
 
-    def differences(self, now: DataIdentity) -> list[str]:
-        """One line a difference between this identity, which a folder holds, and ``now``'s."""
+    def differences(
+        self, now: DataIdentity, before: str = "in the folder", after: str = "now"
+    ) -> list[str]:
+        """One line a difference between this identity and ``now``; where they are from is
+        ``before`` and ``after``."""
         lines = []
-        for key, before, after in (
+        for key, mine, other in (
             ("tokenizer", _short(self.tokenizer_sha256), _short(now.tokenizer_sha256)),
             ("vocabulary", f"{self.vocab_size:,} tokens", f"{now.vocab_size:,} tokens"),
             ("token that begins documents", f"id {self.bos_id}", f"id {now.bos_id}"),
             ("training data", self._training(), now._training()),
             ("validation data", self._validation(), now._validation()),
         ):
-            if before != after:
-                lines.append(f"  {key}: {before} in the folder, {after} now")
+            if mine != other:
+                lines.append(f"  {key}: {mine} {before}, {other} {after}")
         return lines
 
     def _training(self) -> str:

@@ -14,7 +14,9 @@ from questtrain.data.text_rows import NotUtf8Error, as_text, no_field, text_of
 from questtrain.errors import UserError
 
 PARQUET_SUFFIX = ".parquet"
-BATCH_ROWS = 512
+BATCH_ROWS = 64
+BUFFER_BYTES = 1 << 20
+"""Of a column that is read at a time; without it a whole row group of it is held."""
 
 
 def is_parquet(path: Path) -> bool:
@@ -46,7 +48,7 @@ def _values(path: Path, text_field: str) -> Iterator[Any]:
     row holds it in."""
     from pyarrow.parquet import ParquetFile
 
-    with ParquetFile(path, pre_buffer=False) as file:
+    with ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
         names = _names(file.schema_arrow)
         if text_field not in names and text_field not in file.schema_arrow.names:
             raise no_field(str(path), text_field, names)

@@ -40,7 +40,7 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         device = world.together(lambda: _device(config, world))
         folder = world.together(lambda: _claim(config, world, claims))
         dataset = world.first_then_others(lambda: _dataset(config))
-        _check_same_on_all(dataset, world)
+        check_same_on_all(DataIdentity.of(dataset), world)
         record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
@@ -78,17 +78,15 @@ def _dataset(config: TrainConfig) -> TokenDataset:
     return dataset
 
 
-def _check_same_on_all(dataset: TokenDataset, world: World) -> None:
-    """Hosts with folders of their own may hold different data under one name."""
-    mine = DataIdentity.of(dataset)
+def check_same_on_all(mine: DataIdentity, world: World) -> None:
+    """UserError on a rank that reads other data than rank 0: hosts with folders of their own may
+    hold different files under one name."""
     first = world.from_first(mine)
 
     def check() -> None:
-        if differences := first.differences(mine):
+        if differences := first.differences(mine, before="on rank 0", after="here"):
             raise UserError(
-                f"rank {world.rank} reads other data than rank 0 (the folder is rank 0's, now is"
-                f" this rank's; its data.cache_dir is {dataset.folder.parent}):\n"
-                + "\n".join(differences)
+                f"rank {world.rank} reads other data than rank 0:\n" + "\n".join(differences)
             )
 
     world.together(check)
