@@ -105,7 +105,8 @@ def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
 
 def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
     events: queue.Queue[int | Exception | None] = queue.Queue()
-    processes = [_start_worker() for _ in range(workers)]
+    threads_each = max(1, available_cores() // workers)  # a large file is a piece by itself
+    processes = [_start_worker(threads_each) for _ in range(workers)]
     threads = [
         threading.Thread(target=_drive, args=(process, schedule, events), daemon=True)
         for process in processes
@@ -131,11 +132,12 @@ def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) ->
             process.communicate()
 
 
-def _start_worker() -> subprocess.Popen[str]:
+def _start_worker(threads: int) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        # One process a core is the parallelism; threads inside it would only fight.
-        "TOKENIZERS_PARALLELISM": "false",
+        # All workers together get the cores; more threads would only fight.
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+        "RAYON_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(
