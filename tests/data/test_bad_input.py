@@ -167,7 +167,7 @@ def test_damaged_manifest(corpus: Path, make_config) -> None:
         with pytest.raises(UserError, match=r"manifest .*manifest\.json is damaged"):
             prepare(config)
     path.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(UserError, match="has format 99, this version of questtrain reads 1"):
+    with pytest.raises(UserError, match="has format 99, this version of questtrain reads 2"):
         open_dataset(dataset.folder)
     path.unlink()
     with pytest.raises(UserError, match="is no prepared data set"):
@@ -193,12 +193,20 @@ def test_full_disk(corpus: Path, make_config, monkeypatch) -> None:
 
 
 def test_no_document_for_validation(tmp_path: Path, make_config) -> None:
-    path = tmp_path / "book.txt"
-    path.write_text("one long document " * 50)
+    path = write_jsonl(tmp_path / "book.jsonl", ["one long document " * 50])
     with pytest.raises(UserError, match=r"none of the 1 documents .* fell to validation.*"):
         prepare(make_config(files=[str(path)], validation_fraction=1e-9))
     with pytest.raises(UserError, match=r"none of the 1 documents .* left for training"):
         prepare(make_config(files=[str(path)], validation_fraction=1 - 1e-9))
+
+
+def test_one_file_of_text_is_one_document(tmp_path: Path, make_config) -> None:
+    """Which is said before it is tokenized."""
+    path = tmp_path / "book.txt"
+    path.write_text("one long document " * 50)
+    with pytest.raises(UserError, match=r"book\.txt is one document .* data\.validation_files"):
+        prepare(make_config(files=[str(path)]))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_bad_settings(corpus: Path, make_config) -> None:

@@ -86,6 +86,7 @@ def test_from_the_hub(c4_hub: LocalHub, make_config, tmp_path: Path, monkeypatch
     asked = {Path(path).name for path in c4_hub.requests if "/resolve/" in path}
     assert asked == {
         "tokenizer.json",
+        "tokenizer_config.json",
         "c4-train.00000-of-01024.json.gz",
         "c4-validation.00000-of-00008.json.gz",
     }

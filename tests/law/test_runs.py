@@ -341,6 +341,36 @@ def test_points_say_what_they_leave_out_and_what_occurs_twice(tmp_path):
     assert "several values of dataset (c4, stdlib): their losses may not compare" in said
 
 
+def test_runs_of_different_data_under_one_name_are_named(tmp_path):
+    """By the data's hash; records of earlier versions have none, and are no data set by that."""
+    for i, corpus in enumerate(("a" * 64, "a" * 64, "b" * 64, None)):
+        hashed = {} if corpus is None else {"data_sha256": corpus}
+        make(tmp_path / f"r{i}", RECORD | {"tokens": 10 ** (6 + i), "dataset": "text"} | hashed)
+    make(tmp_path / "other", RECORD | {"data_sha256": "c" * 64})
+    _, remarks = law_points(read_runs([str(tmp_path)]))
+    said = (
+        "the runs on text are of 2 different data sets (data_sha256: 2 of aaaaaaaa, 1 of bbbbbbbb):"
+        " their losses may not compare"
+    )
+    assert said in remarks
+    assert not any("on c4" in remark for remark in remarks)
+    table = tmp_path / "runs.csv"
+    columns = ("name", "non_embedding_params", "tokens", "precision", "val_loss", "data_sha256")
+    rows = [("x", 10**6, 10**8, 4, 3.1, "d" * 64), ("y", 10**6, 10**9, 4, 2.9, "e" * 64)]
+    table.write_text("\n".join(",".join(map(str, row)) for row in (columns, *rows)) + "\n")
+    _, remarks = law_points(read_runs([str(table)]))
+    assert any("2 different data sets" in remark for remark in remarks), "without a name, too"
+
+
+def test_runs_that_repeat_their_data_are_named(tmp_path):
+    for i, epochs in enumerate((None, 0.3, 4, 4.1, 60)):
+        repeated = {} if epochs is None else {"epochs": epochs}
+        make(tmp_path / f"r{i}", RECORD | {"tokens": 10 ** (6 + i)} | repeated)
+    _, remarks = law_points(read_runs([str(tmp_path)]))
+    (said,) = (remark for remark in remarks if "passed more than 4 times" in remark)
+    assert said.startswith("2 of the runs passed more than 4 times over their data (r3, r4)")
+
+
 def test_settings_that_the_label_does_not_hold_are_named(tmp_path):
     """A scan of the trust scale is one precision to the law: it says so."""
     for t in (1.1, 1.3):

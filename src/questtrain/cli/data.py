@@ -77,9 +77,14 @@ def _print_table(facts: dict[str, Any]) -> None:
         )
     console().print(table)
     print(f"\ntokenizer        {facts['tokenizer']}, vocabulary {facts['vocab_size']:,}")
+    print(f"ids              {facts['dtype']}; {facts['bos_id']} begins documents")
     print(f"unigram entropy  {facts['unigram_entropy']:.3f} nats a token")
     print(f"complete         {'yes' if facts['complete'] else 'no: more can be prepared'}")
     for reason, count in facts["skipped"].items():
         print(f"skipped          {count:,} documents: {reason}")
+    if facts["unknown_tokens"]:
+        print(f"unknown          {facts['unknown_tokens']:,} tokens stand for text outside of it")
+    if facts["lost_characters"]:
+        print(f"lost             {facts['lost_characters']:,} characters that it does not know")
     print(f"folder           {facts['folder']}")
     print(f"\nthe first document begins:\n{facts['sample'][:300]}")

@@ -34,6 +34,8 @@ FREE_TEXT = (
     "data.files",
     "data.validation_files",
     "data.tokenizer",
+    "data.bos_token",
+    "data.text_field",
     "data.cache_dir",
 )
 """Keys whose values are taken literally, whatever characters they hold (lists stay lists)."""

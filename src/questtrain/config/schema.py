@@ -73,7 +73,9 @@ class DataConfig:
     """Where the tokens come from; see docs/data.md.
 
     ``vocab_size`` is the size to train for stdlib's own tokenizer, the padded size for ``tokens``,
-    and elsewhere what `questtrain info` assumes until the tokenizer is loaded.
+    and elsewhere what `questtrain info` assumes until the tokenizer is loaded. ``dtype`` is the
+    width of the ids in files of ``tokens``; ``bos_token`` the token that begins documents, None
+    what the tokenizer says.
     """
 
     name: Annotated[str, PathName()]
@@ -81,11 +83,13 @@ class DataConfig:
     files: list[str] = field(default_factory=list)
     validation_files: list[str] = field(default_factory=list)
     tokenizer: str | None = None
+    bos_token: str | None = None
     text_field: str = "text"
     hub_dataset: str | None = None
     hub_subset: str | None = None
     validation_fraction: Annotated[float, Interval("(0, 1)")] = 0.02
     vocab_size: Annotated[int | None, Interval(SIZE)] = None
+    dtype: Annotated[str, Choices(("auto", "uint16", "uint32", "int32", "int64"))] = "auto"
     max_tokens: Annotated[int | None, Interval(COUNT)] = None
     cache_dir: str = "~/.cache/questtrain"
     num_workers: Annotated[int | None, Interval("[1, 4096]")] = None

@@ -4,7 +4,7 @@
 `Loader` and `validation_batches` read it. docs/data.md tells the whole story.
 """
 
-from questtrain.data.loader import Loader, validation_batches
+from questtrain.data.loader import Loader, passes, validation_batches
 from questtrain.data.prepare import prepare
 from questtrain.data.shards import TokenDataset, TokenSplit, open_dataset
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
@@ -16,6 +16,7 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
     "open_dataset",
+    "passes",
     "prepare",
     "validation_batches",
 ]

@@ -56,6 +56,7 @@ def exclusive(folder: Path) -> Iterator[None]:
         _remove_leftovers(folder)
         yield
     finally:
+        _remove_leftovers(folder)  # of workers that were ended in the middle
         lock.release()
 
 

@@ -42,7 +42,7 @@ def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
 
 def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:
     """Return if ``filename`` is in the local cache or the hub offers it now; else raise."""
-    if _cached(repo, filename, repo_type) is not None:
+    if is_cached(repo, filename, repo_type):
         return
     outcome: list[Exception | None] = []
     # A name lookup cannot be interrupted, so the deadline needs a thread that may be left behind.
@@ -55,6 +55,11 @@ def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:
         raise HubUnreachableError(f"the hub did not answer within {DEADLINE_SECONDS:.0f} seconds")
     if outcome[0] is not None:
         raise outcome[0]
+
+
+def is_cached(repo: str, filename: str, repo_type: str = "model") -> bool:
+    """Whether the local cache holds the file."""
+    return _cached(repo, filename, repo_type) is not None
 
 
 def _cached(repo: str, filename: str, repo_type: str) -> Path | None:

@@ -16,9 +16,11 @@ def describe(dataset: TokenDataset) -> dict[str, Any]:
 
     ``train`` and ``validation`` are about what the run that opened it reads; ``bytes`` are bytes
     on disk, ``bytes_per_token`` is UTF-8 text per token (None for tokens made elsewhere),
-    ``unigram_entropy`` is in nats, ``sample`` is the decoded beginning of the first document.
+    ``unigram_entropy`` is in nats, ``dtype`` names the width of the ids (several, if the shards
+    differ), ``sample`` is the decoded beginning of the first document.
     """
     manifest = dataset.manifest
+    shards = (*dataset.train, *dataset.validation)
     return {
         "name": manifest.name,
         "folder": str(dataset.folder),
@@ -28,11 +30,13 @@ def describe(dataset: TokenDataset) -> dict[str, Any]:
         "tokenizer_sha256": manifest.tokenizer["sha256"],
         "vocab_size": dataset.vocab_size,
         "bos_id": manifest.bos_id,
-        "dtype": np.dtype(manifest.dtype).name,
+        "dtype": ", ".join(sorted({np.dtype(shard.dtype).name for shard in shards})),
         "train": _describe_split(dataset.train),
         "validation": _describe_split(dataset.validation),
         "unigram_entropy": dataset.unigram_entropy,
         "skipped": manifest.skipped,
+        "unknown_tokens": manifest.unknown_tokens,
+        "lost_characters": manifest.lost_characters,
         "sample": _sample(dataset),
     }
 

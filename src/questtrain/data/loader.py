@@ -94,6 +94,11 @@ class Loader:
         return self._windows.read(windows.astype(np.int64))
 
 
+def passes(shards: Iterable[Shard], sequence_length: int, samples: int) -> float:
+    """How often a run of so many samples reads each window, on average: its epochs."""
+    return samples / max(1, len(Windows(shards, sequence_length)))
+
+
 def validation_batches(
     shards: Iterable[Shard],
     batch_size: int,

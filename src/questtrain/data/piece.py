@@ -16,15 +16,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from questtrain.data.documents import NotUtf8Error, read_documents
+from questtrain.data.documents import Document, read_documents
+from questtrain.data.encoding import Encoded, encode_documents, read_facts
 from questtrain.data.hub import hub_file
+from questtrain.data.parquet_rows import is_parquet
 from questtrain.data.records import PieceRecord, ShardRecord, Split, counts_path
+from questtrain.data.text_rows import NotUtf8Error
+from questtrain.data.token_files import read_layout
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.errors import UserError
 from questtrain.store.files import atomic_write
 
-BATCH_CHARACTERS = 1 << 20
-BATCH_DOCUMENTS = 1024
 READ_BYTES = 1 << 23
 SPLITS: tuple[Split, Split] = ("train", "validation")
 
@@ -36,7 +38,8 @@ class PieceTask:
     """All that is needed to make one piece, in plain types so that it travels as JSON.
 
     ``files`` are local paths, or names in ``hub_dataset``. ``validation_fraction`` is None where
-    all documents belong to ``split``. ``tokenized``: the file already holds token ids.
+    all documents belong to ``split``. ``tokenized``: the file already holds token ids, as
+    ``dtype_of_files`` (data.dtype) says; ``dtype`` is numpy's name of what is written.
     """
 
     folder: str
@@ -44,8 +47,11 @@ class PieceTask:
     split: Split
     files: list[str]
     tokenizer: str
+    tokenizer_name: str
+    bos_id: int
     vocab_size: int
     dtype: str
+    dtype_of_files: str
     text_field: str
     validation_fraction: float | None
     tokenized: bool
@@ -75,75 +81,59 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
     return record
 
 
-def is_validation(document: bytes, fraction: float) -> bool:
-    """Whether a document (UTF-8) falls on the validation side: a pure function of its content."""
-    digest = hashlib.blake2b(document, digest_size=8).digest()
-    return int.from_bytes(digest, "little") < fraction * 2.0**64
-
-
 def _tokenize(
     task: PieceTask, tokenizer: Tokenizer, counts: NDArray[np.int64], on_tokens: OnTokens
 ) -> PieceRecord:
     skipped: dict[str, int] = {}
+    unknown = lost = 0
     with ExitStack() as stack:
-        writers = [_ShardWriter(task, split, stack) for split in SPLITS]
-        for batch in _batches(_documents(task, skipped)):
-            rows = tokenizer.encode_batch([text for _, text in batch])
-            for writer in writers:
-                mine = [i for i, (split, _) in enumerate(batch) if split == writer.split]
-                ids = [token for i in mine for token in (tokenizer.bos_id, *rows[i])]
-                tokens = np.array(ids, dtype=task.dtype)
-                writer.write(tokens, len(mine), sum(len(batch[i][1].encode()) for i in mine))
-                if writer.split == "train":
-                    counts += np.bincount(tokens, minlength=task.vocab_size)
-                on_tokens(len(tokens))
-    return PieceRecord(task.name, [w.record() for w in writers if w.tokens], skipped)
+        writers = {split: _ShardWriter(task, split, stack) for split in SPLITS}
+        for encoded in encode_documents(_documents(task, skipped), tokenizer, task.dtype):
+            writers[encoded.split].write(encoded)
+            if encoded.split == "train":
+                counts += np.bincount(encoded.tokens, minlength=task.vocab_size)
+            unknown += encoded.unknown
+            lost += encoded.lost
+            on_tokens(len(encoded.tokens))
+    shards = [writer.record() for writer in writers.values() if writer.tokens]
+    return PieceRecord(task.name, shards, skipped, unknown, lost)
 
 
-def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split, str]]:
-    """(split, text) of every document that is kept; counts the others in ``skipped``."""
-    for text in _texts(task, skipped):
-        # A JSON escape can hold half a surrogate pair, which no tokenizer accepts.
-        data = text.encode("utf-8", "replace")
-        if not data.strip():
-            skipped["empty"] = skipped.get("empty", 0) + 1
-            continue
-        split = task.split
-        if task.validation_fraction is not None:
-            split = "validation" if is_validation(data, task.validation_fraction) else "train"
-        yield split, data.decode()
-
-
-def _texts(task: PieceTask, skipped: dict[str, int]) -> Iterator[str]:
-    for name in task.files:
-        path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
-        found = 0
+def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split, Document, int]]:
+    """(split, document, bytes of UTF-8) of what is kept; counts the rest in ``skipped``."""
+    for document in _all_documents(task, skipped):
         try:
-            for text in read_documents(path, task.text_field):
-                found += 1
-                yield text
+            facts = read_facts(document)
         except NotUtf8Error:
             if not task.skip_undecodable:
                 raise
             skipped["not UTF-8"] = skipped.get("not UTF-8", 0) + 1
             continue
-        if not found:
+        if facts.blank:
+            skipped["empty"] = skipped.get("empty", 0) + 1
+            continue
+        split = task.split
+        if task.validation_fraction is not None:
+            validates = facts.falls_to_validation(task.validation_fraction)
+            split = "validation" if validates else "train"
+        yield split, document, facts.size
+
+
+def _all_documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[Document]:
+    for name in task.files:
+        path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
+        found = 0
+        for document in read_documents(path, task.text_field):
+            found += 1
+            yield document
+        if found:
+            continue
+        if not is_parquet(path):
             raise UserError(
                 f"the data file {path} is empty: it holds no documents. Leave it out of data.files"
             )
-
-
-def _batches(documents: Iterator[tuple[Split, str]]) -> Iterator[list[tuple[Split, str]]]:
-    batch: list[tuple[Split, str]] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document[1])
-        if characters >= BATCH_CHARACTERS or len(batch) == BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        # Writers of parquet in parts leave parts of no rows.
+        skipped["file of no rows"] = skipped.get("file of no rows", 0) + 1
 
 
 class _ShardWriter:
@@ -163,18 +153,16 @@ class _ShardWriter:
         self._text_bytes = 0
         self._digest = hashlib.sha256()
 
-    def write(self, tokens: NDArray[Any], documents: int, text_bytes: int) -> None:
-        """Append ``tokens`` (of the shard's dtype)."""
-        if not len(tokens):
-            return
+    def write(self, encoded: Encoded) -> None:
+        """Append tokens."""
         if self._file is None:
             self._file = self._stack.enter_context(atomic_write(self._path))
-        data = tokens.tobytes()
+        data = encoded.tokens.tobytes()
         self._file.write(data)
         self._digest.update(data)
-        self.tokens += len(tokens)
-        self._documents += documents
-        self._text_bytes += text_bytes
+        self.tokens += len(encoded.tokens)
+        self._documents += encoded.documents
+        self._text_bytes += encoded.text_bytes
 
     def record(self) -> ShardRecord:
         """What the manifest says about the shard."""
@@ -192,35 +180,41 @@ class _ShardWriter:
 def _scan_tokens(task: PieceTask, counts: NDArray[np.int64], on_tokens: OnTokens) -> PieceRecord:
     """Check, count and hash a file of token ids, which stays where it is."""
     path = Path(task.files[0])
-    itemsize = np.dtype(task.dtype).itemsize
-    size = path.stat().st_size
-    if size % itemsize:
-        raise UserError(
-            f"the token file {path} holds {size:,} bytes, no multiple of {itemsize}: a vocabulary "
-            f"of {task.vocab_size:,} is stored as uint{8 * itemsize}. The file is truncated or "
-            "belongs to another vocabulary"
-        )
+    layout = read_layout(path, task.vocab_size, task.dtype_of_files)
     digest = hashlib.sha256()
     tokens = 0
     with path.open("rb") as file:
+        digest.update(file.read(layout.offset))
         while data := file.read(READ_BYTES):
             digest.update(data)
-            ids = np.frombuffer(data, dtype=task.dtype)
+            ids = np.frombuffer(data, dtype=layout.dtype)
             _check_ids(ids, task, path, tokens)
             if task.split == "train":
                 counts += np.bincount(ids, minlength=task.vocab_size)
             tokens += len(ids)
             on_tokens(len(ids))
-    shard = ShardRecord(str(path), task.split, task.name, tokens, None, None, digest.hexdigest())
+    shard = ShardRecord(
+        file=str(path),
+        split=task.split,
+        piece=task.name,
+        tokens=tokens,
+        documents=None,
+        text_bytes=None,
+        sha256=digest.hexdigest(),
+        dtype=layout.dtype,
+        offset=layout.offset,
+    )
     return PieceRecord(task.name, [shard], {})
 
 
 def _check_ids(ids: NDArray[Any], task: PieceTask, path: Path, offset: int) -> None:
-    if (largest := int(ids.max())) >= task.vocab_size:
-        place = offset + int(ids.argmax())
-        raise UserError(
-            f"the token file {path} holds the id {largest:,} at token {place:,}, but the "
-            f"vocabulary ends at {task.vocab_size - 1:,}: set data.tokenizer to the tokenizer that "
-            f"made the file, or data.vocab_size if it is padded (ids are read as "
-            f"uint{8 * ids.itemsize})"
-        )
+    largest, smallest = int(ids.max()), int(ids.min())
+    if smallest >= 0 and largest < task.vocab_size:
+        return
+    wrong, place = (smallest, ids.argmin()) if smallest < 0 else (largest, ids.argmax())
+    raise UserError(
+        f"the token file {path} holds the id {wrong:,} at token {offset + int(place):,}, but the "
+        f"vocabulary ends at {task.vocab_size - 1:,}: set data.tokenizer to the tokenizer that "
+        f"made the file, data.vocab_size if it is padded, or data.dtype if its ids are not "
+        f"{ids.dtype.name}"
+    )

@@ -102,16 +102,18 @@ def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
         _make_in_processes(schedule, workers, on_tokens)
         return
     while (task := schedule.next()) is not None:
-        schedule.finish(task, make_piece(task, load_tokenizer(task.tokenizer), on_tokens))
+        tokenizer = load_tokenizer(task.tokenizer, task.tokenizer_name, task.bos_id)
+        schedule.finish(task, make_piece(task, tokenizer, on_tokens))
 
 
 def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:
     events: queue.Queue[int | Exception | None] = queue.Queue()
+    threads_each = max(1, available_cores() // workers)  # a large file is a piece by itself
     processes: list[subprocess.Popen[str]] = []
     threads: list[threading.Thread] = []
     try:
         for _ in range(workers):
-            processes.append(_start_worker())
+            processes.append(_start_worker(threads_each))
             drive = (processes[-1], schedule, events)
             threads.append(threading.Thread(target=_drive, args=drive, daemon=True))
             threads[-1].start()
@@ -133,10 +135,11 @@ def _make_in_processes(schedule: Schedule, workers: int, on_tokens: OnTokens) ->
             process.communicate()
 
 
-def _start_worker() -> subprocess.Popen[str]:
+def _start_worker(threads: int) -> subprocess.Popen[str]:
     environment = os.environ | {
-        # One process a core is the parallelism; threads inside it would only fight.
-        "TOKENIZERS_PARALLELISM": "false",
+        # All workers together get the cores; more threads would only fight.
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+        "RAYON_NUM_THREADS": str(threads),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(

@@ -17,10 +17,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from tqdm import tqdm
 
 from questtrain.config.schema import DataConfig
 from questtrain.data.cache import cache_dir, cache_errors, exclusive
+from questtrain.data.documents import is_plain
+from questtrain.data.json_rows import COMPRESSIONS
+from questtrain.data.parquet_rows import PARQUET_SUFFIX
 from questtrain.data.piece import PieceTask
 from questtrain.data.pool import Schedule, available_cores, make_pieces
 from questtrain.data.records import (
@@ -58,6 +62,7 @@ def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDatase
     """
     _check(config)
     source = list_source(config)
+    _check_divisible(source, config)
     if not source.growable:
         tokens_needed = None
     with cache_errors(config):
@@ -116,10 +121,13 @@ class _Job:
                 workers = min(self.config.num_workers or available_cores(), needed)
                 with _progress(self.config.name, self.limit, done.values()) as bar:
                     make_pieces(schedule, workers, bar.update)
-            self._manifest().write(self.folder)
+            manifest = self._manifest()
+            manifest.write(self.folder)
+        _report(manifest)
 
     def _digest(self) -> str:
-        parts = [FORMAT, self.source.sha256, self.tokenizer.sha256, self.vocab_size]
+        tokenizer = [self.tokenizer.sha256, self.tokenizer.bos_id, self.vocab_size]
+        parts = [FORMAT, self.source.sha256, *tokenizer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _copy_tokenizer(self) -> None:
@@ -141,8 +149,11 @@ class _Job:
             split=piece.split,
             files=list(piece.files),
             tokenizer=str(self.folder / self.tokenizer_file),
+            tokenizer_name=self.tokenizer.name,
+            bos_id=self.tokenizer.bos_id,
             vocab_size=self.vocab_size,
             dtype=token_dtype(self.vocab_size),
+            dtype_of_files=self.config.dtype,
             text_field=self.config.text_field,
             validation_fraction=self.config.validation_fraction if by_hash else None,
             tokenized=self.source.kind == "tokens",
@@ -176,6 +187,8 @@ class _Job:
             totals={split: _totals(shards, split) for split in ("train", "validation")},
             unigram_entropy=unigram_entropy(self.folder, names, self.vocab_size),
             skipped=dict(skipped),
+            unknown_tokens=sum(record.unknown_tokens for record in records),
+            lost_characters=sum(record.lost_characters for record in records),
             shards=shards,
         )
 
@@ -200,8 +213,33 @@ def _all_exist(folder: Path, shards: Iterable[ShardRecord]) -> bool:
 def _expected_tokens(pieces: Sequence[Piece]) -> int:
     """Rough training tokens of the first piece: 4 bytes a token of text, 2 when compressed."""
     piece = next(piece for piece in pieces if piece.split == "train")
-    compressed = piece.files[0].endswith((".gz", ".parquet", ".bin"))
+    compressed = piece.files[0].endswith((*COMPRESSIONS, PARQUET_SUFFIX, ".bin"))
     return max(1, piece.size // (2 if compressed else 4))
+
+
+def _report(manifest: Manifest) -> None:
+    """Say once what was read otherwise than expected, and what the tokenizer did not know."""
+    for shard in manifest.shards:
+        if shard.offset or shard.dtype not in (None, manifest.dtype):
+            header = f" after a header of {shard.offset} bytes" if shard.offset else ""
+            log.info("%s holds %s ids%s", shard.file, np.dtype(shard.dtype).name, header)
+    name = manifest.tokenizer["name"]
+    if manifest.unknown_tokens:
+        total = sum(shard.tokens for shard in manifest.shards)
+        log.warning(
+            "the tokenizer %s does not know all of the text: %s of %s tokens (%.2g%%) are its"
+            " unknown token",
+            name,
+            f"{manifest.unknown_tokens:,}",
+            f"{total:,}",
+            100 * manifest.unknown_tokens / total,
+        )
+    if manifest.lost_characters:
+        log.warning(
+            "the tokenizer %s leaves out what it does not know: %s characters of the text are lost",
+            name,
+            f"{manifest.lost_characters:,}",
+        )
 
 
 def _check(config: DataConfig) -> None:
@@ -210,14 +248,36 @@ def _check(config: DataConfig) -> None:
             f"data.validation_fraction={config.validation_fraction} must lie between 0 and 1, "
             "0.02 for example"
         )
+    if config.dtype != "auto" and config.source != "tokens":
+        raise UserError(
+            f"data.dtype={config.dtype} is of files of token ids (data=tokens), which data="
+            f"{config.name} does not read: leave it out"
+        )
     for key in ("max_tokens", "num_workers"):
         value = getattr(config, key)
         if value is not None and value < 1:
             raise UserError(f"data.{key}={value} must be at least 1, or null for all")
 
 
+def _check_divisible(source: Source, config: DataConfig) -> None:
+    """One document cannot be on both sides; said before hours of work."""
+    files = [Path(file) for piece in source.pieces for file in piece.files]
+    if source.kind == "text" and source.splits_by_hash and len(files) == 1 and is_plain(files[0]):
+        raise UserError(
+            f"{files[0]} is one document (a plain-text file is one), which cannot be divided into "
+            "training and validation: name data.validation_files, or give it a document a row "
+            "(.jsonl, .parquet)"
+        )
+
+
 def _check_splits(dataset: TokenDataset, config: DataConfig) -> None:
     totals = dataset.manifest.totals
+    if not totals["train"]["tokens"] and not totals["validation"]["tokens"]:
+        skipped = ", ".join(f"{count:,} {why}" for why, count in dataset.manifest.skipped.items())
+        raise UserError(
+            f"data={config.name} holds no text: everything was left out ({skipped or 'no rows'}). "
+            "Check data.files and data.text_field"
+        )
     found = (totals["train"]["documents"] or 0) + (totals["validation"]["documents"] or 0)
     advice = (
         "Add documents (a plain-text file is one), change data.validation_fraction="

@@ -19,19 +19,23 @@ from questtrain.store.files import write_text
 from questtrain.store.json_object import DamagedJson, read_json_object
 from questtrain.store.typed_record import build_record
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 MANIFEST_REMEDY = (
     "Delete that file and run `questtrain data prepare` again; finished shards are kept"
 )
 Split = Literal["train", "validation"]
+GROWABLE = ("c4",)
+"""Kinds of sources that are prepared only as far as runs need them."""
 
 
 @dataclass(frozen=True)
 class ShardRecord:
     """One token file; ``file`` is relative to the folder, or absolute for a user's own tokens.
 
-    ``documents`` and ``text_bytes`` (UTF-8) are None where only the tokens are known.
+    ``documents`` and ``text_bytes`` (UTF-8) are None where only the tokens are known. ``dtype`` and
+    ``offset`` (bytes before the first id) are of a file that was made elsewhere; None is the
+    folder's own dtype.
     """
 
     file: str
@@ -41,15 +45,20 @@ class ShardRecord:
     documents: int | None
     text_bytes: int | None
     sha256: str
+    dtype: str | None = None
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class PieceRecord:
-    """One finished piece: at most one shard per split, and the documents left out, by reason."""
+    """One finished piece: at most one shard per split, the documents left out, by reason, and how
+    much of the text the tokenizer did not know (see `Encoded`)."""
 
     name: str
     shards: list[ShardRecord]
     skipped: dict[str, int]
+    unknown_tokens: int = 0
+    lost_characters: int = 0
 
     @property
     def train_tokens(self) -> int:
@@ -76,6 +85,8 @@ class Manifest:
     totals: dict[str, dict[str, int | None]]
     unigram_entropy: float
     skipped: dict[str, int]
+    unknown_tokens: int
+    lost_characters: int
     shards: list[ShardRecord]
     format: int = field(default=FORMAT)
 

@@ -1,7 +1,7 @@
 """Token shards on disk and the data set they form.
 
 A shard is a flat little-endian uint16 or uint32 file of token ids, memory-mapped; every document
-in it is preceded by BOS.
+in it is preceded by BOS. Files made elsewhere may have another width and a header.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questtrain.data.records import (
+    GROWABLE,
     Manifest,
     ShardRecord,
     Split,
@@ -36,19 +37,21 @@ def token_dtype(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The first ``num_tokens`` tokens of one token file; their ids lie below ``vocab_size``, where
-    that is known."""
+    """The first ``num_tokens`` tokens of one token file, from byte ``offset`` on; their ids lie
+    below ``vocab_size``, where that is known."""
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
     vocab_size: int | None = None
+    offset: int = 0
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
-        """The tokens, memory-mapped: uint16 or uint32 [num_tokens]."""
-        tokens = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+        """The tokens, memory-mapped: ``dtype`` [num_tokens]."""
+        shape = (self.num_tokens,)
+        tokens = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
 
     def beyond_vocabulary(self, token: int, place: int) -> UserError:
@@ -92,11 +95,16 @@ class TokenDataset:
         self.train = TokenSplit(_cut(self._open("train"), max_tokens))
         self.validation = TokenSplit(tuple(self._open("validation")))
 
+    @property
+    def growable(self) -> bool:
+        """Whether the source is prepared only as far as runs need it."""
+        return str(self.manifest.source["source"]) in GROWABLE
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens, from the copy in the folder."""
-        entry = self.manifest.tokenizer
-        return load_tokenizer(self.folder / entry["file"], entry["name"])
+        entry, bos = self.manifest.tokenizer, self.manifest.bos_id
+        return load_tokenizer(self.folder / entry["file"], entry["name"], bos)
 
     @cached_property
     def unigram_entropy(self) -> float:
@@ -130,15 +138,15 @@ class TokenDataset:
     def _shard(self, record: ShardRecord) -> Shard:
         """Open a shard, checking its size, which costs nothing."""
         path = self.folder / record.file
-        dtype = self.manifest.dtype
-        expected = record.tokens * np.dtype(dtype).itemsize
+        dtype = record.dtype or self.manifest.dtype
+        expected = record.offset + record.tokens * np.dtype(dtype).itemsize
         if not path.is_file():
             raise _bad_shard(path, self.folder, "it is missing")
         if (size := path.stat().st_size) != expected:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record, self.vocab_size)
+        return Shard(path, dtype, record.tokens, record, self.vocab_size, record.offset)
 
 
 def open_dataset(
@@ -168,6 +176,12 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     total = int(counts.sum())
     present = counts[counts > 0].astype(np.float64)
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0
+
+
+def first_pieces(shards: Sequence[ShardRecord]) -> list[ShardRecord]:
+    """Of all shards in the order of their pieces, those that the shortest run reads."""
+    chosen = _prefix(shards, limit=1)
+    return [shard for shard in shards if shard.piece in chosen]
 
 
 def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from questtrain.config.schema import DataConfig
 from questtrain.data.documents import CODE_SUFFIXES, check_suffix
 from questtrain.data.hub import HubUnreachableError, check_hub
-from questtrain.data.records import Split
+from questtrain.data.records import GROWABLE, Split
 from questtrain.errors import UserError, unknown
 
 KINDS = ("stdlib", "text", "c4", "tokens")
@@ -58,21 +58,24 @@ class Source:
     """Where the documents come from.
 
     ``definition`` is everything that decides what the documents are and how they are split, short
-    enough to print; ``files_sha256`` stands in it for the list of the files. With ``growable``, a
-    run prepares only as many pieces as it needs. ``hub_dataset`` is set when the pieces' files are
-    names in that hub repository instead of local paths.
+    enough to print; ``files_sha256`` stands in it for the list of the files. ``hub_dataset`` is set
+    when the pieces' files are names in that hub repository instead of local paths.
     """
 
     kind: str
     definition: dict[str, Any]
     pieces: tuple[Piece, ...]
-    growable: bool = False
     hub_dataset: str | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Hash of the definition."""
         return hashlib.sha256(json.dumps(self.definition, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def growable(self) -> bool:
+        """Whether a run prepares only as many pieces as it needs."""
+        return self.kind in GROWABLE
 
     @property
     def splits_by_hash(self) -> bool:
@@ -106,9 +109,9 @@ def list_source(config: DataConfig) -> Source:
         case "stdlib":
             return _stdlib(config)
         case "text":
-            return _local(config, growable=False)
+            return _local(config)
         case "c4":
-            return _local(config, growable=True) if config.files else _hub_c4(config)
+            return _local(config) if config.files else _hub_c4(config)
         case "tokens":
             return _tokens(config)
         case kind:
@@ -128,6 +131,7 @@ def _stdlib(config: DataConfig) -> Source:
         "source": "stdlib",
         "python": sys.version.split()[0],
         "files": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
         "files_sha256": _sha256(listing),
         "validation_fraction": config.validation_fraction,
     }
@@ -147,7 +151,7 @@ def _stdlib_files(root: Path) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(root).as_posix())
 
 
-def _local(config: DataConfig, growable: bool) -> Source:
+def _local(config: DataConfig) -> Source:
     """Documents of local files: the sources text, and c4 from downloaded files."""
     files = expand(config.files, "data.files")
     validation = expand(config.validation_files, "data.validation_files")
@@ -164,7 +168,7 @@ def _local(config: DataConfig, growable: bool) -> Source:
     if not validation:
         definition["validation_fraction"] = config.validation_fraction
     pieces = (*_group(validation, "validation"), *_group(files, "train"))
-    return Source(config.source, definition, pieces, growable)
+    return Source(config.source, definition, pieces)
 
 
 def _hub_c4(config: DataConfig) -> Source:
@@ -185,7 +189,7 @@ def _hub_c4(config: DataConfig) -> Source:
         "hub_subset": subset,
         "text_field": config.text_field,
     }
-    return Source("c4", definition, pieces, growable=True, hub_dataset=config.hub_dataset)
+    return Source("c4", definition, pieces, hub_dataset=config.hub_dataset)
 
 
 def _c4_piece(subset: str, split: Split, index: int, count: int) -> Piece:
@@ -198,13 +202,22 @@ def _tokens(config: DataConfig) -> Source:
     validation = expand(config.validation_files, "data.validation_files")
     for key, found in (("data.files", files), ("data.validation_files", validation)):
         if not found:
-            raise UserError(f"data=tokens needs {key}: flat uint16 or uint32 files of token ids")
+            raise UserError(
+                f"data=tokens needs {key}: flat files of token ids, .npy, or llm.c's .bin"
+            )
     both = sorted(set(files) & set(validation))
     if both:
         raise UserError(f"{both[0]} stands in data.files and in data.validation_files")
     _check_not_empty([*files, *validation])
     pieces = (*_singly(validation, "validation"), *_singly(files, "train"))
-    return Source("tokens", _definition(config, files, validation), pieces)
+    definition = _definition(config, files, validation)
+    if config.dtype != "auto":
+        definition["dtype"] = config.dtype
+    # These files stay where they are, and what is read from them is what they hold then. A copy
+    # may bring size and times along; that it was changed, the system alone writes down.
+    changes = [file.stat().st_ctime_ns for file in (*files, *validation)]
+    definition["changes_sha256"] = _sha256(changes)
+    return Source("tokens", definition, pieces)
 
 
 def expand(patterns: Sequence[str], key: str) -> list[Path]:
@@ -240,6 +253,7 @@ def _definition(
         "source": config.source,
         "files": len(files),
         "validation_files": len(validation),
+        "bytes": sum(file.stat().st_size for file in (*files, *validation)),
         "files_sha256": _sha256([_stamps(files), _stamps(validation)]),
     }
 

@@ -6,33 +6,34 @@ only where the data pipeline puts them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from questtrain.data.hub import HubFileMissingError, HubUnreachableError, hub_file
+from questtrain.data.bos import CONFIG, choose_bos, post_processor_bos
+from questtrain.data.hub import HubFileMissingError, HubUnreachableError, hub_file, is_cached
 from questtrain.errors import UserError
 
-BOS_TOKENS = (
-    "<s>",
-    "<|begin_of_text|>",
-    "<|endoftext|>",
-    "<bos>",
-    "[BOS]",
-    "<BOS>",
-    "<|bos|>",
-    "<|startoftext|>",
-    "<|im_start|>",
-)
 _SUFFIXES = "tokenizer.json (Hugging Face tokenizers) or tokenizer.model (SentencePiece)"
 
 
+class EncodingError(UserError):
+    """The tokenizer cannot encode a text; the message is its own."""
+
+
 class Tokenizer(ABC):
-    """Text ↔ token ids. ``path`` is the file that defines it, ``sha256`` the hash of that file."""
+    """Text ↔ token ids. ``path`` is the file that defines it, ``sha256`` the hash of that file.
+
+    ``unknown_id`` stands for text that the vocabulary does not hold; None where there is none.
+    """
 
     vocab_size: int
     bos_id: int
+    unknown_id: int | None
 
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
@@ -45,41 +46,101 @@ class Tokenizer(ABC):
         name = Path(self.name).name if _looks_like_a_path(self.name) else self.name
         return name if name == self.name else f"{name}@{self.sha256[:8]}"
 
+    def _check_bos(self, bos_id: int, exists: bool) -> None:
+        if not exists:
+            raise UserError(
+                f"the tokenizer {self.name} has no token {bos_id}, which began the documents: it is"
+                " another one"
+            )
+
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without BOS or EOS."""
         return self.encode_batch([text])[0]
 
-    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of every text, over all cores."""
+        """`encode` of every text, over all cores; EncodingError if one of them cannot be."""
+        try:
+            batch = self._encode_batch(texts)
+        except BaseException as error:  # a panic of tokenizers' is no Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise EncodingError(str(error)) from error
+        return [
+            self._encode_without_bos(text) if self.bos_id in ids else ids
+            for text, ids in zip(texts, batch, strict=True)
+        ]
+
+    @abstractmethod
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The library's ids of every text; ``bos_id`` may be among them."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens, and ids that only pad the vocabulary, are dropped."""
 
+    def lost_characters(self, texts: Sequence[str]) -> int:
+        """Characters, white space aside, that leave no trace in the ids of the texts."""
+        return 0
+
+    def _encode_without_bos(self, text: str) -> list[int]:
+        """Ids of a text whose own make BOS of some of it, without that.
+
+        The text is cut before the last character of what becomes BOS, wherever that happens (the
+        Unigram models of ``tokenizers`` do it to special tokens, SentencePiece to user-defined
+        ones), and the parts are encoded by themselves.
+        """
+        ids: list[int] = []
+        while self.bos_id in (rest := self._encode_batch([text])[0]):
+            without, with_bos = 0, len(text)  # lengths of text that do not and do make BOS
+            while with_bos - without > 1:
+                middle = (without + with_bos) // 2
+                if self.bos_id in self._encode_batch([text[:middle]])[0]:
+                    with_bos = middle
+                else:
+                    without = middle
+            if without == 0:
+                raise EncodingError(
+                    f"it makes the token that begins documents (id {self.bos_id}) of the "
+                    f"character {text[0]!r}; name another with data.bos_token=…"
+                )
+            ids += self._encode_batch([text[:without]])[0]
+            text = text[without:]
+        return ids + rest
+
 
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json`` of the Hugging Face library ``tokenizers``."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        import tokenizers
-
+    def __init__(self, path: Path, name: str, bos: str | int | None) -> None:
         super().__init__(path, name)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self._tokenizer = _from_content(content)
         except Exception as error:  # the library raises plain Exception
             raise UserError(
                 f"the tokenizer file {path} is damaged or no tokenizer.json: {error}"
             ) from error
-        # Files saved from a model's folder often truncate or pad; documents must do neither.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.bos_id = _bos_id(vocabulary, name)
+        added = content.get("added_tokens") or []
+        if isinstance(bos, int):
+            token = self._tokenizer.id_to_token(bos)
+            self._check_bos(bos, token is not None)
+        else:
+            special = [entry["content"] for entry in added if entry.get("special")]
+            own = post_processor_bos(content.get("post_processor"))
+            token = choose_bos(bos, own, path.parent, vocabulary, special, name)
+        self.bos_id = vocabulary[token]
+        for entry in added:  # a token that is added and not special is found in any text
+            if entry["content"] == token and not entry.get("special"):
+                entry["special"] = True
+                self._tokenizer = _from_content(content)
+        model = content["model"]
+        unknown = model.get("unk_token")
+        self.unknown_id = model.get("unk_id") if unknown is None else vocabulary.get(unknown)
+        self._loses = self.unknown_id is None and not _knows_all_bytes(content)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -87,11 +148,41 @@ class JsonTokenizer(Tokenizer):
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
 
+    def lost_characters(self, texts: Sequence[str]) -> int:
+        if not self._loses:
+            return 0
+        lost = 0
+        for text, encoding in zip(
+            texts, self._tokenizer.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
+            kept = {i for start, end in encoding.offsets for i in range(start, end)}
+            lost += sum(i not in kept and not c.isspace() for i, c in enumerate(text))
+        return lost
+
+
+def _from_content(content: dict[str, Any]) -> Any:
+    """The library's tokenizer, set to encode whole documents in which no special token is seen."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    # Files saved from a model's folder often truncate or pad; documents must do neither.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _knows_all_bytes(content: dict[str, Any]) -> bool:
+    """Whether no character can be outside the vocabulary: bytes are its alphabet or its last
+    resort."""
+    steps = json.dumps([content.get("normalizer"), content.get("pre_tokenizer")])
+    return bool(content["model"].get("byte_fallback")) or '"ByteLevel"' in steps
+
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model file, as Llama 1 and 2 ship it."""
+    """A SentencePiece model, such as Llama 2's ``tokenizer.model``."""
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: Path, name: str, bos: str | int | None) -> None:
         import sentencepiece
 
         super().__init__(path, name)
@@ -101,12 +192,19 @@ class SentencePieceTokenizer(Tokenizer):
             raise UserError(
                 f"the tokenizer file {path} is damaged or no SentencePiece model: {error}"
             ) from error
-        self.vocab_size = self._processor.vocab_size()
-        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
-        own_bos = self._processor.bos_id()
-        self.bos_id = own_bos if own_bos >= 0 else _bos_id(pieces, name)
+        processor = self._processor
+        self.vocab_size = processor.vocab_size()
+        self.unknown_id = processor.unk_id()
+        if isinstance(bos, int):
+            self._check_bos(bos, 0 <= bos < self.vocab_size)
+            self.bos_id = bos
+            return
+        pieces = {processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        special = [piece for piece, i in pieces.items() if processor.is_control(i)]
+        own = processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None
+        self.bos_id = pieces[choose_bos(bos, own, path.parent, pieces, special, name)]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts))
         return ids
 
@@ -116,12 +214,15 @@ class SentencePieceTokenizer(Tokenizer):
         return text
 
 
-def load_tokenizer(source: str | Path, name: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    source: str | Path, name: str | None = None, bos: str | int | None = None
+) -> Tokenizer:
     """Load a tokenizer from a file, from a folder that holds one, or from the hub.
 
-    ``name`` is what messages and manifests call it, by default ``source`` itself. Raises UserError
-    for missing or damaged files and for vocabularies without a BOS token, and HubUnreachableError,
-    within seconds, when a hub name cannot be fetched.
+    ``name`` is what messages and manifests call it, by default ``source`` itself. ``bos`` is the
+    token that begins documents, or the id of one that is settled; None leaves it to `choose_bos`.
+    Raises UserError for missing or damaged files and for vocabularies without a BOS token, and
+    HubUnreachableError, within seconds, when a hub name cannot be fetched.
     """
     name = name or str(source)
     path = Path(source).expanduser()
@@ -132,20 +233,10 @@ def load_tokenizer(source: str | Path, name: str | None = None) -> Tokenizer:
             raise UserError(f"no tokenizer file {path}: data.tokenizer takes a {_SUFFIXES}")
         path = _from_hub(str(source))
     if path.suffix == ".json":
-        return JsonTokenizer(path, name)
+        return JsonTokenizer(path, name, bos)
     if path.suffix == ".model" or ".model." in path.name:
-        return SentencePieceTokenizer(path, name)
+        return SentencePieceTokenizer(path, name, bos)
     raise UserError(f"unknown kind of tokenizer file {path}: choose a {_SUFFIXES}")
-
-
-def _bos_id(vocabulary: dict[str, int], name: str) -> int:
-    for token in BOS_TOKENS:
-        if token in vocabulary:
-            return vocabulary[token]
-    raise UserError(
-        f"the tokenizer {name} has no token that can begin a document: its vocabulary needs one of "
-        f"{', '.join(BOS_TOKENS)}"
-    )
 
 
 def _file_in(folder: Path) -> Path:
@@ -182,8 +273,13 @@ def _from_hub(repo: str) -> Path:
 
 def _first_of(repo: str, filenames: Sequence[str]) -> Path:
     for filename in filenames:
+        downloads = not is_cached(repo, filename)
         try:
-            return hub_file(repo, filename)
+            path = hub_file(repo, filename)
         except HubFileMissingError:
             continue
+        if downloads:  # with what may name its BOS, which comes to lie beside it
+            with contextlib.suppress(UserError):
+                hub_file(repo, CONFIG)
+        return path
     raise HubFileMissingError(f"the hub repository {repo!r} has neither {' nor '.join(filenames)}")

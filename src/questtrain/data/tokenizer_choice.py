@@ -9,11 +9,12 @@ from pathlib import Path
 
 from questtrain.config.schema import DataConfig
 from questtrain.data.cache import cache_dir, exclusive
-from questtrain.data.documents import NotUtf8Error, read_documents
+from questtrain.data.documents import read_documents
+from questtrain.data.encoding import read_facts
 from questtrain.data.hub import HubUnreachableError
-from questtrain.data.piece import is_validation
 from questtrain.data.records import MANIFEST, read_manifest
 from questtrain.data.sources import Source, unreachable
+from questtrain.data.text_rows import NotUtf8Error
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.store.files import write_text
@@ -38,9 +39,10 @@ def choose_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
     if not Path(name).expanduser().exists():
         copy = _prepared_copy(config, source, name)
         if copy is not None:
-            return load_tokenizer(copy, name)
+            path, bos_id = copy
+            return load_tokenizer(path, name, config.bos_token or bos_id)
     try:
-        return load_tokenizer(name)
+        return load_tokenizer(name, bos=config.bos_token)
     except HubUnreachableError as error:
         if source.hub_dataset is None:
             raise
@@ -49,8 +51,8 @@ def choose_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
         ) from error
 
 
-def _prepared_copy(config: DataConfig, source: Source, tokenizer: str) -> Path | None:
-    """The tokenizer file of a prepared folder of this source, perhaps copied from elsewhere.
+def _prepared_copy(config: DataConfig, source: Source, tokenizer: str) -> tuple[Path, int] | None:
+    """Tokenizer file and BOS of a prepared folder of this source, perhaps copied from elsewhere.
 
     With it, a machine that cannot reach the hub still finds the folder prepared for it.
     """
@@ -63,7 +65,7 @@ def _prepared_copy(config: DataConfig, source: Source, tokenizer: str) -> Path |
                 and manifest.tokenizer["name"] == tokenizer
                 and copy.exists()
             ):
-                return copy
+                return copy, manifest.bos_id
     return None
 
 
@@ -82,16 +84,16 @@ def _stdlib_tokenizer(config: DataConfig, source: Source) -> Tokenizer:
             if not path.exists():  # another process may have made it meanwhile
                 log.info("training a tokenizer of %d tokens in %s", vocab_size, path)
                 write_text(path, train_bpe(_training_documents(config, source), vocab_size))
-    return load_tokenizer(path, f"stdlib-bpe-{vocab_size}")
+    return load_tokenizer(path, f"stdlib-bpe-{vocab_size}", config.bos_token)
 
 
 def _training_documents(config: DataConfig, source: Source) -> Iterator[str]:
     for piece in source.pieces:
         for file in piece.files:
             with contextlib.suppress(NotUtf8Error):
-                for text in read_documents(Path(file), config.text_field):
-                    if not is_validation(text.encode(), config.validation_fraction):
-                        yield text
+                for document in read_documents(Path(file), config.text_field):
+                    if not read_facts(document).falls_to_validation(config.validation_fraction):
+                        yield document.text
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> str:

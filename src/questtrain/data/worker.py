@@ -29,12 +29,13 @@ def main() -> None:
     # What libraries print must not get between the messages.
     messages = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    tokenizers: dict[str, Tokenizer] = {}
+    tokenizers: dict[tuple[str, int], Tokenizer] = {}
     for line in sys.stdin:
         task = PieceTask(**json.loads(line))
-        if task.tokenizer not in tokenizers:
-            tokenizers[task.tokenizer] = load_tokenizer(task.tokenizer)
-        _send(messages, _answer(task, tokenizers[task.tokenizer], messages))
+        key = task.tokenizer, task.bos_id
+        if key not in tokenizers:
+            tokenizers[key] = load_tokenizer(task.tokenizer, task.tokenizer_name, task.bos_id)
+        _send(messages, _answer(task, tokenizers[key], messages))
 
 
 def _answer(task: PieceTask, tokenizer: Tokenizer, messages: TextIO) -> dict[str, Any]:

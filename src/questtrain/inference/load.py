@@ -11,6 +11,7 @@ from torch import nn
 from questtrain.config import TrainConfig
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
+from questtrain.data.identity import read_identity
 from questtrain.device import choose_device
 from questtrain.errors import UserError
 from questtrain.inference.pack import multiplies_as_stored, pack
@@ -58,7 +59,7 @@ def load_run(
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
     ready = _for_use(model, choose_device(device), packed)
-    return TrainedModel(ready, _tokenizer(folder), config, checkpoint.step)
+    return TrainedModel(ready, _tokenizer(folder, config), config, checkpoint.step)
 
 
 def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
@@ -91,8 +92,11 @@ def _newest_checkpoint(folder: Path) -> Checkpoint:
     return newest
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def _tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:
+    """The run's own, with the BOS that began its documents."""
+    data = read_identity(folder)
+    bos = config.data.bos_token if data is None else data.bos_id
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
-            return load_tokenizer(str(folder / name))
+            return load_tokenizer(str(folder / name), bos=bos)
     raise UserError(f"{folder} holds no tokenizer.json or tokenizer.model.")

@@ -13,6 +13,10 @@ from questtrain.scaling.runs import Run
 SAME_LOSS = 1e-6
 """Losses of one point that differ by less (relative) are one run given twice."""
 
+MANY_EPOCHS = 4
+"""Passes over the data up to which repeated tokens are worth about as much as new ones
+(Muennighoff et al., "Scaling data-constrained language models", 2023)."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -83,6 +87,7 @@ def _mixed(runs: Sequence[Run]) -> list[str]:
         values = _values(complete, column)
         if len(values) > 1:
             remarks.append(f"{_several(column, values)}: their losses may not compare")
+    remarks += _corpora(complete) + _repeated(complete)
     for label in dict.fromkeys(run.precision for run in complete):
         of_label = [run for run in complete if run.precision == label]
         for column in ("trust_scale", "trust_error", "lr_scale", "scale_weight_decay", "grid"):
@@ -91,6 +96,35 @@ def _mixed(runs: Sequence[Run]) -> list[str]:
                 name = label_text(str(label))
                 remarks.append(f"{_several(column, values)}: all of them count as {name}")
     return remarks
+
+
+def _corpora(runs: Sequence[Run]) -> list[str]:
+    """Different data under one name; records of earlier versions do not say which it was."""
+    remarks = []
+    for dataset in dict.fromkeys(run.text("dataset") for run in runs):
+        of_name = [run for run in runs if run.text("dataset") == dataset]
+        corpora = _values(of_name, "data_sha256")
+        if len(corpora) > 1:
+            parts = [
+                f"{sum(run.text('data_sha256') == corpus for run in of_name)} of {corpus[:8]}"
+                for corpus in corpora
+            ]
+            remarks.append(
+                f"the runs{f' on {dataset}' if dataset else ''} are of {len(corpora)} different "
+                f"data sets (data_sha256: {', '.join(parts)}): their losses may not compare"
+            )
+    return remarks
+
+
+def _repeated(runs: Sequence[Run]) -> list[str]:
+    often = [run for run in runs if (run.number("epochs") or 0) > MANY_EPOCHS]
+    if not often:
+        return []
+    names = ", ".join(run.name for run in often[:5]) + (", …" if len(often) > 5 else "")
+    return [
+        f"{len(often)} of the runs passed more than {MANY_EPOCHS} times over their data ({names}): "
+        "the law counts repeated tokens as new ones"
+    ]
 
 
 def _values(runs: Sequence[Run], column: str) -> list[str]:

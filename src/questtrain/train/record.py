@@ -19,6 +19,8 @@ from questtrain.config import (
     tokens,
     total_params,
 )
+from questtrain.data import TokenDataset, passes
+from questtrain.data.identity import DataIdentity
 from questtrain.device import device_name, peak_memory_bytes
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.estimator import ErrorTrust, Estimator, OuterTrust
@@ -86,6 +88,21 @@ def build_record(
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
         "world_size": world_size,
     }
+
+
+def data_record(config: TrainConfig, dataset: TokenDataset) -> dict[str, Any]:
+    """Which data it was: the corpus, the tokens that the run could read, and how often it did."""
+    return {
+        "data_sha256": DataIdentity.of(dataset).corpus_sha256,
+        "data_tokens": dataset.train.num_tokens,
+        "epochs": round(epochs(config, dataset), 4),
+    }
+
+
+def epochs(config: TrainConfig, dataset: TokenDataset) -> float:
+    """Passes of the run over its training data."""
+    samples = steps(config) * config.batch_size
+    return passes(dataset.train, config.sequence_length, samples)
 
 
 def _number(bits: float) -> int | float:

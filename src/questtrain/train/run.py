@@ -11,22 +11,26 @@ import torch
 
 from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
+from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
-from questtrain.store.files import copy_file
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import EndsAlone, World, join_world
+from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
     claim_run,
     read_record,
     run_folder,
     saying_what_is_kept,
-    settle_config,
+    settle_run,
 )
 from questtrain.train.step import micro_batch_size
 from questtrain.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+MANY_PASSES = 4
+"""From here on repeated data is said as a warning."""
 
 
 def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
@@ -42,6 +46,7 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         device = world.together(lambda: _device(config, world))
         folder = world.together(lambda: _claim(config, world, claims))
         dataset = world.first_then_others(lambda: _dataset(config, device, world))
+        check_same_on_all(DataIdentity.of(dataset), world)
         record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
@@ -84,19 +89,28 @@ def _dataset(config: TrainConfig, device: torch.device, world: World) -> TokenDa
     return dataset
 
 
+def check_same_on_all(mine: DataIdentity, world: World) -> None:
+    """UserError on a rank that reads other data than rank 0: hosts with folders of their own may
+    hold different files under one name."""
+    first = world.from_first(mine)
+
+    def check() -> None:
+        if differences := first.differences(mine, before="on rank 0", after="here"):
+            raise UserError(
+                f"rank {world.rank} reads other data than rank 0:\n" + "\n".join(differences)
+            )
+
+    world.together(check)
+
+
 def _settle(
     config: TrainConfig, dataset: TokenDataset, folder: Path, world: World
 ) -> dict[str, Any] | None:
     """Rank 0 makes the folder this run's; returns its record if it has ended already."""
     if not world.is_first:
         return None
-    settle_config(folder, config)
-    record = read_record(folder)
-    if record is None or record["status"] != "completed":
-        tokenizer = dataset.tokenizer.path
-        name = "tokenizer.json" if tokenizer.suffix == ".json" else "tokenizer.model"
-        copy_file(tokenizer, folder / name)
-    return record
+    settle_run(folder, config, dataset)
+    return read_record(folder)
 
 
 def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> str:
@@ -140,3 +154,17 @@ def _announce(
         dataset.unigram_entropy,
     )
     log.info("%s steps, %s tokens", f"{steps(config):,}", f"{tokens(config):,}")
+    _say_passes(epochs(config, dataset), dataset.train.num_tokens)
+
+
+def _say_passes(count: float, distinct: int) -> None:
+    """Repeated tokens teach less than new ones, and a scaling law counts them as new."""
+    if count > MANY_PASSES:
+        log.warning(
+            "%.3g passes (epochs) over %s tokens: beyond about four, repeated tokens teach less and"
+            " less (Muennighoff et al., 2023), and a fitted law counts them as new",
+            count,
+            f"{distinct:,}",
+        )
+    elif count > 1:
+        log.info("%.3g passes (epochs) over %s tokens", count, f"{distinct:,}")

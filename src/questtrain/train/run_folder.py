@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,13 +15,19 @@ from filelock import FileLock, Timeout
 
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
+from questtrain.data import TokenDataset
+from questtrain.data.identity import read_identity
 from questtrain.errors import UserError, WriteFailed
 from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
 from questtrain.store.files import write_text, writing
 from questtrain.store.json_object import read_json_object
+from questtrain.train.run_data import data_differences, keep_data
 
 STATUSES = ("completed", "diverged")
 """How a run can have ended."""
+
+DATA_PLACES = ("data.files", "data.validation_files", "data.tokenizer")
+"""Settings that say where data lies."""
 
 
 def run_folder(config: TrainConfig) -> Path:
@@ -64,8 +70,12 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def settle_config(folder: Path, config: TrainConfig) -> None:
-    """Write ``config.yaml``, or raise UserError if the folder holds another configuration."""
+def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> None:
+    """Make the folder this run's: its ``config.yaml``, its data's identity and its tokenizer.
+
+    UserError, and nothing is written, if the folder holds a run of another configuration or of
+    other data.
+    """
     path = folder / "config.yaml"
     if path.exists():
         if config.resume == "never":
@@ -73,24 +83,37 @@ def settle_config(folder: Path, config: TrainConfig) -> None:
                 f"{folder} already holds a run and resume=never was asked for:"
                 " choose another name=…, or delete the folder."
             )
-        differences = _differences(asdict(read_config(path)), asdict(config))
-        if differences:
-            raise UserError(
-                f"{folder} holds a run with another configuration:\n"
-                + "\n".join(differences)
-                + "\nGive this run another name=…, or ask for the settings of the folder."
-            )
+        _check_same(folder, read_config(path), config, dataset)
     elif config.resume == "must" and not checkpoint_folders(folder):
         raise UserError(f"resume=must, but {folder} holds no run to resume.")
+    keep_data(folder, dataset)
     write_text(path, yaml.safe_dump(asdict(config), sort_keys=False))
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def _check_same(folder: Path, old: TrainConfig, new: TrainConfig, dataset: TokenDataset) -> None:
+    # Where the data's content is known, it may have moved: only other data is another run.
+    places = DATA_PLACES if read_identity(folder) is not None else ()
+    settings = _differences(asdict(old), asdict(new), ignored=places)
+    data = data_differences(folder, dataset)
+    if not settings and not data:
+        return
+    what = "another configuration" if settings else "other data"
+    advice = "ask for the settings of the folder" if settings else "give it the data it began with"
+    raise UserError(
+        f"{folder} holds a run with {what}:\n"
+        + "\n".join([*settings, *data])
+        + f"\nGive this run another name=…, or {advice}."
+    )
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], ignored: Collection[str] = ()
+) -> list[str]:
     before, after = flatten(old), flatten(new)
     return [
         f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_operational(key)
+        if before.get(key) != after.get(key) and not is_operational(key) and key not in ignored
     ]
 
 

@@ -32,7 +32,7 @@ from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
 from questtrain.train.picture import draw_loss
-from questtrain.train.record import build_record
+from questtrain.train.record import build_record, data_record
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 
@@ -269,7 +269,7 @@ class Trainer:
             self._wall_seconds(),
             self.device,
             self.world.size,
-        )
+        ) | data_record(self.config, self.dataset)
         draw_loss(
             rows,
             f"{self.config.model.name} {self.config.bits}",
