@@ -61,9 +61,9 @@ def library(tmp_path):
     return path
 
 
-def dequantize():
+def transpose():
     """An op that the references do on every CPU, whether its library is built or not."""
-    return torch.ops.questtrain.dequantize(*arguments("dequantize"))
+    return torch.ops.questtrain.fp8_transpose(*arguments("fp8_transpose"))
 
 
 # ---- auto
@@ -80,7 +80,7 @@ def test_auto_is_the_default(monkeypatch):
 
 def test_on_the_cpu_nothing_is_loaded(choose, loaded, library):
     choose("auto", library)
-    dequantize()
+    transpose()
     assert not extension.serves("cpu")
     assert not loaded
 
@@ -138,7 +138,7 @@ def test_cuda_without_a_library_is_an_error_at_every_use(choose, tmp_path, caplo
     choose("cuda", tmp_path / "none.so")
     uses = (
         extension.load,
-        dequantize,
+        transpose,
         lambda: extension.serves("cpu"),
         lambda: extension.serves("cuda"),
         lambda: extension.admit_reference("unpack", CUDA),
@@ -152,7 +152,7 @@ def test_cuda_without_a_library_is_an_error_at_every_use(choose, tmp_path, caplo
 def test_cuda_with_a_file_that_does_not_load(choose, library):
     choose("cuda", library)
     with pytest.raises(UserError, match=r"library\.so does not load: "):
-        dequantize()
+        transpose()
 
 
 def test_cuda_on_gpus_that_are_too_old(choose, loaded, library, monkeypatch):
@@ -164,7 +164,7 @@ def test_cuda_on_gpus_that_are_too_old(choose, loaded, library, monkeypatch):
 
 def test_cuda_with_a_library_leaves_the_cpu_to_the_references(choose, loaded, library):
     choose("cuda", library)
-    assert dequantize().shape == (3, WIDTH)
+    assert transpose().shape == (WIDTH, 48)
     assert loaded == [library]
 
 
@@ -182,7 +182,7 @@ def test_reference_loads_nothing(choose, loaded, library, monkeypatch, caplog):
     choose("reference", library)
     gpus(monkeypatch, (9, 0))
     assert not extension.serves(CUDA)
-    dequantize()
+    transpose()
     with caplog.at_level(logging.INFO):
         for _ in range(2):
             extension.admit_reference("unpack", CUDA)
@@ -198,7 +198,7 @@ def test_reference_loads_nothing(choose, loaded, library, monkeypatch, caplog):
 def test_an_unknown_backend_is_refused_with_the_choices(choose, capsys):
     choose("kuda")
     message = r"unknown QUESTTRAIN_KERNELS_BACKEND 'kuda': choose from auto, cuda, reference\."
-    for use in (extension.load, dequantize, lambda: extension.serves("cpu")):
+    for use in (extension.load, transpose, lambda: extension.serves("cpu")):
         with pytest.raises(UserError, match=rf"{message} Did you mean 'cuda'\?"):
             use()
 
