@@ -191,6 +191,7 @@ def test_a_full_disk_ends_all_ranks_with_one_message(corpus, tmp_path) -> None:
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_all_ranks(corpus, tmp_path) -> None:
     """To one of them, while the weights are being initialised: they agree at the first step."""
     words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run"]
