@@ -37,7 +37,8 @@ class WriteFailed(TrainingStopped, OSError):
         return WriteFailed(number, reason, file, self.room, advice)
 
     def __str__(self) -> str:
-        return f"{self.filename} cannot be written: {self.strerror}{self.room}.{self.advice}"
+        advice = f". {self.advice}" if self.advice else ""
+        return f"{self.filename} cannot be written: {self.strerror}{self.room}{advice}"
 
 
 class Elsewhere(TrainingStopped):

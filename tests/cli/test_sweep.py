@@ -121,7 +121,7 @@ def test_status_reads_the_manifest_and_needs_no_overrides(sweep, tmp_path):
     assert json.loads(output)["counts"]["waiting"] == 1
     (folder / "sweep.json").write_text("{")
     code, _, errors = sweep("fig2_alignment", "--status")
-    assert (code, "sweep.json cannot be read" in errors) == (2, True)
+    assert (code, "sweep.json is damaged: it cannot be read as JSON" in errors) == (2, True)
 
 
 def test_a_sweep_file_that_has_changed_does_not_take_old_runs_for_new_ones(sweep, tmp_path):

@@ -54,8 +54,8 @@ def test_what_the_disk_refuses_is_one_error_and_leaves_nothing(tmp_path, monkeyp
 
 def test_an_advice_ends_the_message():
     failed = WriteFailed(errno.ENOSPC, "No space left on device", "f", "")
-    assert str(failed) == "f cannot be written: No space left on device."
-    assert str(failed.advising(" Make room.")) == f"{failed} Make room."
+    assert str(failed) == "f cannot be written: No space left on device"
+    assert str(failed.advising("Make room.")) == f"{failed}. Make room."
 
 
 def test_other_errors_of_the_system_pass():

@@ -53,7 +53,8 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
             return folder, record
         _announce(config, dataset, device, world)
         try:
-            record = world.together(Trainer(config, dataset, folder, device, world).run)
+            trainer = world.together(lambda: Trainer(config, dataset, folder, device, world))
+            record = world.together(trainer.run)
         except torch.OutOfMemoryError as error:
             raise EndsAlone(_out_of_memory(config, device, world)) from error
         log.info(

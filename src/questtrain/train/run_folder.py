@@ -137,6 +137,6 @@ def saying_what_is_kept(folder: Path) -> Iterator[None]:
         yield
     except WriteFailed as error:
         raise error.advising(
-            f" Last good checkpoint: {last_good_checkpoint(folder)}."
+            f"Last good checkpoint: {last_good_checkpoint(folder)}."
             " Make room, and the same command goes on."
         ) from error

@@ -132,15 +132,15 @@ class Trainer:
         config = self.config
         loss = None
         if last or self.step % config.eval_every == 0:
-            loss = self._validation_loss(config.train.validation_tokens)
+            loss = self._validation_loss()
             tokens = self.step * config.batch_size * config.sequence_length
             self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
             self._write(metrics, self._beside(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
             self._check_finite()
-            if loss is None:  # the last update may have made weights that are of no use
-                self._validation_loss(config.sequence_length)
+            if loss is None:
+                self._require_finite_loss()
             self.world.together(self._save)
 
     def _stop_if_asked(self) -> None:
@@ -190,21 +190,35 @@ class Trainer:
             "memory_bytes": peak_memory_bytes(self.device),
         }
 
-    def _validation_loss(self, max_tokens: int) -> float:
-        """Over so many tokens, at least one window; the run has diverged where it is not finite."""
-        loss = self._beside(lambda: self._measure(max_tokens))
+    def _validation_loss(self) -> float:
+        """The run has diverged where it is not finite."""
+        loss = self._beside(self._measure)
         if not math.isfinite(loss):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
         return loss
 
-    def _measure(self, max_tokens: int) -> float:
+    def _require_finite_loss(self) -> None:
+        """The last update may have made weights that are of no use: they reach no checkpoint. One
+        window, eagerly, because a signal leaves no time to compile anything."""
+        finite = math.isfinite(self._beside(self._loss_of_one_window))
+        if self.world.largest(int(not finite)):
+            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
+
+    @torch.no_grad()
+    def _loss_of_one_window(self) -> float:
+        length = self.config.sequence_length
+        window = next(validation_batches(self.dataset.validation, 1, length, length))
+        tokens = torch.from_numpy(window).to(self.device)
+        return float(self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:]))
+
+    def _measure(self) -> float:
         config = self.config
         rows, rank = self.update.micro_batch, self.world.rank
         batches = validation_batches(
             self.dataset.validation,
             rows * self.world.size,
             config.sequence_length,
-            max_tokens,
+            config.train.validation_tokens,
             slice(rows * rank, rows * (rank + 1)),
         )
         return validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
