@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from questtrain.config import training_bytes, validate
-from questtrain.device import _control_group_limits, host_memory_bytes
+from questtrain.device import control_group_limits, host_memory_bytes
 from questtrain.errors import UserError
 from questtrain.train import machine
 from questtrain.train.machine import check_memory, set_threads
@@ -80,8 +80,8 @@ def test_limits_of_control_groups(
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    assert list(_control_group_limits(tmp_path / "cgroup", root)) == limits
-    assert not list(_control_group_limits(tmp_path / "no such file", root))
+    assert list(control_group_limits(tmp_path / "cgroup", root)) == limits
+    assert not list(control_group_limits(tmp_path / "no such file", root))
 
 
 def test_this_machines_memory() -> None:
