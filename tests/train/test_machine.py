@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from questtrain.config import training_bytes, validate
+from questtrain.config import total_params, training_bytes, validate
 from questtrain.device import control_group_limits, host_memory_bytes
 from questtrain.errors import UserError
 from questtrain.train import machine
@@ -26,7 +26,8 @@ def test_more_memory_than_there_is(compose: Compose, monkeypatch: pytest.MonkeyP
     """To the byte of the estimate, which the message repeats with what it is made of."""
     config = compose("30M", batch_size=8, micro_batch_size=4)
     validate(config)
-    needed = training_bytes(config, 32_000)
+    state = 16 * total_params(config.model, 32_000)
+    needed = 2 * training_bytes(config, 32_000) - state
     monkeypatch.setattr(machine, "host_memory_bytes", lambda: needed)
     check_memory(config, CPU, World())
     monkeypatch.setattr(machine, "host_memory_bytes", lambda: needed - 1)
