@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from questtrain.config import total_params, training_bytes, validate
+from questtrain.data.pool import available_cores
 from questtrain.device import control_group_limits, host_memory_bytes
 from questtrain.errors import UserError
 from questtrain.train import machine
@@ -44,7 +45,7 @@ def test_more_memory_than_there_is(compose: Compose, monkeypatch: pytest.MonkeyP
 
 
 def test_threads_beyond_the_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     before = torch.get_num_threads()
     set_threads(None)
     assert torch.get_num_threads() == before
