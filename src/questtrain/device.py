@@ -118,10 +118,10 @@ def peak_memory_bytes(device: torch.device) -> int:
 def host_memory_bytes() -> int:
     """Memory that this process may use: the machine's, or its control group's if that is less."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_control_group_limits()])
+    return min([machine, *control_group_limits()])
 
 
-def _control_group_limits(
+def control_group_limits(
     groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:
     """Linux's limits of this process's groups and of those that they lie in, versions 1 and 2."""

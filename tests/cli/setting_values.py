@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from questtrain.config.ranges import Choices, Interval, _ends, rules_of
+from questtrain.config.ranges import Choices, Interval, rules_of
 
 STRANGE: tuple[Any, ...] = (
     None, True, False, [], [1], ["a", None], [[]], {}, {"a": 1}, "", " ", ".", "..", "../x", "/x",
@@ -47,7 +47,7 @@ def _edges(rule: Any) -> list[Any]:
         return [*rule.names, *(name.upper() for name in rule.names), rule.names[0][:-1]]
     if not isinstance(rule, Interval):
         return []
-    ends = [end for end in _ends(rule.text)[:2] if math.isfinite(end)]
+    ends = [end for end in rule.ends if math.isfinite(end)]
     beside = [value for end in ends for value in (end - 1, end + 1)]
     floats = [math.nextafter(end, way) for end in ends for way in (-math.inf, math.inf)]
     return [*ends, *beside, *floats]

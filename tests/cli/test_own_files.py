@@ -107,6 +107,20 @@ def test_folders_of_ones_own(own: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "unknown model '../model/mine/tiny'" in capsys.readouterr().err
 
 
+def test_a_name_that_is_taken(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Hydra would read ours, and say nothing."""
+    (own / "model" / "30M.yaml").write_text(MODEL)
+    assert main(["train", "--config-dir", str(own), "model=30M", "--cfg", "job"]) == 2
+    assert "30M.yaml has the name of one of ours" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "a,b", "[a]", "a=b", "ü"])
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name / "model").mkdir(parents=True)
+    (tmp_path / name / "model" / "mine.yaml").write_text(MODEL)
+    assert train_config(parse_arguments(words(tmp_path / name))).model.name == "mine"
+
+
 def test_a_broken_launcher(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own / "launcher").mkdir()
     file = own / "launcher" / "ours.yaml"

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from questtrain.config import training_bytes, validate
-from questtrain.device import _control_group_limits, host_memory_bytes
+from questtrain.config import total_params, training_bytes, validate
+from questtrain.data.pool import available_cores
+from questtrain.device import control_group_limits, host_memory_bytes
 from questtrain.errors import UserError
 from questtrain.train import machine
 from questtrain.train.machine import check_memory, set_threads
@@ -26,7 +27,8 @@ def test_more_memory_than_there_is(compose: Compose, monkeypatch: pytest.MonkeyP
     """To the byte of the estimate, which the message repeats with what it is made of."""
     config = compose("30M", batch_size=8, micro_batch_size=4)
     validate(config)
-    needed = training_bytes(config, 32_000)
+    state = 16 * total_params(config.model, 32_000)
+    needed = 2 * training_bytes(config, 32_000) - state
     monkeypatch.setattr(machine, "host_memory_bytes", lambda: needed)
     check_memory(config, CPU, World())
     monkeypatch.setattr(machine, "host_memory_bytes", lambda: needed - 1)
@@ -43,7 +45,7 @@ def test_more_memory_than_there_is(compose: Compose, monkeypatch: pytest.MonkeyP
 
 
 def test_threads_beyond_the_cores() -> None:
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     before = torch.get_num_threads()
     set_threads(None)
     assert torch.get_num_threads() == before
@@ -80,8 +82,8 @@ def test_limits_of_control_groups(
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    assert list(_control_group_limits(tmp_path / "cgroup", root)) == limits
-    assert not list(_control_group_limits(tmp_path / "no such file", root))
+    assert list(control_group_limits(tmp_path / "cgroup", root)) == limits
+    assert not list(control_group_limits(tmp_path / "no such file", root))
 
 
 def test_this_machines_memory() -> None:

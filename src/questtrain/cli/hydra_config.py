@@ -72,7 +72,7 @@ def compose_mapping(
     arguments = [hydra_override(override, names, config_dir) for override in overrides]
     if config_dir is not None:
         _check_own_files(overrides, kind, config_dir)
-        arguments.append(f"hydra.searchpath=['file://{Path(config_dir).resolve()}']")
+        arguments.append(f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).resolve()}')}]")
     with _readable_errors(config_dir), environment_closed():
         composed = compose(config_name=config_name, overrides=arguments)
         mapping = OmegaConf.to_container(composed, resolve=True, throw_on_missing=False)
@@ -134,7 +134,13 @@ def _check_own_files(overrides: Sequence[str], kind: type[Any], config_dir: str)
     """UserError for a chosen file of the user's own in which something is wrong."""
     for override in overrides:
         _, group, _, value = _taken_apart(override)
-        path = own_file(config_dir, group, value.strip("'\""))
+        choice = value.strip("'\"")
+        path = own_file(config_dir, group, choice)
+        if path is not None and choice in group_choices(group):
+            raise UserError(
+                f"{path} has the name of one of ours, which is read in its place: give yours"
+                " another name."
+            )
         if path is not None and group in GROUPS:
             check_own_file(path, group, kind)
         elif path is not None and group in ADDED_GROUPS:
@@ -147,10 +153,15 @@ def _literal(override: str) -> str:
         return override
     if value in ("", "null"):
         return override
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    """Text that Hydra's grammar takes as it is."""
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     escaped = re.sub(r"(\\+)$", r"\1\1", escaped)
     escaped = escaped.replace("${", "\\${")
-    return f"{key}='{escaped}'"
+    return f"'{escaped}'"
 
 
 def _size(name: str) -> float:

@@ -30,7 +30,7 @@ Which precision, size and token count gives the lowest loss within a budget. The
   memory       of the blocks' weights, N·P bits: 1.6GB, 800MB, 2GiB
   tokens       training tokens at the most: 80B, 100M, 3e9
   flops        training FLOPs at the most, 6·N·D: 1e21
-  precisions   only these: 4,8,16   [all that the law knows]
+  precisions   only these: 4,8,16, or as in training: w4a4,bf16   [all that the law knows]
 
 Give memory and tokens, or flops with or without either. Memory and tokens alone ask for the
 largest model that fits; with flops, size is traded against tokens.

@@ -46,6 +46,12 @@ class Interval:
     text: str
     also: float | None = None
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest number, whether or not they belong to it."""
+        low, high, _, _ = _ends(self.text)
+        return low, high
+
     def check(self, key: str, value: float) -> None:
         low, high, holds_low, holds_high = _ends(self.text)
         above = value > low or (holds_low and value == low)
