@@ -31,7 +31,8 @@ class Windows:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]."""
+        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]; UserError names the
+        shard that holds what is no id."""
         length = self.sequence_length
         out = np.empty((len(numbers), length + 1), np.int64)
         for row, number in enumerate(numbers):
@@ -39,6 +40,7 @@ class Windows:
             first = int(self.ends[index - 1]) if index else 0
             start = (int(number) - first) * length
             out[row] = self.shards[index].tokens[start : start + length + 1]
+            self.shards[index].check(out[row])
         return out
 
     def require_one(self, what: str) -> None:

@@ -44,6 +44,7 @@ class Shard:
     num_tokens: int
     record: ShardRecord
     offset: int = 0
+    vocab_size: int | None = None
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
@@ -51,6 +52,16 @@ class Shard:
         shape = (self.num_tokens,)
         tokens = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
+
+    def check(self, ids: NDArray[np.int64]) -> None:
+        """UserError if one of ``ids``, read from here, is beyond the vocabulary: sizes are checked
+        when a shard is opened, its bytes are not."""
+        if self.vocab_size is not None and int(ids.max()) >= self.vocab_size:
+            raise UserError(
+                f"the token shard {self.path} is damaged: it holds the id {int(ids.max()):,}, and "
+                f"the vocabulary ends at {self.vocab_size - 1:,}. `questtrain data inspect"
+                " --verify` finds all that are; delete them and run `questtrain data prepare` again"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ class TokenDataset:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record, record.offset)
+        return Shard(path, dtype, record.tokens, record, record.offset, self.vocab_size)
 
 
 def open_dataset(
