@@ -149,6 +149,20 @@ def test_truncated_and_corrupt_shards(corpus: Path, make_config) -> None:
     prepare(config).verify()
 
 
+def test_ids_beyond_the_vocabulary_are_found_when_they_are_read(corpus: Path, make_config) -> None:
+    """A shard whose bytes have changed, and not its size."""
+    from questtrain.data import Loader
+
+    dataset = prepare(make_config(files=[str(corpus)]))
+    shard = dataset.train.shards[0].path
+    content = bytearray(shard.read_bytes())
+    content[1::64] = b"\xff" * len(content[1::64])
+    shard.write_bytes(content)
+    loader = Loader(prepare(make_config(files=[str(corpus)])).train, 4, 16, seed=0)
+    with pytest.raises(UserError, match=r"train-00000\.bin is damaged: it holds the id .*--verify"):
+        loader.batch(0)
+
+
 def test_corrupt_tokenizer_copy(corpus: Path, make_config) -> None:
     dataset = prepare(make_config(files=[str(corpus)]))
     copy = dataset.folder / "tokenizer.json"
