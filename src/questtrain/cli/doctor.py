@@ -25,7 +25,7 @@ Checks this machine: Python and torch, CPU, GPU, compiler, kernels, hub, prepare
 Exit code 0 where training works, 1 where it does not.
 """
 
-PACKAGES = ("hydra-core", "omegaconf", "pyarrow", "tokenizers", "safetensors", "wandb")
+PACKAGES = ("hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "wandb")
 SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
 
 
