@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from questtrain.data import prepare
@@ -180,3 +181,29 @@ def test_json_nested_beyond_reading(tmp_path: Path) -> None:
     path.write_text('{"text": ' + "[" * 200_000 + "\n")
     with pytest.raises(UserError, match=r"a\.jsonl, line 1: "):
         texts(path)
+
+
+def arrow_file(folder: Path, columns: dict[str, list[Any]]) -> Path:
+    """The file that `datasets` leaves."""
+    datasets.Dataset.from_dict(columns).save_to_disk(folder)
+    (file,) = folder.glob("*.arrow")
+    return file
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_arrow_files_of_datasets(tmp_path: Path) -> None:
+    texts = ["one", "zwei ✓", "", "vier"]
+    file = arrow_file(tmp_path / "saved", {"text": texts, "id": [1, 2, 3, 4]})
+    assert [document.text for document in read_documents(file, "text")] == texts
+    nested = arrow_file(tmp_path / "nested", {"doc": [{"body": text} for text in texts]})
+    assert [document.text for document in read_documents(nested, "doc.body")] == texts
+    with pytest.raises(UserError, match=r"no field 'txt'; choose data.text_field from text, id"):
+        list(read_documents(file, "txt"))
+    with pytest.raises(UserError, match=r"row 1: the field 'id' holds int, not text"):
+        list(read_documents(file, "id"))
+    damaged = tmp_path / "damaged.arrow"
+    damaged.write_bytes(b"no arrow")
+    with pytest.raises(UserError, match=r"damaged\.arrow is damaged or no Arrow file"):
+        list(read_documents(damaged, "text"))
+    with pytest.raises(UserError, match=r"cannot read the data file .*missing\.arrow"):
+        list(read_documents(tmp_path / "missing.arrow", "text"))

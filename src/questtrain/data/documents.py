@@ -1,7 +1,7 @@
 """Readers: a data file → its documents.
 
 Plain text is one document a file, read in blocks, so that a file larger than the memory is a
-document like any other; JSON and parquet are one document a row.
+document like any other; JSON, parquet and Arrow files are one document a row.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from questtrain.data.arrow_rows import ARROW_SUFFIX, arrow_rows, is_arrow
 from questtrain.data.json_rows import JSON_SUFFIXES, is_json, json_rows
 from questtrain.data.parquet_rows import PARQUET_SUFFIX, is_parquet, parquet_rows
 from questtrain.data.text_rows import not_utf8
@@ -50,13 +51,18 @@ class Document:
 
 def check_suffix(path: Path) -> None:
     """Raise UserError unless `read_documents` knows this kind of file."""
-    if not (is_json(path) or is_parquet(path) or is_plain(path)):
+    if not (is_rows(path) or is_plain(path)):
         raise UserError(
             f"unknown kind of data file {path}: documents come from "
-            f"{', '.join(JSON_SUFFIXES)}, {PARQUET_SUFFIX} (one a row) or "
+            f"{', '.join(JSON_SUFFIXES)}, {PARQUET_SUFFIX}, {ARROW_SUFFIX} (one a row) or "
             f"{', '.join(sorted(PLAIN_SUFFIXES))} (one a file); token ids in .bin files are "
             "data=tokens"
         )
+
+
+def is_rows(path: Path) -> bool:
+    """Whether the file is one document a row."""
+    return is_json(path) or is_parquet(path) or is_arrow(path)
 
 
 def is_plain(path: Path) -> bool:
@@ -71,8 +77,9 @@ def read_documents(path: Path, text_field: str) -> Iterator[Document]:
     Raises NotUtf8Error or UserError, which name the file and the offset, line or column at fault.
     """
     try:
-        if is_json(path) or is_parquet(path):
-            rows = json_rows if is_json(path) else parquet_rows
+        if is_rows(path):
+            columns = parquet_rows if is_parquet(path) else arrow_rows
+            rows = json_rows if is_json(path) else columns
             for place, text in rows(path, text_field):
                 yield Document.of_text(place, text)
         else:
