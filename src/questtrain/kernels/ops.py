@@ -44,6 +44,9 @@ HOMES = (
 TORCHS_OWN = ("add_weight_gradient_",)
 """Ops that are served by torch's kernels on every device."""
 
+CPUS_OWN = ("packed_weight_linear",)
+"""Ops that only the CPU's library has kernels for."""
+
 
 def _register() -> None:
     for op in OPS:
