@@ -135,7 +135,7 @@ SECRET = "s3cret"
 
 @pytest.mark.parametrize(
     "word",
-    ["lr=${oc.env:SECRET}", "data.text_field=${oc.env:SECRET}", "bits=${oc.env:SECRET,w4a4}",
+    ["lr=${oc.env:SECRET}", "data.tokenizer=${oc.env:SECRET}", "bits=${oc.env:SECRET,w4a4}",
      "quant.skip=[${oc.env:SECRET}]", "logger.project=a-${oc.env:SECRET}",
      "seed='${oc.decode:${oc.env:SECRET}}'"],
 )  # fmt: skip
@@ -147,6 +147,17 @@ def test_the_environment_is_not_read(
     assert main(["train", "model=30k", "data=stdlib", word, "--cfg", "job"]) == 2
     shown = capsys.readouterr()
     assert "${oc.env:SECRET}: settings do not read the environment" in shown.err
+    assert SECRET not in shown.err + shown.out
+
+
+def test_free_text_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+    word = "data.text_field=${oc.env:SECRET}"
+    assert main(["train", "model=30k", "data=stdlib", word, "--cfg", "job"]) == 0
+    shown = capsys.readouterr()
+    assert "text_field: ${oc.env:SECRET}" in shown.out
     assert SECRET not in shown.err + shown.out
 
 
