@@ -135,7 +135,7 @@ SECRET = "s3cret"
 
 @pytest.mark.parametrize(
     "word",
-    ["lr=${oc.env:SECRET}", "data.tokenizer=${oc.env:SECRET}", "bits=${oc.env:SECRET,w4a4}",
+    ["lr=${oc.env:SECRET}", "data.source=${oc.env:SECRET}", "bits=${oc.env:SECRET,w4a4}",
      "quant.skip=[${oc.env:SECRET}]", "logger.project=a-${oc.env:SECRET}",
      "seed='${oc.decode:${oc.env:SECRET}}'"],
 )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from questtrain.cli.main import main
+from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
 from questtrain.sweep.job import Job
 from questtrain.sweep.launchers.config import SlurmConfig, check_sbatch
@@ -95,3 +96,11 @@ def test_options_of_sbatch_come_from_the_command_line(tmp_path, capsys) -> None:
     assert "launcher.sbatch='gpu' must be a mapping" in capsys.readouterr().err
     assert main([*words, "launcher.sbatch={a: [1]}"]) == 2
     assert "launcher.sbatch.a=[1] must be text, a number" in capsys.readouterr().err
+
+
+def test_other_options_of_sbatch_are_text_numbers_or_truth_values() -> None:
+    given = {"kind": "slurm", "sbatch": {"wckey": "ours", "nice": 5, "exclusive": True}}
+    assert config_from_mapping(SlurmConfig, given).sbatch == given["sbatch"]
+    assert config_from_mapping(SlurmConfig, {"kind": "slurm", "sbatch": {}}).sbatch == {}
+    with pytest.raises(UserError, match=r"sbatch\.wckey is empty"):
+        config_from_mapping(SlurmConfig, {"kind": "slurm", "sbatch": {"wckey": ""}})

@@ -152,7 +152,12 @@ def check_fields(config: Any, prefix: str = "") -> None:
 
 
 def check_value(rules: Sequence[Rule], key: str, value: Any) -> None:
-    """Raise UserError where one of a field's rules excludes the value, or an item of a list."""
+    """Raise UserError where one of a field's rules excludes the value, an item of a list, or a text
+    of a mapping."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            check_value(rules if isinstance(entry, str) else (), f"{key}.{name}", entry)
+        return
     for item in value if isinstance(value, list) else [value]:
         for rule in rules if item is not None else ():
             rule.check(key, item)
