@@ -6,7 +6,8 @@
 `layer`: a packed `QuantLinear` of 2048 × 2048 as it is used, quantization of the activations
 included, against `F.linear` of a dense fp32 weight, and, as "old", against what commit ae691e6 did:
 the weight unpacked in plain torch and multiplied by `torch._int_mm` (16-bit activations: its values
-made, rotated back and multiplied). `decode`: models of random weights, packed and float, continue a
+made, rotated back and multiplied). Without VNNI torch multiplies int8 by a plain loop, which ``--without-vnni``
+has "old" take on every CPU. `decode`: models of random weights, packed and float, continue a
 prompt. Cases take turns in one process; each weight is warm from the call before, which favours the
 dense one, the largest. QUESTTRAIN_CPU_ISA=avx2 with ONEDNN_MAX_CPU_ISA=AVX2 hides newer
 instructions from both sides.
@@ -35,7 +36,7 @@ from questtrain.bench.results import Results, timing_row
 from questtrain.bench.timing import measure
 from questtrain.config import ModelConfig
 from questtrain.inference import Decoder, pack
-from questtrain.kernels import container_bits, hadamard_quantize, unpack_bits
+from questtrain.kernels import container_bits, hadamard_quantize
 from questtrain.model import Llama
 from questtrain.quant import PackedLinear, QuantLinear, pack_linear
 from questtrain.quant.method import method_config
@@ -49,7 +50,13 @@ VARIABLES = ("QUESTTRAIN_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTION
 Layer = Callable[[Tensor], Tensor]
 
 
-def old_layer(packed: nn.Module) -> Layer:
+def old_unpack(packed: Tensor, bits: int) -> Tensor:
+    """The indices, as ae691e6 took them out of their bytes."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    return ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)
+
+
+def old_layer(packed: nn.Module, vnni: bool) -> Layer:
     """How ae691e6 multiplied, up to 64 rows and beyond."""
     if isinstance(packed, PackedLinear):
         weight, form = packed.weight, packed.activation
@@ -57,8 +64,9 @@ def old_layer(packed: nn.Module) -> Layer:
 
         def integers(x: Tensor) -> Tensor:
             fed = hadamard_quantize(x, *form)
-            codes = 2 * unpack_bits(weight.codes, bits).to(torch.int8) - (weight.levels - 1)
-            product = torch._int_mm(fed.codes, codes.t()).double()
+            codes = 2 * old_unpack(weight.codes, bits).to(torch.int8) - (weight.levels - 1)
+            with torch.backends.mkldnn.flags(enabled=vnni):
+                product = torch._int_mm(fed.codes, codes.t()).double()
             return (product * (fed.scales.double()[:, None] * weight.scales.double())).to(x.dtype)
 
         return integers
@@ -70,14 +78,21 @@ def old_layer(packed: nn.Module) -> Layer:
     return values
 
 
-def bench_layer(results: Results, formats: Sequence[str], rounds: int, milliseconds: float) -> None:
+def bench_layer(
+    results: Results,
+    formats: Sequence[str],
+    batches: Sequence[int],
+    rounds: int,
+    milliseconds: float,
+    vnni: bool,
+) -> None:
     dense = torch.randn(WIDTH, WIDTH)
     layers = {bits: pack_linear(QuantLinear(WIDTH, WIDTH, bits=bits)) for bits in formats}
-    for batch in BATCHES:
+    for batch in batches:
         x = torch.randn(batch, WIDTH)
         cases: dict[str, list[Callable[[], Any]]] = {"dense": [lambda x=x: F.linear(x, dense)]}
         for bits, layer in layers.items():
-            old = old_layer(layer)
+            old = old_layer(layer, vnni)
             torch.testing.assert_close(layer(x), old(x), rtol=1e-4, atol=1e-4)
             cases[f"{bits} packed"] = [lambda x=x, layer=layer: layer(x)]
             cases[f"{bits} old"] = [lambda x=x, old=old: old(x)]
@@ -158,6 +173,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--milliseconds", type=float, default=50.0, help="of a sample of a layer")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--without-vnni", action="store_true", help="the old product's loop")
     parser.add_argument("--models", nargs="+", default=["30M", "100M"])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS))
     parser.add_argument("--parts", nargs="+", choices=["layer", "decode"], default=None)
@@ -167,11 +184,15 @@ def main() -> None:
     parts = options.parts or ["layer", "decode"]
     facts = environment(torch.device("cpu"), shlex.join(["python", *sys.argv]))
     facts["variables"] = {name: os.environ.get(name) for name in VARIABLES}
-    settings = {name: getattr(options, name) for name in ("rounds", "milliseconds", "formats")}
+    settings = {
+        name: getattr(options, name)
+        for name in ("rounds", "milliseconds", "formats", "without_vnni")
+    }
     results = Results("packed_cpu", facts, settings, options.output)
     with torch.inference_mode():
         if "layer" in parts:
-            bench_layer(results, options.formats, options.rounds, options.milliseconds)
+            numbers = (options.rounds, options.milliseconds, not options.without_vnni)
+            bench_layer(results, options.formats, options.batches, *numbers)
         if "decode" in parts:
             bench_decode(results, options.models, options.formats, options.rounds)
     results.finish()
