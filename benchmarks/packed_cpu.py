@@ -6,11 +6,11 @@
 `layer`: a packed `QuantLinear` of 2048 × 2048 as it is used, quantization of the activations
 included, against `F.linear` of a dense fp32 weight, and, as "old", against what commit ae691e6 did:
 the weight unpacked in plain torch and multiplied by `torch._int_mm` (16-bit activations: its values
-made, rotated back and multiplied). Without VNNI torch multiplies int8 by a plain loop, which ``--without-vnni``
-has "old" take on every CPU. `decode`: models of random weights, packed and float, continue a
-prompt. Cases take turns in one process; each weight is warm from the call before, which favours the
-dense one, the largest. QUESTTRAIN_CPU_ISA=avx2 with ONEDNN_MAX_CPU_ISA=AVX2 hides newer
-instructions from both sides.
+made, rotated back and multiplied). Without VNNI torch multiplies int8 by a plain loop, which
+``--without-vnni`` has "old" take on every CPU. `decode`: models of random weights, packed and
+float, continue a prompt. Cases take turns in one process; each weight is warm from the call before,
+which favours the dense one, the largest. QUESTTRAIN_CPU_ISA=avx2 with ONEDNN_MAX_CPU_ISA=AVX2 hides
+newer instructions from both sides.
 """
 
 from __future__ import annotations
