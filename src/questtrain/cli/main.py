@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -41,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _answer(list(sys.argv[1:] if arguments is None else arguments))
     except BaseException as error:
         stop = error if isinstance(error, StopSignal) else None
-        if stop is None and requests.number:  # a library has made another error of it
-            stop = StopSignal(requests.number)
+        number = requests.number  # a library may have made another error of it
+        if not number and isinstance(error, KeyboardInterrupt):
+            number = signal.SIGINT
+        if stop is None and number:
+            stop = StopSignal(number)
         if stop is None:
             raise
         if stop.is_spokesman:
