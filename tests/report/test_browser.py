@@ -375,7 +375,9 @@ def test_pages_with_less_open_too(browser, tmp_path, what):
     elif what == "nothing complete":
         runs = finish(tmp_path / "a", status="diverged", val_loss=None)
     else:
-        runs = finish(tmp_path / "a", "bf16", "none", metrics=[{"val_loss": 3.0, "tokens": 9}])
+        runs = finish(
+            tmp_path / "a", "bf16", "none", metrics=[{"step": 1, "val_loss": 3.0, "tokens": 9}]
+        )
     write_report(tmp_path / "page.html", [str(runs)])
     browser.show(tmp_path / "page.html", "phone")
     assert browser.console() == []
