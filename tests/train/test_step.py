@@ -67,8 +67,8 @@ def test_the_plain_model_elsewhere_and_the_log_says_so(
 
 @pytest.mark.parametrize("bits", ["bf16", "w4a4"])
 def test_micro_batches_are_parts_of_one_batch(compose: Compose, bits: str) -> None:
-    """Loss and norm of several steps, in one part and in four. The steps are small: of gradients that
-    are rounding alone AdamW makes whole ones."""
+    """Loss and norm of several steps, in one part and in four. The steps are small: AdamW makes
+    whole ones of gradients that are rounding alone."""
     whole, parts = (step_of(compose, bits, micro_batch) for micro_batch in (ROWS, ROWS // 4))
     for seed in range(3):
         expected, found = (step(rows(seed), 1e-4) for step in (whole, parts))
