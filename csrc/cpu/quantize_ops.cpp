@@ -10,12 +10,13 @@ namespace {
 
 constexpr int64_t kWorkOfAnElement = 16;
 
-// work(row, values) for each row of `width` elements, with room for as many floats.
+// work(row, values, bytes) for each row of `width` elements, with room for as many floats and bytes.
 template <typename Work>
 void for_each_row(int64_t rows, int64_t width, const Work& work) {
   spread(rows, kWorkOfAnElement * width, [&](int64_t begin, int64_t end) {
     const Scratch<float> values(width);
-    for (int64_t row = begin; row < end; ++row) work(row, values.get());
+    const Scratch<uint8_t> bytes(width);
+    for (int64_t row = begin; row < end; ++row) work(row, values.get(), bytes.get());
   });
 }
 
@@ -57,10 +58,9 @@ Quantized hadamard_quantize(Tensor x, int64_t levels, double alpha, int64_t bloc
   auto* const sum = static_cast<int32_t*>(sums.data_ptr());
   auto* const trusted = trust ? static_cast<uint8_t*>(mask.data_ptr()) : nullptr;
   const Kernels& path = kernels();
-  for_each_row(rows, width, [&](int64_t row, float* values) {
-    const Scratch<uint8_t> indices(width);
+  for_each_row(rows, width, [&](int64_t row, float* values, uint8_t* indices) {
     load_floats(from, row * width, width, type, values);
-    path.quantize_row(values, format, indices.get(),
+    path.quantize_row(values, format, indices,
                       {to + row * bytes, scale + row, sum + row,
                        trusted ? trusted + row * mask_bytes : nullptr});
   });
@@ -81,7 +81,7 @@ Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
   const ScalarType type = grad.scalar_type();
   const auto* const passes = mask_bytes ? static_cast<const uint8_t*>(mask.data_ptr()) : nullptr;
   const Kernels& path = kernels();
-  for_each_row(rows, width, [&](int64_t row, float* values) {
+  for_each_row(rows, width, [&](int64_t row, float* values, uint8_t*) {
     load_floats(from, row * width, width, type, values);
     path.rotate_back(values, width, passes ? passes + row * mask_bytes : nullptr,
                      static_cast<int>(block));
@@ -107,13 +107,12 @@ Tensor dequantize(Tensor codes, Tensor scales, int64_t levels, ScalarType dtype)
   const auto* const scale = static_cast<const float*>(scales.data_ptr());
   void* const to = result.data_ptr();
   const Kernels& path = kernels();
-  for_each_row(rows, width, [&](int64_t row, float* values) {
-    const Scratch<uint8_t> unpacked(packed ? width : 0);
+  for_each_row(rows, width, [&](int64_t row, float* values, uint8_t* unpacked) {
     const uint8_t* of_row = from + row * bytes;
     if (packed) {
-      path.unpack(of_row, bytes, bits, unpacked.get());
-      path.centre(unpacked.get(), width, static_cast<int>(levels));
-      of_row = unpacked.get();
+      path.unpack(of_row, bytes, bits, unpacked);
+      path.centre(unpacked, width, static_cast<int>(levels));
+      of_row = unpacked;
     }
     path.dequantize_row(reinterpret_cast<const int8_t*>(of_row), width, scale[row],
                         levels == kOffsetLevels, values);

@@ -17,27 +17,11 @@ from questtrain.kernels.formats import (
 )
 from questtrain.kernels.reference_packed_weight import packed_weight_linear
 from tests.kernels.arguments import arguments, random_quantized, random_rows, random_weight
-from tests.kernels.cpu_build import load_for_tests
 
+pytestmark = pytest.mark.usefixtures("built_cpu_library")
 ops = torch.ops.questtrain
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 PACKED_LEVELS = (2, 3, 4, 8, 16)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    before = cpu_library._found
-    load_for_tests(tmp_path_factory.mktemp("library"))
-    yield
-    cpu_library.cap(None)
-    cpu_library._found = before
-
-
-@pytest.fixture(params=cpu_library.PATHS)
-def path(request):
-    cpu_library.cap(request.param)
-    if cpu_library.serving_path() != request.param:
-        pytest.skip(f"this CPU has no {request.param}")
 
 
 def scaled(sums, x_scales, weight_scales, dtype):

@@ -4,35 +4,19 @@ import pytest
 import torch
 
 from questtrain.config import NumberFormat, QuantConfig
-from questtrain.kernels import cpu_library, reference_quantize, reference_training, unpack_bits
+from questtrain.kernels import reference_quantize, reference_training, unpack_bits
 from questtrain.kernels.elementwise import hadamard_rows
 from questtrain.kernels.formats import BLOCKS, LEVELS
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.kernels.arguments import random_rows
-from tests.kernels.cpu_build import load_for_tests
 
+pytestmark = pytest.mark.usefixtures("path")
 ops = torch.ops.questtrain
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 MOST_TIES = 1e-4
 """Of the codes, that may be the neighbour's: the rotation's sums are rounded in another order."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library(tmp_path_factory):
-    before = cpu_library._found
-    load_for_tests(tmp_path_factory.mktemp("library"))
-    yield
-    cpu_library.cap(None)
-    cpu_library._found = before
-
-
-@pytest.fixture(params=cpu_library.PATHS, autouse=True)
-def path(request):
-    cpu_library.cap(request.param)
-    if cpu_library.serving_path() != request.param:
-        pytest.skip(f"this CPU has no {request.param}")
 
 
 @pytest.mark.parametrize("levels", LEVELS)

@@ -129,14 +129,10 @@ def multiplies_packed_floats(x: Tensor, rows: int, levels: int, block: int) -> b
     weight of ``rows`` rows, rotated back in ``block``s; elsewhere, and where a gradient is asked
     for, its values are made first."""
     return (
-        serves_cpu(x.device)
+        rotates_rows(x, block)
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and x.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and x.shape[-1] % 32 == 0
         and rows % 8 == 0
         and levels <= MAX_PACKED_LEVELS
-        and block in BLOCKS
-        and x.shape[-1] % block == 0
     )
 
 
