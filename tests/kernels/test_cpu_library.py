@@ -16,9 +16,10 @@ import questtrain.kernels as kernels
 from questtrain.cli import doctor
 from questtrain.device import cpu_instructions, cpu_name
 from questtrain.errors import UserError
-from questtrain.kernels import RowFormat, cpu_library, dispatch
+from questtrain.kernels import RowFormat, cpu_library, dispatch, shared_library
 from questtrain.kernels.extension import BACKEND_VARIABLE, constant_when_compiled
 from questtrain.kernels.library import OPS
+from questtrain.kernels.shared_library import SharedLibrary
 from questtrain.quant import QuantLinear, pack_linear
 from tests.kernels.arguments import (
     ALPHA,
@@ -83,7 +84,7 @@ def library(folder, **facts):
 def test_a_library_is_loaded_with_its_facts(anew, tmp_path, caplog):
     path = library(tmp_path)
     found, loaded = anew(path)
-    assert found == cpu_library.CpuLibrary(path, None, False, "g++ 1", "ab")
+    assert found == SharedLibrary(path, compiler="g++ 1", source_hash="ab", named=True)
     assert loaded == [path]
     assert cpu_library.serves()
     assert cpu_library.serving_path() == "portable"
@@ -92,7 +93,7 @@ def test_a_library_is_loaded_with_its_facts(anew, tmp_path, caplog):
 
 
 def test_no_library_is_not_worth_a_warning(anew, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(cpu_library, "__file__", str(tmp_path / "cpu_library.py"))
+    monkeypatch.setattr(shared_library, "__file__", str(tmp_path / "shared_library.py"))
     found, loaded = anew("")
     assert "questtrain_cpu.so is missing; make kernels" in found.error
     assert not loaded

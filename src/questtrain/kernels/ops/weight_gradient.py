@@ -12,7 +12,7 @@ from questtrain.kernels.ops.fp8 import fp8_product
 
 
 def _check(total: Tensor, grad: Tensor, x: Tensor, first: bool, unit: Tensor | None = None) -> None:
-    """All that tracing sees: torch's products into a given matrix know no tensors without values."""
+    """What tracing sees: torch's products into a matrix know no tensors without values."""
     op = "add_weight_gradient_"
     check_matrix(op, "total", total, None, None, (torch.float32,), total)
     if unit is None:
