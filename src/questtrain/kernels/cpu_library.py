@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from questtrain.errors import UserError, unknown
@@ -68,18 +69,12 @@ def check_isa() -> None:
         raise unknown(ISA_VARIABLE, asked, PATHS)
 
 
-def _is_wanted() -> bool:
-    """Whether the environment asks for it, and for something that there is."""
-    try:
-        check_isa()
-        return backend() == "auto"
-    except UserError:
-        return False
-
-
 def _unwanted() -> str | None:
-    if _is_wanted():
-        return None
+    """What of the environment asks for no library, or for something that there is not."""
+    with suppress(UserError):
+        check_isa()
+        if backend() == "auto":
+            return None
     variable = BACKEND_VARIABLE if os.environ.get(BACKEND_VARIABLE) else ISA_VARIABLE
     return f"{variable}={os.environ.get(variable)}"
 
