@@ -10,7 +10,7 @@ from textwrap import fill
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
 from questtrain.cli.settings_page import settings_page
-from questtrain.errors import Elsewhere, UserError
+from questtrain.errors import ErrorOnAnotherRank, UserError
 
 SETTINGS = {
     "model": "size: {model}",
@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> int:
     except UserError as error:
         if speaks:
             raise
-        raise Elsewhere(error.exit_code) from error
+        raise ErrorOnAnotherRank(error.exit_code) from error
     if arguments.show_config:
         print(to_yaml(asdict(config)), end="")
         return 0
