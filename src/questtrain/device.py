@@ -33,6 +33,19 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_gpus(name: str, wanted: int) -> None:
+    """UserError unless so many processes on this machine each find a GPU, or ``cpu`` was asked."""
+    device = choose_device(name)
+    if name == "cpu":
+        return
+    if device.index is not None:
+        raise UserError(f"device={name} is one GPU, and gpus={wanted} are several: leave one out.")
+    count = torch.cuda.device_count()
+    if count < wanted:
+        advice = f"gpus={count} takes all" if count else "device=cpu starts them on its cores"
+        raise UserError(f"gpus={wanted}: this machine has {count or 'no'} GPUs; {advice}.")
+
+
 def choose_device_of_rank(name: str, local_rank: int) -> torch.device:
     """The same for one of several processes on a machine, each with a GPU of its own."""
     device = choose_device(name)

@@ -25,13 +25,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from questtrain.config import rows_per_process
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError
+from questtrain.process.ranks import HAS_PARENT, PEER_LOST
 from questtrain.process.signals import StopSignal
 
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets for each process; under srun, see docs/cluster.md."""
+"""What torchrun, or our own `questtrain.process.ranks`, sets for each process; under srun, see
+docs/cluster.md."""
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others to start, or for their gradients."""
@@ -46,6 +49,10 @@ MESSAGE_BYTES = 64 << 20
 class RankEndsAlone(TrainingStopped):
     """This rank ends without the others' consent: it is out of memory, or one of them is gone. A
     collective may be under way."""
+
+
+class PeerLost(RankEndsAlone, ErrorOnAnotherRank):
+    """This rank ends because another one is gone: which, their parent says."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,7 @@ class World:
 
     def rows(self, batch_size: int) -> slice:
         """This rank's rows of a batch; UserError if they cannot be the same number on all."""
-        per_rank, left = divmod(batch_size, self.size)
-        if left:
-            close = max(1, round(batch_size / self.size)) * self.size
-            raise UserError(
-                f"batch_size={batch_size} does not divide among {self.size} processes; the nearest"
-                f" that does is {close}."
-            )
+        per_rank = rows_per_process(batch_size, self.size, f"{self.size} processes")
         return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     @torch.no_grad()
@@ -205,11 +206,13 @@ def join_world(on_gpus: bool) -> Iterator[World]:
             f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
         ) from error
     try:
-        control = dist.new_group(backend="gloo", timeout=PREPARATION)
+        with _noticing_lost_peers():
+            control = dist.new_group(backend="gloo", timeout=PREPARATION)
         yield World(world.rank, world.size, world.local_rank, control)
     except RankEndsAlone as error:
         if on_gpus:
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, PeerLost):
+                print(f"stopped: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
         raise
     finally:
@@ -222,6 +225,8 @@ def _noticing_lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if HAS_PARENT in os.environ:
+            raise PeerLost(PEER_LOST) from error
         raise RankEndsAlone(
             "another process of this run has ended without a word to this one. The same command"
             " continues from the last checkpoint."
