@@ -35,11 +35,9 @@ def choose_device(name: str) -> torch.device:
 
 def check_gpus(name: str, wanted: int) -> None:
     """UserError unless so many processes on this machine each find a GPU, or ``cpu`` was asked."""
-    device = choose_device(name)
     if name == "cpu":
         return
-    if device.index is not None:
-        raise UserError(f"device={name} is one GPU, and gpus={wanted} are several: leave one out.")
+    choose_device(name)
     count = torch.cuda.device_count()
     if count < wanted:
         advice = f"gpus={count} takes all" if count else "device=cpu starts them on its cores"

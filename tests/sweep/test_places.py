@@ -113,6 +113,9 @@ def test_mistakes_in_places(smi, tmp_path):
     job = replace(job_in(tmp_path), words=("device=cuda:1",))
     with pytest.raises(UserError, match=r"launcher\.gpus=\[1\] keeps to that one"):
         LocalLauncher().places([job])
+    job = replace(job_in(tmp_path), words=("gpus=2",))
+    with pytest.raises(UserError, match=r"gpus=2: launcher=local gives each run one GPU"):
+        LocalLauncher().places([job])
     with pytest.raises(UserError, match=r"there is no GPU 7; visible: 0, 1\."):
         LocalLauncher(gpus=[7]).places([job_in(tmp_path)])
     with pytest.raises(UserError, match=r"launcher\.workers=0 must be at least 1"):

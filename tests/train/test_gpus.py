@@ -45,10 +45,18 @@ def words(corpus, tmp_path) -> list[str]:
     return [*GPUS, *corpus, f"runs_dir={tmp_path}", "name=run"]
 
 
-def test_ctrl_c_saves_and_the_same_command_ends_with_the_losses_of_one_process(
-    words, tmp_path
-) -> None:
-    """The word about it, and the folder, are printed once."""
+def test_two_processes_compute_what_one_does(words, tmp_path) -> None:
+    """Bit for bit; what is said of the run, and its folder, are printed once."""
+    code, output, errors = end(start(*words))
+    assert (code, output.split()) == (0, [str(tmp_path / "run")]), errors
+    assert errors.count("on 2 × CPU") == errors.count("validation loss") == 1
+    assert main(["train", *words, "gpus=1", "micro_batch_size=2", "name=one"]) == 0
+    same_run(tmp_path / "one", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(words, tmp_path) -> None:
+    """On one process or on two."""
     run = tmp_path / "run"
     process = start(*words)
     wait_for(lambda: has_logged(run, 2), process)
@@ -60,9 +68,8 @@ def test_ctrl_c_saves_and_the_same_command_ends_with_the_losses_of_one_process(
     assert checkpoint_folders(run)[-1].name == f"step_{stopped_at:08d}"
     code, output, errors = end(start(*words))
     assert (code, output.split()) == (0, [str(run)]), errors
-    assert errors.count("resuming") == errors.count("on 2 × CPU") == 1
-    assert main(["train", *words, "gpus=null", "micro_batch_size=2", "name=one"]) == 0
-    same_run(tmp_path / "one", run)
+    assert errors.count("resuming") == 1
+    assert main(["train", *words, "gpus=null"]) == 0
 
 
 def test_a_killed_process_is_named_and_ends_the_run(words, tmp_path) -> None:
@@ -90,8 +97,6 @@ def test_what_cannot_be_is_said_before_any_process_starts(words, monkeypatch, ca
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     assert main(["train", *words, "batch_size=16", "gpus=16", "device=auto"]) == 2
     assert "gpus=16: this machine has 8 GPUs; gpus=8 takes all." in capsys.readouterr().err
-    assert main(["train", *words, "device=cuda:1"]) == 2
-    assert "device=cuda:1 is one GPU, and gpus=2 are several" in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", *words]) == 2
     assert "WORLD_SIZE=2 says that torchrun or srun has started them" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from questtrain.cli.arguments import Arguments, parse_arguments
+from questtrain.cli.arguments import Arguments, parse_arguments, refuse_options
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.cli.sweep_jobs import make_jobs
 from questtrain.config import TrainConfig
@@ -148,7 +148,7 @@ def parse_request(arguments: Arguments) -> Request:
     words = arguments.overrides
     names = [word for word in words if "=" not in word]
     if len(names) != 1 or names[0].startswith("-"):
-        _refuse_options(names)
+        refuse_options(names, *OPTIONS, "--json", "--config-dir", "--help")
         raise UserError(f"name one sweep: {', '.join(sweep_names())}, or the path of a .yaml file.")
     own, runs_dir, settings = [], [], []
     for word in words:
@@ -171,13 +171,6 @@ def parse_request(arguments: Arguments) -> Request:
         arguments.config_dir,
         arguments.json,
     )
-
-
-def _refuse_options(names: Sequence[str]) -> None:
-    known = [*OPTIONS, "--json", "--config-dir", "--help"]
-    for word in names:
-        if word.startswith("-"):
-            raise unknown("option", word, known)
 
 
 def _sweep_config(request: Request) -> tuple[SweepConfig, Launcher]:

@@ -101,14 +101,7 @@ def status_json(states: Sequence[State]) -> dict[str, Any]:
         "runs": [
             {
                 **_job_json(state.job),
-                "status": state.status,
-                "step": state.step,
-                "train_loss": state.train_loss,
-                "val_loss": state.val_loss,
-                "tokens_per_second": state.tokens_per_second,
-                "mfu": state.mfu,
-                "seconds_left": state.seconds_left,
-                "reason": state.reason,
+                **{key: value for key, value in vars(state).items() if key != "job"},
                 "log": str(state.job.log_file),
             }
             for state in states
@@ -242,17 +235,8 @@ def _hours(hours: float) -> str:
 
 
 def _job_json(job: Job) -> dict[str, Any]:
-    return {
-        "name": job.name,
-        "folder": str(job.folder),
-        "model": job.model,
-        "bits": job.bits,
-        "method": job.method,
-        "steps": job.steps,
-        "tokens": job.tokens,
-        "flops": job.flops,
-        "memory_bytes": job.memory_bytes,
-    }
+    fields = {key: value for key, value in vars(job).items() if key != "words"}
+    return {**fields, "folder": str(job.folder)}
 
 
 def _colored(status: Status) -> Text:

@@ -90,11 +90,15 @@ def _on_gpu(gpu: Gpu, runs: int | None) -> Place:
 
 
 def _check_devices(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        for word in job.words:
-            if word.startswith("device=cuda:"):
-                index = word.removeprefix("device=cuda:")
-                raise UserError(
-                    f"{word} names one GPU for every run: the launcher gives each its own."
-                    f" launcher.gpus=[{index}] keeps to that one."
-                )
+    for word in {word for job in jobs for word in job.words}:
+        key, _, value = word.partition("=")
+        if key == "device" and value.startswith("cuda:"):
+            raise UserError(
+                f"{word} names one GPU for every run: the launcher gives each its own."
+                f" launcher.gpus=[{value.removeprefix('cuda:')}] keeps to that one."
+            )
+        if key == "gpus" and value not in ("1", "null"):
+            raise UserError(
+                f"{word}: launcher=local gives each run one GPU; launcher=slurm with"
+                f" launcher.gpus_per_node={value}, and without {word}, gives it several."
+            )

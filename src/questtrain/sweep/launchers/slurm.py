@@ -31,23 +31,14 @@ from questtrain.sweep.state import QueuedRun, ended
 SECONDS_BETWEEN_QUESTIONS = 2.0
 """How often squeue is asked with launcher.wait=true."""
 
-OWN_OPTIONS = {
-    "partition": "partition",
-    "account": "account",
-    "qos": "qos",
-    "constraint": "constraint",
-    "time": "time",
-    "nodes": "nodes",
-    "gpus-per-node": "gpus_per_node",
+OWN_NAMES = {
     "ntasks-per-node": "tasks_per_node",
-    "cpus-per-task": "cpus_per_task",
     "mem": "mem_gb",
     "signal": "grace",
-    "requeue": "requeue",
     "no-requeue": "requeue",
     "array": "array_parallelism",
 }
-"""Options of sbatch that a setting of the launcher gives."""
+"""Options of sbatch that a setting gives by another name than theirs."""
 
 RESERVED = ("output", "error", "open-mode", "job-name", "wait", "parsable", "wrap", "test-only")
 """Options of sbatch that the launcher itself depends on."""
@@ -126,8 +117,9 @@ def check_sbatch(options: Mapping[str, Any]) -> None:
         where = f"launcher.sbatch: {name}"
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
             raise UserError(f"{where} is no long option of sbatch, such as wckey or mail-type.")
-        if name in OWN_OPTIONS:
-            raise UserError(f"{where} is launcher.{OWN_OPTIONS[name]}: set that instead.")
+        setting = OWN_NAMES.get(name, name.replace("-", "_"))
+        if setting != "wait" and setting in SlurmLauncher.__dataclass_fields__:
+            raise UserError(f"{where} is launcher.{setting}: set that instead.")
         if name in RESERVED:
             raise UserError(f"{where} is the launcher's own, and cannot be changed.")
         if value is False or (isinstance(value, str) and not value.isprintable()):

@@ -13,10 +13,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from questtrain.process.signals import StopRequests, on_stop_signals
 from questtrain.sweep.attempt import STOPPED, TRAIN, Attempt, claim
 from questtrain.sweep.job import Job
 from questtrain.sweep.state import ended
@@ -57,12 +56,12 @@ def _lead(job: Job) -> None:
     descriptor = claim(job)
     if descriptor is None:
         raise RunFailed(f"{job.name} is being trained by another process")
-    with _noting_signals() as noted:
+    with _noting_signals() as asked:
         attempt = Attempt(job, descriptor, environment=_torch_environment())
-        _until_ended(attempt.process, noted)
+        _until_ended(attempt.process, asked)
         outcome = attempt.finish()
     assert outcome is not None
-    if noted.signals and outcome.exit_code in STOPPED and _job_state() == "RUNNING":
+    if asked.number and outcome.exit_code in STOPPED and _job_state() == "RUNNING":
         signal.raise_signal(signal.SIGUSR2)  # to submitit, which requeues the job and exits
     if outcome.failed:
         raise RunFailed(outcome.reason)
@@ -70,7 +69,7 @@ def _lead(job: Job) -> None:
 
 def _follow(job: Job) -> None:
     """Any other rank: train, in the same log. How the run ended is rank 0's to say."""
-    with job.log_file.open("a", encoding="utf-8") as log, _noting_signals() as noted:
+    with job.log_file.open("a", encoding="utf-8") as log, _noting_signals() as asked:
         process = subprocess.Popen(
             [*TRAIN, *job.words],
             stdin=subprocess.DEVNULL,
@@ -78,44 +77,33 @@ def _follow(job: Job) -> None:
             stderr=subprocess.STDOUT,
             env={**os.environ, **_torch_environment()},
         )
-        _until_ended(process, noted)
-
-
-@dataclass
-class _Noted:
-    signals: int = 0
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
+        _until_ended(process, asked)
 
 
 @contextmanager
-def _noting_signals() -> Iterator[_Noted]:
-    """SIGTERM and SIGUSR2 are counted, and then again submitit's.
+def _noting_signals() -> Iterator[StopRequests]:
+    """Stop signals are noted, and after the block again submitit's.
 
-    Slurm sends both to every process of the job. A child that has hardly begun would die of
+    Slurm sends its own to every process of the job. A child that has hardly begun would die of
     SIGUSR2, so it is born with it blocked; only the parent hears it, and passes on SIGTERM.
     """
-    noted = _Noted()
-    numbers = (signal.SIGTERM, signal.SIGUSR2)
-    handlers = {number: signal.signal(number, noted.note) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-    try:
-        yield noted
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    asked = StopRequests()
+    with on_stop_signals(asked.note):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+        try:
+            yield asked
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
 
 
-def _until_ended(process: subprocess.Popen[bytes], noted: _Noted) -> None:
-    """Wait for the child, which is asked to save and stop when a signal has been noted."""
+def _until_ended(process: subprocess.Popen[bytes], asked: StopRequests) -> None:
+    """Wait for the child, which is told to save and stop when a signal has been noted."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-    asked = False
+    told = False
     while process.poll() is None:
-        if noted.signals and not asked:
+        if asked.number and not told:
             process.send_signal(signal.SIGTERM)
-            asked = True
+            told = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
