@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from questtrain.errors import TrainingStopped
 from questtrain.process import ranks
 from questtrain.process.ranks import RankDied, run_ranks
 
@@ -84,7 +83,7 @@ def test_a_killed_rank_is_named_and_the_others_end(victim, other) -> None:
 
 
 def test_ranks_that_lose_each_other_are_spoken_for() -> None:
-    with pytest.raises(TrainingStopped, match="of 2 lost its connection to another") as stopped:
+    with pytest.raises(RankDied, match="of 2 lost its connection to another") as stopped:
         run_ranks(command("sys.exit(PEER_LOST)"), 2, "")
     assert stopped.value.exit_code == 1
 

@@ -32,32 +32,29 @@ PEER_LOST = 75
 
 
 class RankDied(TrainingStopped):
-    """A rank was ended by a signal that nobody sent through the parent."""
+    """A rank was ended by a signal that nobody sent through the parent, or lost another one."""
 
-    def __init__(self, rank: int, size: int, number: int) -> None:
-        out_of_memory = ": the machine may be out of memory" if number == signal.SIGKILL else ""
+    def __init__(self, rank: int, size: int, code: int) -> None:
+        how = "lost its connection to another"
+        if code < 0:
+            how, self.exit_code = f"was killed by {signal.Signals(-code).name}", 128 - code
+        if code == -signal.SIGKILL:
+            how += ": the machine may be out of memory"
         super().__init__(
-            f"rank {rank} of {size} was killed by {signal.Signals(number).name}{out_of_memory}."
-            " The same command continues from the last checkpoint."
+            f"rank {rank} of {size} {how}. The same command continues from the last checkpoint."
         )
-        self.exit_code = 128 + number
 
 
 def run_ranks(command: Sequence[str], size: int, task: str) -> int:
     """Run ``command`` as ``size`` ranks that `read_task`; returns the exit code of the first that
-    ended with an error, or 0. RankDied if a signal ended that one."""
+    ended with an error, or 0. RankDied where it said nothing."""
     asked = StopRequests()
     with on_stop_signals(asked.note), _ranks(command, size, task) as ranks:
         rank, code = _first_error(ranks, asked)
     if code and asked.urgency > 2:
         return 128 + asked.number
-    if code < 0:
-        raise RankDied(rank, size, -code)
-    if code == PEER_LOST:
-        raise TrainingStopped(
-            f"rank {rank} of {size} lost its connection to another. The same command continues from"
-            " the last checkpoint."
-        )
+    if code < 0 or code == PEER_LOST:
+        raise RankDied(rank, size, code)
     return code
 
 
@@ -86,11 +83,10 @@ def _ranks(command: Sequence[str], size: int, task: str) -> Iterator[list[subpro
                     text=True,
                 )
                 ranks.append(process)
-        for process in ranks:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it has died: its exit code says of what
-                process.stdin.write(f"{task}\n")
-                process.stdin.flush()
+                assert process.stdin is not None
+                with suppress(BrokenPipeError):  # it has died: its exit code says of what
+                    process.stdin.write(f"{task}\n")
+                    process.stdin.flush()
         yield ranks
     finally:
         for process in ranks:
