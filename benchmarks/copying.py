@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import questtrain
 import torch
 import torch.nn.functional as F
+
+import questtrain
 
 SEQUENCES, HALF = 64, 200
 

@@ -23,8 +23,8 @@ questtrain data prepare $text $tokenizer & questtrain data prepare $unique $toke
 questtrain data inspect $unique $tokenizer --json > "$output/loss-step-data.json"
 shared="bits=bf16 $tokenizer log_every=25 eval_every=100 checkpoint_every=400
   train.keep_checkpoints=99 train.validation_tokens=524288 compile=false"
-train() {
-  echo "questtrain train $*" | tr -s ' \n' ' ' >> "$output/commands.txt"; echo >> "$output/commands.txt"
+train() {  # each runs in the background
+  echo questtrain train $* >> "$output/commands.txt"
   timeout --signal=TERM "$limit" python3 -m questtrain.cli.main train "$@" || echo "stopped with $?"
 }
 train model=3M $text tokens_per_param=20 $shared name=text-50M &
@@ -34,4 +34,5 @@ train model=3M $unique tokens_per_param=40 $shared lr=0.001 name=unique-lr1e-3 &
 train model=3M $bins tokens_per_param=40 $shared name=prose-100M &
 train model=1M $unique tokens_per_param=100 $shared name=deeper-1M &
 wait
+set +f
 python3 "$here/copying.py" "$output/loss-step.json" runs/*
