@@ -34,9 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_gpus(name: str, wanted: int) -> None:
-    """UserError unless so many processes on this machine each find a GPU, or ``cpu`` was asked."""
-    if name == "cpu":
-        return
+    """UserError unless so many processes on this machine, none on the CPU, each find a GPU."""
     choose_device(name)
     count = torch.cuda.device_count()
     if count < wanted:

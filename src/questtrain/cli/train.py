@@ -14,7 +14,7 @@ from questtrain.cli.settings_page import settings_page
 from questtrain.config import TrainConfig
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import ErrorOnAnotherRank, UserError
-from questtrain.process.ranks import read_task, run_ranks
+from questtrain.process.ranks import HAS_PARENT, read_task, run_ranks
 from questtrain.process.start import python_command
 
 SETTINGS = {
@@ -84,7 +84,7 @@ def main(words: Sequence[str]) -> int:
     if "--settings" in words:
         print(settings_page(), end="")
         return 0
-    if list(words) == [RANK]:
+    if list(words) == [RANK] and HAS_PARENT in os.environ:
         return _train(config_from_mapping(TrainConfig, json.loads(read_task())))
     arguments = parse_arguments(words)
     if arguments.help:
@@ -102,9 +102,10 @@ def main(words: Sequence[str]) -> int:
         return 0
     if config.gpus is None or config.gpus == 1:
         return _train(config)
-    from questtrain.device import check_gpus
+    if config.device != "cpu":
+        from questtrain.device import check_gpus
 
-    check_gpus(config.device, config.gpus)
+        check_gpus(config.device, config.gpus)
     command = [*python_command("questtrain.cli.main"), "train", RANK]
     return run_ranks(command, config.gpus, json.dumps(asdict(config)))
 

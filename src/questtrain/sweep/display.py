@@ -235,8 +235,8 @@ def _hours(hours: float) -> str:
 
 
 def _job_json(job: Job) -> dict[str, Any]:
-    fields = {key: value for key, value in vars(job).items() if key != "words"}
-    return {**fields, "folder": str(job.folder)}
+    facts = {k: value for k, value in vars(job).items() if k not in ("words", "name", "folder")}
+    return {"name": job.name, "folder": str(job.folder), **facts}
 
 
 def _colored(status: Status) -> Text:

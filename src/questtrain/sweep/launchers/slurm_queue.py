@@ -20,15 +20,18 @@ from questtrain.store.files import write_json
 from questtrain.store.json_object import read_json_object
 from questtrain.sweep.state import QueuedRun
 
-FILE = "slurm.json"
 SECONDS_BETWEEN_QUESTIONS = 10
 """How often squeue is asked at most: the controller serves a whole cluster."""
+
+
+def submissions_file(sweep_folder: Path) -> Path:
+    return sweep_folder / "slurm.json"
 
 
 def read_submissions(sweep_folder: Path) -> dict[str, str]:
     """Run name → task id, as submitted last; UserError if the file is damaged."""
     try:
-        content = read_json_object(sweep_folder / FILE)
+        content = read_json_object(submissions_file(sweep_folder))
     except FileNotFoundError:
         return {}
     return {name: content.take(name, str) for name in content.values}
@@ -36,7 +39,7 @@ def read_submissions(sweep_folder: Path) -> dict[str, str]:
 
 def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:
     """Add what was submitted."""
-    write_json(sweep_folder / FILE, {**read_submissions(sweep_folder), **task_ids})
+    write_json(submissions_file(sweep_folder), {**read_submissions(sweep_folder), **task_ids})
 
 
 def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, QueuedRun]:
