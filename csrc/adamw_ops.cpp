@@ -1,5 +1,6 @@
 // torch.ops.questtrain.adamw_ on CUDA: checks, launches.
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "adamw.h"
@@ -8,58 +9,45 @@
 namespace questtrain {
 namespace {
 
-constexpr const char* op = "adamw_";
-
 using Tensors = std::vector<Tensor>;
+constexpr Types kType = {ScalarType::Float};
 
-void check_like(const Tensor& tensor, const Tensor& weight, const char* name) {
-  check_dtype(tensor, ScalarType::Float, op, name);
-  check_device(tensor, weight, op, name);
-  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
-  STD_TORCH_CHECK(tensor.numel() == weight.numel(), op, ": ", name, " must be ", shape_of(weight),
-                  ", not ", shape_of(tensor));
-}
-
-void check_scalar(const Tensor& tensor, const Tensor& weight, const char* name) {
-  check_dtype(tensor, ScalarType::Float, op, name);
-  check_device(tensor, weight, op, name);
-  STD_TORCH_CHECK(tensor.dim() == 0, op, ": ", name, " must be a scalar, not of shape ",
-                  shape_of(tensor));
+void check_tensors(const Check& check, const Tensors& weights, const Tensors& grads,
+                   const Tensors& means, const Tensors& squares, const Tensors& steps) {
+  for (const Tensors* others : {&grads, &means, &squares, &steps})
+    if (others->size() != weights.size())
+      check.fail(weights.size(), " weights need as many of everything, not ", others->size());
+  for (size_t i = 0; i < weights.size(); ++i) {
+    check.dense("weights", weights[i], kType);
+    for (const auto& [name, others] :
+         {std::pair{"grads", &grads}, {"means", &means}, {"squares", &squares}}) {
+      check.dense(name, (*others)[i], kType);
+      check.shaped_like(name, (*others)[i], weights[i]);
+    }
+    check.scalar<float>("steps", steps[i]);
+  }
 }
 
 void adamw_(Tensors weights, Tensors grads, Tensors means, Tensors squares, Tensors steps,
             std::optional<Tensor> divisor, double lr, double beta1, double beta2, double eps,
             double weight_decay) {
-  for (const Tensors* others : {&grads, &means, &squares, &steps})
-    STD_TORCH_CHECK(others->size() == weights.size(), op, ": ", weights.size(),
-                    " weights need as many of everything, not ", others->size());
+  const Tensor none;
+  const Check check("adamw_", weights.empty() ? none : weights[0]);
+  check_tensors(check, weights, grads, means, squares, steps);
   if (weights.empty()) return;
   AdamWArguments a{};
-  if (divisor) {
-    check_scalar(*divisor, weights[0], "divisor");
-    a.divisor = static_cast<const float*>(divisor->data_ptr());
-  }
+  if (divisor) a.divisor = check.scalar<float>("divisor", *divisor);
   a.lr = lr;
   a.beta1 = beta1;
   a.beta2 = beta2;
   a.eps = eps;
   a.weight_decay = weight_decay;
-  const DeviceGuard guard(weights[0]);
-  const cudaStream_t stream = current_stream(weights[0]);
   unsigned blocks = 0;
-  const auto launch = [&] {
-    if (a.count) check_cuda(adamw(a, blocks, stream), op);
+  const auto run = [&] {
+    if (a.count) launch(check, adamw, a, blocks);
     a.count = 0;
     blocks = 0;
   };
-  for (size_t i = 0; i < weights.size(); ++i) {
-    check_like(weights[i], weights[i], "weights");
-    check_device(weights[i], weights[0], op, "weights");
-    check_like(grads[i], weights[i], "grads");
-    check_like(means[i], weights[i], "means");
-    check_like(squares[i], weights[i], "squares");
-    check_scalar(steps[i], weights[i], "steps");
-  }
   for (size_t i = 0; i < weights.size(); ++i) {
     if (weights[i].numel() == 0) continue;
     a.tensors[a.count++] = {static_cast<float*>(weights[i].data_ptr()),
@@ -70,9 +58,9 @@ void adamw_(Tensors weights, Tensors grads, Tensors means, Tensors squares, Tens
                             weights[i].numel(),
                             blocks};
     blocks += adamw_blocks(weights[i].numel());
-    if (a.count == kAdamWTensors) launch();
+    if (a.count == kAdamWTensors) run();
   }
-  launch();
+  run();
 }
 
 }  // namespace

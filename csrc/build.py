@@ -4,6 +4,7 @@ nvcc, src/questtrain/kernels/questtrain_kernels.so.
 The latter needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what
 it is compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other
 one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run.
+A source with the line ``// … an object for each MACRO: values`` is compiled once for each of them.
 What has not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not
 compiled again.
 
@@ -62,15 +63,16 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Job:
-    """One source to compile."""
+    """One source to compile, ``macro`` being one of those that it asks for, or empty."""
 
     source: Path
+    macro: str
     target: Path
     command: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return str(self.source.relative_to(SOURCES))
+        return f"{self.source.relative_to(SOURCES)} {self.macro}".strip()
 
 
 def find_nvcc() -> str | None:
@@ -193,7 +195,6 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
     ]
     result = []
     for source in _sources():
-        target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")
         if source.suffix == ".cu":
             codes = code_flags(source.name, architectures)
             if not codes:
@@ -204,10 +205,29 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
             command = [*host, *defines]
         else:
             continue
-        dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
-        command += [*dependencies, "-c", str(source), "-o", str(target)]
-        result.append(Job(source, target, tuple(command)))
+        result += [_job(source, macro, command) for macro in instances(source)]
     return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
+
+
+def instances(source: Path) -> list[str]:
+    """``MACRO=value`` for each value that its line ``// … an object for each MACRO: …`` lists, or
+    the ``…MACRO(value, …)`` of the file that it names; an empty one where there is no such line."""
+    asked = re.search(r"^//.*\ban object for each (\w+): (.+)$", source.read_text(), re.M | re.I)
+    if not asked:
+        return [""]
+    macro, values = asked[1], asked[2].split()
+    if (listed := source.with_name(values[0])).is_file():
+        values = re.findall(rf"^\w*{macro}\((\w+)", listed.read_text(), re.M)
+    return [f"{macro}={value}" for value in values]
+
+
+def _job(source: Path, macro: str, command: Sequence[str]) -> Job:
+    name = ".".join(part for part in (source.name, macro, "o") if part)
+    target = OBJECTS / source.relative_to(SOURCES).with_name(name)
+    dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
+    defines = [f"-D{macro}"] if macro else []
+    compiled = ["-c", str(source), "-o", str(target)]
+    return Job(source, macro, target, (*command, *defines, *dependencies, *compiled))
 
 
 def _sources() -> list[Path]:

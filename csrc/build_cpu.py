@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc" / "cpu"
-SHARED = [ROOT / "csrc" / name for name in ("checks.h", "limits.h")]
+SHARED = [ROOT / "csrc" / name for name in ("checks.h", "formats.h", "operands.h")]
 LIBRARY = ROOT / "src" / "questtrain" / "kernels" / "questtrain_cpu.so"
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11

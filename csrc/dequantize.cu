@@ -1,8 +1,8 @@
 // Codes of 8, 4, 2 or 1 bits → values, 32 a thread: neighbouring threads read and write neighbouring
 // 8 elements, so that every store of 16 bytes is coalesced.
+#include "chunk.cuh"
 #include "dequantize.h"
 #include "launch.cuh"
-#include "rotate.cuh"
 
 namespace questtrain {
 namespace {

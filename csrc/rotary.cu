@@ -1,9 +1,9 @@
 // Rotary positions between one product's Q, K, V and attention: Q and K rotated in place on the way
 // there, rotated back and joined with V on the way back. 8 pairs a thread: elements i and i + width/2
 // of a head.
+#include "chunk.cuh"
 #include "launch.cuh"
 #include "rotary.h"
-#include "rotate.cuh"
 
 namespace questtrain {
 namespace {

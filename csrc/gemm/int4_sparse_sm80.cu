@@ -11,7 +11,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "int4_sm80.h"
+#include "int4_sparse_sm80.h"
 
 namespace questtrain {
 namespace {

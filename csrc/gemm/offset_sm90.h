@@ -1,17 +1,9 @@
-// The tile configurations of INT8 products with a side of 256 levels on sm_90, and which one serves.
+// Which tile serves INT8 products with a side of 256 levels on sm_90.
 #pragma once
 
-#include "int8.h"
 #include "tiles_sm90.h"
 
 namespace questtrain {
-
-cudaError_t int8_128x192_pingpong_offset(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_offset(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_192x128_pingpong_offset(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped_offset(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_offset_half(const OffsetArguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_offset_float(const OffsetArguments&, cudaStream_t);
 
 // The tile of `int8_linear` for the shape, or the nearest that has been compiled; its order of tiles
 // and its swizzle too.

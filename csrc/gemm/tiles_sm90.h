@@ -6,43 +6,21 @@
 
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 
 #include "int8.h"
 
 namespace questtrain {
 
-cudaError_t int8_128x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_cluster_12_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_256x128_cooperative(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_192x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x128_pingpong_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x16_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_cooperative(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_cluster_12(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_half(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped_half(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_float(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped_float(const Int8Arguments&, cudaStream_t);
+#define OTHER_TILE(name, Arguments, ...) cudaError_t name(const Arguments&, cudaStream_t);
+#include "configurations_sm90.inc"
 
 constexpr Int8Kernel kTiles[] = {
-    int8_128x128_pingpong,
-    int8_128x192_pingpong_cluster_12_swapped,
-    int8_256x128_cooperative,
-    int8_192x128_pingpong,
-    int8_64x128_pingpong,
-    int8_64x128_pingpong_swapped,
-    int8_64x64_swapped,
-    int8_64x16_swapped,
-    int8_128x192_cooperative,
-    int8_128x192_pingpong,
-    int8_128x192_pingpong_swapped,
-    int8_128x192_pingpong_cluster_12,
+#define NUMBERED_TILE(name, ...) name,
+#define OTHER_TILE(...)
+#include "configurations_sm90.inc"
 };
-constexpr int kConfigurations = 12, kSwizzles = 4;
+constexpr int kConfigurations = std::size(kTiles), kSwizzles = 4;
 constexpr int64_t kTileNumbers = kConfigurations * kSwizzles * 2;
 
 struct TunedShape {

@@ -147,6 +147,27 @@ def test_what_has_not_changed_is_not_compiled_again(checkout):
     assert checkout.run() == (0, [])
 
 
+def test_an_object_for_each_value_that_a_source_asks_for(checkout):
+    """In the source, or in the file that it names; a new one is compiled alone."""
+    checkout.write("csrc/rows.cu", "// What it is.\n//\n// An object for each BITS: 1 2\n")
+    checkout.write("csrc/gemm/tile_sm90.cu", "// Tiles, an object for each TILE: tiles.inc\n")
+    listed = checkout.write("csrc/gemm/tiles.inc", "NUMBERED_TILE(a, 1)\nOTHER_TILE(b, 2)\n")
+    jobs = checkout.build.jobs(checkout.build.find_toolkit(()), ("90a",))
+    several = [job for job in jobs if job.macro]
+    assert [job.name for job in several] == [
+        "gemm/tile_sm90.cu TILE=a",
+        "gemm/tile_sm90.cu TILE=b",
+        "rows.cu BITS=1",
+        "rows.cu BITS=2",
+    ]
+    assert all(f"-D{job.macro}" in job.command for job in several)
+    assert len({job.target for job in jobs}) == len(jobs)
+    everything = ["ops.cpp", "rows.cu", "rows.cu", "rows.cu", "tile_sm80.cu"]
+    assert checkout.run() == (0, [*everything, "tile_sm90.cu", "tile_sm90.cu"])
+    listed.write_text(listed.read_text() + "OTHER_TILE(c, 3)\n")
+    assert checkout.run() == (0, ["tile_sm90.cu"])
+
+
 def test_other_flags_and_lost_objects_compile_again(checkout):
     checkout.run()
     assert checkout.run("--archs", "80;90a") == (0, ["rows.cu", "tile_sm80.cu"])
