@@ -1,4 +1,4 @@
-// torch.ops.questtrain.*_backward and .dequantize on CUDA: checks, outputs, launches.
+// torch.ops.questtrain.*_backward on CUDA: checks, outputs, launches.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -6,18 +6,10 @@
 #include <tuple>
 
 #include "backward.h"
-#include "dequantize.h"
 #include "quantize_arguments.h"
 
 namespace questtrain {
 namespace {
-
-constexpr int64_t kMostElements = int64_t{8} << 32;  // chunks of 8 are counted in 32 bits
-
-void check_size(const Check& check, int64_t rows, int64_t width) {
-  if (rows * width >= kMostElements)
-    check.fail(rows, " rows of the width ", width, " exceed 2^35 elements");
-}
 
 // What all backwards share.
 BackwardArguments masked_arguments(const Check& check, const Tensor& grad, const Tensor& mask,
@@ -38,7 +30,7 @@ BackwardArguments masked_arguments(const Check& check, const Tensor& grad, const
 void run(const Check& check, Origin origin, const BackwardArguments& arguments, ScalarType type) {
   const auto kernel = by_element(type, launch_backward<__nv_bfloat16>, launch_backward<__half>,
                                  launch_backward<float>);
-  launch(check, kernel, origin, arguments);
+  launch_op(check, kernel, origin, arguments);
 }
 
 Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
@@ -88,34 +80,9 @@ std::tuple<Tensor, Tensor> rmsnorm_backward(Tensor grad, Tensor mask, Tensor x, 
   arguments.result = grad_x.data_ptr();
   arguments.weight_grads = static_cast<float*>(of_blocks.data_ptr());
   run(check, Origin::rmsnorm, arguments, grad.scalar_type());
-  launch(check, sum_weight_grads, arguments.weight_grads,
+  launch_op(check, sum_weight_grads, arguments.weight_grads,
          static_cast<float*>(grad_weight.data_ptr()), arguments.grid.blocks, arguments.width);
   return {grad_x, grad_weight};
-}
-
-Tensor dequantize_codes(Tensor codes, Tensor scales, int64_t levels, ScalarType dtype) {
-  const Check check("dequantize", codes);
-  check.output(dtype);
-  const bool packed = codes.scalar_type() == ScalarType::Byte;
-  DequantizeArguments arguments{};
-  const auto [start, bits, width] = codes_of(check, codes, levels);
-  const int64_t rows = codes.size(0);
-  check_size(check, rows, width);
-  arguments.scales = check.vector<float>("scales", scales, rows);
-  Tensor values = torch::stable::new_empty(codes, {rows, width}, dtype);
-  if (rows == 0) return values;
-
-  const bool doubled = packed || levels == kOffsetLevels;
-  arguments.codes = start;
-  arguments.values = values.data_ptr();
-  arguments.rows = rows;
-  arguments.width = static_cast<int>(width);
-  arguments.bits = bits;
-  arguments.factor = doubled ? 2 : 1;
-  arguments.offset = packed ? 1 - static_cast<int>(levels) : doubled ? 1 : 0;
-  arguments.output = output_of(dtype);
-  launch(check, dequantize, arguments);
-  return values;
 }
 
 }  // namespace
@@ -124,7 +91,6 @@ STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("hadamard_backward", TORCH_BOX(&hadamard_backward));
   m.impl("rmsnorm_backward", TORCH_BOX(&rmsnorm_backward));
   m.impl("swiglu_backward", TORCH_BOX(&swiglu_backward));
-  m.impl("dequantize", TORCH_BOX(&dequantize_codes));
 }
 
 }  // namespace questtrain

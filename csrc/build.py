@@ -185,14 +185,11 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
     """CUTLASS' kernels first: they take longest."""
     defines = ["-DNDEBUG", *(["-DQUESTTRAIN_SM90"] if "90a" in architectures else [])]
     system = [f"-isystem={folder}" for folder in cutlass_headers()]
+    torch = ["-DUSE_CUDA", STABLE_ABI, "-isystem", str(torch_folder() / "include")]
     cuda = [toolkit.nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC"]
+    cuda += torch
     host = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-O2", "-fPIC", "-Wall"]
-    host += [
-        f"-ffile-prefix-map={ROOT}/=",
-        "-DUSE_CUDA",
-        STABLE_ABI,
-        *("-isystem", str(torch_folder() / "include"), "-isystem", str(toolkit.include)),
-    ]
+    host += [f"-ffile-prefix-map={ROOT}/=", *torch, "-isystem", str(toolkit.include)]
     result = []
     for source in _sources():
         if source.suffix == ".cu":

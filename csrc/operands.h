@@ -6,13 +6,13 @@
 namespace questtrain {
 
 // Rows of int8 or packed codes: where they start, the bits of a code, the codes of a row.
-struct Codes {
+struct CodeRows {
   void* start;
   int bits;
   int64_t width;
 };
 
-inline Codes packed_codes(const Check& check, const Tensor& packed, int64_t levels) {
+inline CodeRows packed_codes(const Check& check, const Tensor& packed, int64_t levels) {
   void* start = check.matrix<uint8_t>("packed", packed, kAny, kAny);
   const int bits = check.packed_levels("levels", levels);
   const int64_t width = packed.size(1) * 8 / bits;
@@ -21,7 +21,7 @@ inline Codes packed_codes(const Check& check, const Tensor& packed, int64_t leve
 }
 
 // Either kind, by dtype.
-inline Codes codes_of(const Check& check, const Tensor& codes, int64_t levels) {
+inline CodeRows codes_of(const Check& check, const Tensor& codes, int64_t levels) {
   if (codes.scalar_type() == ScalarType::Byte) return packed_codes(check, codes, levels);
   void* start = check.matrix<int8_t>("codes", codes, kAny, kAny);
   check.multiple("the width", codes.size(1), 32);
@@ -59,6 +59,14 @@ ProductOperands product_operands(const Check& check, const Tensor& x, const Tens
   operands.weight_scales = check.vector<float>("weight_scales", weight_scales, operands.columns);
   check.output(dtype);
   return operands;
+}
+
+// Chunks of 8 are counted in 32 bits.
+constexpr int64_t kMostElements = int64_t{8} << 32;
+
+inline void check_size(const Check& check, int64_t rows, int64_t width) {
+  if (rows * width >= kMostElements)
+    check.fail(rows, " rows of the width ", width, " exceed 2^35 elements");
 }
 
 // A gradient of rotated rows, and the bits that say where it passes; null: everywhere.

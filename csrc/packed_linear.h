@@ -1,5 +1,4 @@
-// y = x·wᵀ with int8 activations and packed 1-, 2- or 4-bit weights, for up to 64 rows of x; and the
-// way back from packed codes to int8.
+// y = x·wᵀ with int8 activations and packed 1-, 2- or 4-bit weights, for up to 64 rows of x.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -35,9 +34,5 @@ cudaError_t launch_packed_linear(const PackedLinearArguments&, cudaStream_t);
 template <int bits>
 cudaError_t launch_quantize_linear(Operand, const PackedLinearArguments& a,
                                    const QuantizeArguments& q, cudaStream_t);
-
-// `count` values from 8·count/bits bytes; count is a multiple of 16.
-cudaError_t unpack(const uint8_t* packed, int8_t* values, int64_t count, int bits, int levels,
-                   cudaStream_t);
 
 }  // namespace questtrain

@@ -1,4 +1,4 @@
-// torch.ops.questtrain.packed_linear, .*_quantize_linear and .unpack on CUDA: checks, output, launch.
+// torch.ops.questtrain.packed_linear and .*_quantize_linear on CUDA: checks, output, launch.
 #include <tuple>
 
 #include "packed_linear.h"
@@ -48,7 +48,7 @@ Tensor packed_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight,
   arguments.rows = static_cast<int>(rows);
   const auto kernel = by_bits(bits, launch_packed_linear<1>, launch_packed_linear<2>,
                               launch_packed_linear<4>);
-  launch(check, kernel, arguments);
+  launch_op(check, kernel, arguments);
   return y;
 }
 
@@ -80,7 +80,7 @@ Tensor quantize_linear(const Check& check, const Source& source, int64_t levels,
   arguments.rows = static_cast<int>(source.rows);
   const auto kernel = by_bits(bits, launch_quantize_linear<1>, launch_quantize_linear<2>,
                               launch_quantize_linear<4>);
-  launch(check, kernel, source.operand, arguments, arguments_of(source, format));
+  launch_op(check, kernel, source.operand, arguments, arguments_of(source, format));
   return y;
 }
 
@@ -120,17 +120,6 @@ Tensor swiglu_quantize_linear(Tensor gate_up, int64_t levels, double alpha, Tens
                          {weight, weight_scales, weight_levels});
 }
 
-Tensor unpack_codes(Tensor packed, int64_t levels) {
-  const Check check("unpack", packed);
-  const auto [codes, bits, width] = packed_codes(check, packed, levels);
-  const int64_t count = packed.size(0) * width;
-  Tensor values = torch::stable::new_empty(packed, {packed.size(0), width}, ScalarType::Char);
-  if (count)
-    launch(check, unpack, static_cast<const uint8_t*>(codes), static_cast<int8_t*>(values.data_ptr()), count, bits,
-           static_cast<int>(levels));
-  return values;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
@@ -139,7 +128,6 @@ STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("rmsnorm_quantize_linear", TORCH_BOX(&rmsnorm_quantize_linear));
   m.impl("add_rmsnorm_quantize_linear", TORCH_BOX(&add_rmsnorm_quantize_linear));
   m.impl("swiglu_quantize_linear", TORCH_BOX(&swiglu_quantize_linear));
-  m.impl("unpack", TORCH_BOX(&unpack_codes));
 }
 
 }  // namespace questtrain

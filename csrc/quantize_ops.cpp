@@ -32,7 +32,7 @@ Quantized quantize(const Check& check, const Source& source, const Format& forma
   arguments.container_bits = bits;
   const auto kernel = by_element(x.scalar_type(), launch_quantize<__nv_bfloat16>,
                                  launch_quantize<__half>, launch_quantize<float>);
-  launch(check, kernel, source.operand, arguments);
+  launch_op(check, kernel, source.operand, arguments);
   return {codes, scales, sums, mask};
 }
 

@@ -21,14 +21,15 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
     void* symbol = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
     return reinterpret_cast<Function>(symbol);
   }();
-  STD_TORCH_CHECK(function != nullptr, "questtrain: this torch has no CUDA");
+  if (function == nullptr) throw std::runtime_error("questtrain: this torch has no CUDA");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(function(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
 inline void check_cuda(cudaError_t error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
 }
 
 // Makes the tensor's device the current one for as long as it lives.
@@ -49,7 +50,7 @@ class DeviceGuard {
 
 // kernel(arguments…, stream) on the device and the stream of the op's tensors.
 template <class Kernel, class... Arguments>
-void launch(const Check& check, Kernel kernel, const Arguments&... arguments) {
+void launch_op(const Check& check, Kernel kernel, const Arguments&... arguments) {
   const DeviceGuard guard(check.like);
   check_cuda(kernel(arguments..., current_stream(check.like)), check.op);
 }

@@ -161,7 +161,7 @@ Tensor int8_offset_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weigh
 
 Tensor unpack_codes(Tensor packed, int64_t levels) {
   const Check check("unpack", packed);
-  const Codes codes = packed_codes(check, packed, levels);
+  const CodeRows codes = packed_codes(check, packed, levels);
   const int bits = codes.bits;
   const int64_t bytes = packed.size(1), width = codes.width;
   Tensor values = torch::stable::new_empty(packed, {packed.size(0), width}, ScalarType::Char);

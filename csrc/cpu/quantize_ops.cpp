@@ -78,7 +78,7 @@ Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
 Tensor dequantize(Tensor codes, Tensor scales, int64_t levels, ScalarType dtype) {
   const Check check("dequantize", codes);
   check.output(dtype);
-  const Codes found = codes_of(check, codes, levels);
+  const CodeRows found = codes_of(check, codes, levels);
   const int bits = found.bits;
   const int64_t rows = codes.size(0), bytes = codes.size(1), width = found.width;
   const float* const scale = check.vector<float>("scales", scales, rows);

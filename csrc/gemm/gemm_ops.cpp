@@ -44,7 +44,7 @@ template <class Arguments, class Kernel>
 Tensor product(const Check& check, Arguments arguments, ScalarType dtype, Kernel kernel) {
   Tensor y = torch::stable::new_empty(check.like, {arguments.rows, arguments.columns}, dtype);
   arguments.y = y.data_ptr();
-  if (arguments.rows) launch(check, kernel, arguments);
+  if (arguments.rows) launch_op(check, kernel, arguments);
   return y;
 }
 
