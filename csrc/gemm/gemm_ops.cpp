@@ -1,10 +1,8 @@
 // torch.ops.questtrain.int8_linear, int8_offset_linear, int4_linear and their like on CUDA: checks,
 // output, dispatch.
 #include "../stable.h"
-#include "int4_sparse_sm80.h"
 #include "products_sm80.h"
 #ifdef QUESTTRAIN_SM90
-#include "offset_sm90.h"
 #include "tiles_sm90.h"
 #endif
 
@@ -41,7 +39,7 @@ void set_sums(const Check& check, const Tensor& x_sums, const Tensor& weight_sum
 
 // y of the dtype, which kernel(arguments, stream) computes.
 template <class Arguments, class Kernel>
-Tensor product(const Check& check, Arguments arguments, ScalarType dtype, Kernel kernel) {
+Tensor product(const Check& check, Arguments arguments, ScalarType dtype, const Kernel& kernel) {
   Tensor y = torch::stable::new_empty(check.like, {arguments.rows, arguments.columns}, dtype);
   arguments.y = y.data_ptr();
   if (arguments.rows) launch_op(check, kernel, arguments);
@@ -141,25 +139,6 @@ Tensor int4_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight, Tens
   });
 }
 
-Tensor int4_sparse_linear(Tensor x, Tensor x_scales, Tensor weight, Tensor metadata,
-                          Tensor weight_scales, ScalarType dtype) {
-  const Check check("int4_sparse_linear", x);
-  const ProductOperands operands = product_operands<uint8_t, uint8_t>(
-      check, x, x_scales, 2, weight, weight_scales, 2, {128, 16}, dtype);
-  Int4SparseArguments arguments{};
-  arguments.x = static_cast<const uint8_t*>(operands.x);
-  arguments.weight = static_cast<const uint8_t*>(operands.weight);
-  arguments.metadata = check.matrix<uint8_t>("metadata", metadata, operands.columns,
-                                            operands.width / 16);
-  arguments.x_scales = operands.x_scales;
-  arguments.weight_scales = operands.weight_scales;
-  arguments.output = output_of(dtype);
-  arguments.rows = static_cast<int>(operands.rows);
-  arguments.columns = static_cast<int>(operands.columns);
-  arguments.width = static_cast<int>(operands.width);
-  return product(check, arguments, dtype, int4_sparse_sm80);
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
@@ -167,7 +146,6 @@ STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("int8_linear_tile", TORCH_BOX(&int8_linear_tile));
   m.impl("int8_offset_linear", TORCH_BOX(&int8_offset_linear));
   m.impl("int4_linear", TORCH_BOX(&int4_linear));
-  m.impl("int4_sparse_linear", TORCH_BOX(&int4_sparse_linear));
 }
 
 }  // namespace questtrain
