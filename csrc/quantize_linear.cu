@@ -5,8 +5,8 @@
 // over slabs of 16 weight rows. The warps of a block share a slab's width; each has several loads in
 // flight, across slabs. Sums are integers, so warps may add them in any order. While the kernel
 // before still runs, the first slabs are prefetched into L2: nothing read early is kept.
-#pragma once
-
+//
+// An object for each BITS: 1 2 4
 #include "packed_codes.cuh"
 #include "quantize.cuh"
 
@@ -261,5 +261,15 @@ cudaError_t launch_elements(Operand operand, const PackedLinearArguments& a,
       return launch_resident<bits, FromElements<bits, T, Operand::swiglu>>(a, q, stream);
   }
 }
+
+template <int bits>
+cudaError_t launch_quantize_linear(Operand operand, const PackedLinearArguments& a,
+                                   const QuantizeArguments& q, cudaStream_t stream) {
+  return a.output == Output::half ? launch_elements<bits, __half>(operand, a, q, stream)
+                                  : launch_elements<bits, __nv_bfloat16>(operand, a, q, stream);
+}
+
+template cudaError_t launch_quantize_linear<BITS>(Operand, const PackedLinearArguments&,
+                                                  const QuantizeArguments&, cudaStream_t);
 
 }  // namespace questtrain

@@ -1,7 +1,7 @@
 // Integer products on mma.sync (CUTLASS 2.x): the path of every GPU but Hopper, from sm_80 on.
 //
 // The epilogue scales as on sm_90: y[m, n] = x_scales[m] · (weight_scales[n] · float(sum)), rounded
-// once. `Sum` makes the exact integer sum out of the accumulator.
+// once. `SumOf` makes the exact integer sum out of the accumulator.
 #pragma once
 
 // The visitors' header needs what this one includes.
@@ -12,7 +12,8 @@
 #include "cutlass/gemm/kernel/default_gemm_universal_with_visitor.h"
 
 #include "../launch.cuh"
-#include "int8.h"
+#include "offset_sum.cuh"
+#include "products_sm80.h"
 
 namespace questtrain {
 
@@ -21,6 +22,36 @@ using cute::Stride;
 using RowStride = Stride<Int<1>, Int<0>, int64_t>;
 using ColumnStride = Stride<Int<0>, Int<1>, int64_t>;
 using MatrixStride = Stride<int64_t, Int<1>, int64_t>;
+
+// The accumulator is the sum already.
+template <class ThreadMap>
+struct AccumulatorSum {
+  using Node = cutlass::epilogue::threadblock::VisitorAccFetch;
+  static typename Node::Arguments arguments(const Int8Arguments&) { return {}; }
+};
+
+// The sum is made of the accumulator, see int8.h.
+template <class ThreadMap>
+struct CorrectedSum {
+  using Compute = cutlass::epilogue::threadblock::VisitorCompute<
+      OffsetSum, int32_t, int32_t, cutlass::FloatRoundStyle::round_to_nearest>;
+  using XSum = cutlass::epilogue::threadblock::VisitorColBroadcast<ThreadMap, int32_t, RowStride>;
+  using WeightSum =
+      cutlass::epilogue::threadblock::VisitorRowBroadcast<ThreadMap, int32_t, ColumnStride>;
+  using Constant = cutlass::epilogue::threadblock::VisitorScalarBroadcast<int32_t>;
+  using Node = cutlass::epilogue::threadblock::Sm80EVT<
+      Compute, cutlass::epilogue::threadblock::VisitorAccFetch, XSum, WeightSum, Constant, Constant,
+      Constant>;
+  static typename Node::Arguments arguments(const OffsetArguments& a) {
+    return {{},
+            {const_cast<int32_t*>(a.x_sums), 0, {}},
+            {const_cast<int32_t*>(a.weight_sums), 0, {}},
+            {{a.product_factor}},
+            {{a.sum_factor}},
+            {{a.constant}},
+            {}};
+  }
+};
 
 template <class Element, class Out, class Block, class Warp, class Instruction, int stages,
           template <class> class SumOf>
@@ -74,5 +105,16 @@ struct IntegerGemm {
     return cudaPeekAtLastError();
   }
 };
+
+// ProductOf<Out>::run of the output's type. A source names its own `Product` in a namespace without a
+// name: two of one name would be one function to the linker.
+template <template <class> class ProductOf, class Arguments>
+cudaError_t run_product(Output output, const Arguments& arguments, cudaStream_t stream) {
+  switch (output) {
+    case Output::bfloat16: return ProductOf<cutlass::bfloat16_t>::run(arguments, stream);
+    case Output::half: return ProductOf<cutlass::half_t>::run(arguments, stream);
+    default: return ProductOf<float>::run(arguments, stream);
+  }
+}
 
 }  // namespace questtrain

@@ -3,8 +3,8 @@
 //
 // A mask is applied to the bits as they are loaded, before the tensor cores take them. Without
 // RMSNorm no sum runs over a row, and warps take 1,024 elements after another of the whole matrix.
-#pragma once
-
+//
+// An object for each ELEMENT: __nv_bfloat16 __half float
 #include "backward.h"
 #include "launch.cuh"
 #include "rows.cuh"
@@ -337,5 +337,7 @@ cudaError_t launch_backward(Origin origin, const BackwardArguments& a, cudaStrea
     if (a.block == 128) return launch_origin<T, TensorCore>(origin, a, stream);
   return launch_origin<T, Butterfly>(origin, a, stream);
 }
+
+template cudaError_t launch_backward<ELEMENT>(Origin, const BackwardArguments&, cudaStream_t);
 
 }  // namespace questtrain

@@ -1,7 +1,8 @@
 // The streaming form: any number of rows up to 64, any width. A block of 8 warps holds a slab of 16
-// weight rows; its warps share the width and add up in shared memory, exactly, in any order; activations come from L2.
-#pragma once
-
+// weight rows; its warps share the width and add up in shared memory, exactly, in any order;
+// activations come from L2.
+//
+// An object for each BITS: 1 2 4
 #include "packed_codes.cuh"
 
 namespace questtrain {
@@ -106,7 +107,7 @@ packed_linear_kernel(PackedLinearArguments a) {
 }
 
 template <int bits, int pieces, int row_tiles, int slab_tiles>
-cudaError_t launch_packed(const PackedLinearArguments& a, cudaStream_t stream) {
+cudaError_t launch_tiles(const PackedLinearArguments& a, cudaStream_t stream) {
   const int steps = a.width / (4 * kLaneCodes * pieces);
   const int warps = steps < kMostWarps ? steps : kMostWarps;
   const int blocks = (a.columns + 16 * slab_tiles - 1) / (16 * slab_tiles);
@@ -116,20 +117,22 @@ cudaError_t launch_packed(const PackedLinearArguments& a, cudaStream_t stream) {
 
 template <int bits, int pieces>
 cudaError_t launch_rows(const PackedLinearArguments& a, cudaStream_t stream) {
-  if (a.rows <= 8) return launch_packed<bits, pieces, 1, 1>(a, stream);
-  if (a.rows <= 16) return launch_packed<bits, pieces, 2, bits == 4 ? 1 : 2>(a, stream);
-  if (a.rows <= 32) return launch_packed<bits, pieces, 4, 2>(a, stream);
-  return launch_packed<bits, pieces, 8, 2>(a, stream);
+  if (a.rows <= 8) return launch_tiles<bits, pieces, 1, 1>(a, stream);
+  if (a.rows <= 16) return launch_tiles<bits, pieces, 2, bits == 4 ? 1 : 2>(a, stream);
+  if (a.rows <= 32) return launch_tiles<bits, pieces, 4, 2>(a, stream);
+  return launch_tiles<bits, pieces, 8, 2>(a, stream);
 }
 
 // The widest loads that divide the row.
 template <int bits>
-cudaError_t launch_streaming(const PackedLinearArguments& a, cudaStream_t stream) {
+cudaError_t launch_packed_linear(const PackedLinearArguments& a, cudaStream_t stream) {
   if constexpr (bits == 1)
     if (a.width % 512 == 0) return launch_rows<bits, 4>(a, stream);
   if constexpr (bits <= 2)
     if (a.width % 256 == 0) return launch_rows<bits, 2>(a, stream);
   return launch_rows<bits, 1>(a, stream);
 }
+
+template cudaError_t launch_packed_linear<BITS>(const PackedLinearArguments&, cudaStream_t);
 
 }  // namespace questtrain
