@@ -1,7 +1,5 @@
 """How the CUDA kernels behave in a program: graphs, streams, devices, compilation, refusals."""
 
-import re
-
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -14,7 +12,6 @@ from tests.gpu.kernel_cases import (
     need_kernel,
     needs_kernels,
     on,
-    replaced,
     same_bits,
     tensors,
 )
@@ -30,6 +27,7 @@ from tests.kernels.arguments import (
     random_weight,
     reference_of,
 )
+from tests.kernels.refusals import wrong_numbers, wrong_tensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,32 +71,11 @@ def test_graphs_replay_with_new_contents(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_arguments_elsewhere_or_scattered_are_refused(op):
+def test_a_wrong_argument_is_refused_in_the_references_words(op):
     need_kernel(op)
-    function = getattr(torch.ops.questtrain, op)
-    operands = arguments(op, "cuda")
-    names = [argument.name for argument in function.default._schema.arguments]
-    several = sum(isinstance(value, torch.Tensor) for value in operands) > 1
-    for index, value in enumerate(operands):
-        if not isinstance(value, torch.Tensor):
-            continue
-        about = f"{op}: {re.escape(names[index])} must be"
-        if several:
-            # The first one says where all should be.
-            other = rf"{op}: \w+ must be on cpu, not cuda:0"
-            words = f"{about} on cuda:0, not cpu" if index else other
-            with pytest.raises(RuntimeError, match=words):
-                function(*replaced(operands, index, torch.Tensor.cpu))
-        if value.dim():
-            with pytest.raises(RuntimeError, match=f"{about} contiguous"):
-                function(*replaced(operands, index, scattered))
-        with pytest.raises(RuntimeError, match=about):
-            function(*replaced(operands, index, lambda value: value.to(torch.float64)))
-
-
-def scattered(value):
-    """The same contents, every second element."""
-    return torch.stack([value, value], dim=-1)[..., 0]
+    for wrong, words in (*wrong_tensors(op, "cuda"), *wrong_numbers(op, "cuda")):
+        with pytest.raises(RuntimeError, match=words):
+            getattr(torch.ops.questtrain, op)(**wrong)
 
 
 def block_of(weight):

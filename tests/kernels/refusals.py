@@ -31,8 +31,10 @@ def scattered(value: Tensor) -> Tensor:
 
 
 def wrong_tensors(op: str, device: str = "cpu") -> Iterator[Refusal]:
-    """Each tensor of another shape, dtype or layout, and all but the first elsewhere."""
+    """Each tensor of another shape, dtype, layout or device. The first one says where all should
+    be."""
     good = named(op, device)
+    several = sum(isinstance(value, Tensor) for value in good.values()) > 1
     place = "cuda:0" if device == "cuda" else "cpu"
     other = "cpu" if device == "cuda" else "meta"
     for index, (name, value) in enumerate(good.items()):
@@ -43,8 +45,11 @@ def wrong_tensors(op: str, device: str = "cpu") -> Iterator[Refusal]:
         yield {**good, name: value.double()}, rf"{about}be .*, not torch.float64"
         if value.dim():
             yield {**good, name: scattered(value)}, f"{about}be contiguous"
-        if index:
-            yield {**good, name: value.to(other)}, f"{about}be on {place}, not {other}"
+        if several:
+            elsewhere = f"{about}be on {place}, not {other}"
+            if not index:
+                elsewhere = f"^{op}: .+ must be on {other}, not {place}"
+            yield {**good, name: value.to(other)}, elsewhere
 
 
 def wrong_numbers(op: str, device: str = "cpu") -> Iterator[Refusal]:
@@ -55,17 +60,15 @@ def wrong_numbers(op: str, device: str = "cpu") -> Iterator[Refusal]:
     levels = rf"must be one of \(2, 3, 4, 8, 16, 32, 64, 128{every}\), not"
     block = r"must be one of \(1, 16, 32, 64, 128, 256\), not"
     dtype = "must be bfloat16 or float16 or float32, not"
-    table: list[tuple[str, Any, str]] = [
-        ("alpha", 0.0, "must be positive, not 0.0"),
-        ("alpha", float("nan"), "must be positive, not nan"),
-        ("block", 48, f"{block} 48"),
-        ("block", 512, f"{block} 512"),
-        ("dtype", torch.float64, f"{dtype} torch.float64"),
-    ]
+    table: list[tuple[str, Any, str]] = []
+    for alpha in (0.0, -1.0, -0.1, -1e-7, float("-inf"), float("nan")):
+        table.append(("alpha", alpha, f"must be positive, not {alpha}$"))
+    table += [("block", wrong, f"{block} {wrong}$") for wrong in (0, 48, 512)]
+    table += [("dtype", d, f"{dtype} {d}$") for d in (torch.float64, torch.int8, torch.bool)]
     if "alpha" in good:
         table += [("levels", 5, f"{levels} 5"), ("levels", 512, f"{levels} 512")]
     elif "levels" in good and op != "dequantize":  # whose codes of 8 bits may have any
-        table += [("levels", 1, f"{few} 1"), ("levels", 32, f"{few} 32")]
+        table += [("levels", wrong, f"{few} {wrong}$") for wrong in (1, 17, 32)]
     if op == "int8_offset_linear":
         table += [(name, 5, f"{levels} 5") for name in ("x_levels", "weight_levels")]
     elif "weight_levels" in good:

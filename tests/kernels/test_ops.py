@@ -122,7 +122,7 @@ def test_a_wrong_argument_is_refused_by_name(name):
     for wrong, words in (*wrong_tensors(name), *wrong_numbers(name)):
         with pytest.raises(RuntimeError, match=words):
             reference_of(name)(**wrong)
-        if "not meta" not in words:
+        if not re.search(r"\bmeta\b", words):
             with pytest.raises(RuntimeError, match=words):
                 fake_call(name, wrong)
 
