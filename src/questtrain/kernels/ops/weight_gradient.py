@@ -59,8 +59,10 @@ def add_product_(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
         torch.addmm(total, grad.t(), x, out_dtype=torch.float32, out=total)
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``gradᵀ·x`` of ``[M, N]`` and ``[M, K]``, accumulated and returned in fp32."""
+def weight_gradient(grad: Tensor, x: Tensor, unit: Tensor | None = None) -> Tensor:
+    """``gradᵀ·x`` of operands as `add_weight_gradient_` takes them, in fp32 ``[N, K]``."""
+    if unit is not None:
+        return fp8_product(grad.t(), x, unit, torch.float32)
     if grad.is_cuda and grad.dtype != torch.float32:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)
     return grad.t().float() @ x.float()
