@@ -224,6 +224,21 @@ def _rate(row: Row | None, key: str) -> str:
     return "" if row is None else number(row[key])
 
 
+def ceilings(measured: dict[str, Any]) -> str:
+    """`: copy 2,900 GB/s, BF16 700 TOPS, …` at the measured limits."""
+    parts = [
+        f"{name} {number(measured[key])} {unit}"
+        for name, key, unit in (
+            ("copy", "copy_gbps", "GB/s"),
+            ("BF16", "bf16_tops", "TOPS"),
+            ("FP8", "fp8_tops", "TOPS"),
+            ("INT8", "int8_tops", "TOPS"),
+        )
+        if key in measured
+    ]
+    return ": " + ", ".join(parts) if parts else ""
+
+
 def number(value: float) -> str:
     """Three digits at least: ``0.123``, ``12.3``, ``1,234``."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

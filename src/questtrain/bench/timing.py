@@ -37,6 +37,10 @@ class Timing:
     high: float
 
 
+Sampler = Callable[[Mapping[str, Calls]], dict[str, Timing]]
+"""`measure` with everything but the cases settled."""
+
+
 class Case(Protocol):
     """Something that can be repeated; one repetition is ``calls`` calls."""
 
@@ -116,6 +120,7 @@ class CpuCase:
         self.calls = len(calls)
 
     def sample(self, repeats: int) -> float:
+        """As `Case.sample`, by the host's clock."""
         self._run(repeats)
         start = time.perf_counter()
         self._run(repeats)
@@ -147,6 +152,7 @@ class GraphCase:
             self._graph, self.calls = self._capture(calls, passes), passes * len(calls)
 
     def sample(self, repeats: int) -> float:
+        """As `Case.sample`, between two events on the stream."""
         start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):

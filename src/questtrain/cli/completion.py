@@ -29,10 +29,12 @@ SCRIPTS = {
 COMMANDS_WITH_SETTINGS = ("train", "sweep", "info", "data")
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain completion --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
     if words[0] == "query":
         line = os.environ.get("COMP_LINE", "")
         print("\n".join(candidates(line[: int(os.environ.get("COMP_POINT", len(line)))])))

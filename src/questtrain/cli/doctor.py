@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from questtrain.cli.arguments import parse_arguments
+from questtrain.cli.output import print_json
 from questtrain.config import DataConfig
 from questtrain.data.pool import available_cores
 from questtrain.data.records import MANIFEST
@@ -38,14 +38,16 @@ class Finding:
     text: str
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain doctor --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
     arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
-        return 0
     findings = examine()
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
             print(f"{SIGNS[finding.state]} {finding.what:<10} {finding.text}")

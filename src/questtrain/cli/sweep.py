@@ -111,9 +111,6 @@ OPTIONS = ("--dry-run", "--status", "--retry-failed")
 def main(words: Sequence[str]) -> int:
     chosen = {word for word in words if word in OPTIONS}
     arguments = parse_arguments([word for word in words if word not in OPTIONS])
-    if arguments.help or not words:
-        print(help_page(), end="")
-        return 0
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(sorted(chosen))}: one at a time.")
     request = parse_request(arguments)
@@ -136,7 +133,7 @@ def main(words: Sequence[str]) -> int:
     return _train(jobs, folder, config, request)
 
 
-def help_page() -> str:
+def help_page(words: Sequence[str] = ()) -> str:
     """What ``questtrain sweep --help`` prints."""
     titles = {name: read_sweep(name).title for name in sweep_names()}
     width = max(map(len, titles)) + 2

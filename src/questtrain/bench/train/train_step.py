@@ -23,10 +23,11 @@ import torch
 import torch._dynamo.config
 from torch import Tensor
 
-from questtrain.bench.plain_llama import PlainStep
-from questtrain.bench.profile import profile_step
 from questtrain.bench.results import Results, Row, timing_row
+from questtrain.bench.settings import TrainStepConfig
 from questtrain.bench.timing import timing
+from questtrain.bench.train.plain_llama import PlainStep
+from questtrain.bench.train.profile import profile_step
 from questtrain.config import TrainConfig
 from questtrain.train.step import TrainingStep
 from questtrain.train.step_graph import WARM_CALLS
@@ -116,31 +117,29 @@ class Contender:
 def bench_train(
     results: Results,
     models: Mapping[str, Mapping[str, TrainConfig]],
-    steps: int,
-    rounds: int,
+    config: TrainStepConfig,
     device: torch.device,
-    profile: bool,
 ) -> None:
     """Fill ``results`` with a row for each case of each model and, on a GPU, its ``profiles``:
-    model → case → `questtrain.bench.profile.summary` of a step.
+    model → case → `questtrain.bench.train.profile.summary` of a step.
 
-    ``models``: name → case → its settings, ``bf16`` among them; ``plain`` takes those. ``steps`` of
-    a case are timed, in ``rounds`` turns. What does not fit into memory is left out.
+    ``models``: name → case → its settings, ``bf16`` among them; ``plain`` takes those.
+    ``config.steps`` of a case are timed, in ``config.rounds`` turns. What does not fit into memory
+    is left out.
     """
     profiles: dict[str, dict[str, Any]] | None = None
     if device.type == "cuda":
         _make_workspaces(device)
-        if profile:
+        if config.profile:
             profiles = results.record["profiles"] = {model: {} for model in models}
-    rounds = min(rounds, steps)
+    rounds = min(config.rounds, config.steps)
+    steps = math.ceil(config.steps / rounds)
     with torch._dynamo.config.patch(COMPILER):
         for model, cases in models.items():
             torch.compiler.reset()
             of_model = None if profiles is None else profiles[model]
-            bench = ModelBenchmark(model, cases, math.ceil(steps / rounds), rounds, of_model)
-            bench.run(results, device)
+            ModelBenchmark(model, cases, steps, rounds, of_model).run(results, device)
             _release_memory(device)
-    results.finish()
 
 
 class ModelBenchmark:
@@ -160,6 +159,7 @@ class ModelBenchmark:
         self.plain_speedup: float | None = None  # of bf16, once it is known
 
     def run(self, results: Results, device: torch.device) -> None:
+        """Add the rows of all cases that fit into memory, ``bf16`` and ``plain`` first."""
         try:
             bf16 = Contender(BF16, self.cases[BF16], device)
         except torch.OutOfMemoryError:
