@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from questtrain.bench.environment import environment
 from questtrain.bench.layer.random_tensors import DTYPE, normal, quantized, rotating
@@ -27,6 +26,7 @@ from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import Sampler, Timing, measure
 from questtrain.cli.bench_models import models_named
 from questtrain.errors import UserError
+from questtrain.kernels.ops.linear import int8_linear_tile
 from questtrain.store.files import atomic_write, output_for
 
 MODELS = ("30M", "100M", "800M", "1600M", "7B")
@@ -95,13 +95,12 @@ def tune_shape(
     codes, scales, _ = quantized(normal(tokens, width, device), LEVELS)
     weight, weight_scales, _ = quantized(normal(columns, width, device), LEVELS)
     copies = rotating((weight, weight_scales), device)
-    call = partial(product, codes, scales)
 
     def timings(tiles: Iterable[int]) -> dict[str, Timing]:
         cases = {
-            str(tile): [partial(call, *copy, tile=tile) for copy in copies]
+            str(tile): [partial(int8_linear_tile, codes, scales, *w, DTYPE, tile) for w in copies]
             for tile in tiles
-            if runs(partial(call, *copies[0], tile=tile))
+            if runs(partial(int8_linear_tile, codes, scales, *copies[0], DTYPE, tile))
         }
         return sample(cases)
 
@@ -113,16 +112,6 @@ def tune_shape(
         for swizzle in range(SWIZZLES)
         for order in range(ORDERS)
     )
-
-
-def product(
-    codes: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, tile: int
-) -> Tensor:
-    """bf16 ``[M, N]`` by the tile of that number; RuntimeError where it does not take the shape."""
-    y: Tensor = torch.ops.questtrain.int8_linear_tile(
-        codes, scales, weight, weight_scales, DTYPE, tile
-    )
-    return y
 
 
 def runs(call: Callable[[], object]) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questtrain.config import ModelConfig
-from questtrain.kernels.reference_attention import rotate as rotate_by
+from questtrain.kernels.ops.rotary import rotate as rotate_by
 from questtrain.model.cache import Cache, LayerCache
 
 Rotary = tuple[Tensor, Tensor]

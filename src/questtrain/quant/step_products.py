@@ -15,11 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.errors import UserError
-from questtrain.kernels import hadamard_quantize, pack_bits, training
+from questtrain.kernels import hadamard_quantize, pack_bits
+from questtrain.kernels.autograd import (
+    Rounding,
+    StepFormat,
+    StepWeight,
+    through_rounding,
+    train_add_rmsnorm_linear,
+    train_dense_linear,
+    train_hadamard_linear,
+    train_swiglu_linear,
+)
 from questtrain.kernels.elementwise import swiglu
-from questtrain.kernels.formats import BLOCKS, MAX_PACKED_LEVELS, Quantized
-from questtrain.kernels.reference_fp8 import MULTIPLE
-from questtrain.kernels.training import Operand, Rounding, StepWeight
+from questtrain.kernels.formats import BLOCKS, FP8_MULTIPLE, MAX_PACKED_LEVELS, Quantized
+from questtrain.kernels.ops.backward import hadamard_backward
+from questtrain.kernels.ops.codes import dequantize
+from questtrain.kernels.ops.fp8 import fp8_transpose
 from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packing import grid_format, has_kernel_sizes, rotation_block, row_format
@@ -57,20 +68,20 @@ class DenseMatrix(Matrix):
         if operand is None:
             mask = pack_bits(quantizer.mask(stacked).view(torch.uint8), 1)
             return quantizer(stacked), mask
-        ops, form = torch.ops.questtrain, operand.form
+        form = operand.form
         quantized = hadamard_quantize(stacked, *form, trust=operand.trust)
-        values = ops.dequantize(*quantized[:2], form.levels, torch.float32)
+        values = dequantize(*quantized[:2], form.levels, torch.float32)
         if self.rotates_back:
-            values = ops.hadamard_backward(values, all_pass, form.block)
+            values = hadamard_backward(values, all_pass, form.block)
         return values, quantized.mask
 
     def gradient_of(self, total: Tensor) -> Tensor:
         rounding = self._rounding()
-        return total if rounding is None else training.through_rounding(total, rounding)
+        return total if rounding is None else through_rounding(total, rounding)
 
     def plain(self, x_MK: Tensor) -> Tensor:
         fed = self.activation_quantizer(x_MK)
-        return training.dense_linear(fed, self.values, self.gradient, self._rounding())
+        return train_dense_linear(fed, self.values, self.gradient, self._rounding())
 
     def after_norm(self, x_MK: Tensor, added_MK: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
         hidden = x_MK + added_MK
@@ -122,30 +133,26 @@ class QuantizedMatrix(Matrix):
 
     def _multiplied(self, quantized: Quantized) -> Tensor:
         """By the backward."""
-        ops, levels = torch.ops.questtrain, self.weight_operand.form.levels
-        values: Tensor = (
-            ops.fp8_transpose(quantized.codes, levels)
-            if self.fp8
-            else ops.dequantize(*quantized[:2], levels, self.dtype)
-        )
-        return values
+        levels = self.weight_operand.form.levels
+        if self.fp8:
+            return fp8_transpose(quantized.codes, levels)
+        return dequantize(*quantized[:2], levels, self.dtype)
 
     def gradient_of(self, total: Tensor) -> Tensor:
         block = self.weight_operand.form.block
-        grad: Tensor = torch.ops.questtrain.hadamard_backward(total, self.mask, block)
-        return grad
+        return hadamard_backward(total, self.mask, block)
 
     def plain(self, x_MK: Tensor) -> Tensor:
-        return training.hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
+        return train_hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
 
     def after_norm(self, x_MK: Tensor, added_MK: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
         assert norm.eps is not None
-        return training.add_rmsnorm_linear(
+        return train_add_rmsnorm_linear(
             x_MK, added_MK, norm.weight, norm.eps, self.operand, self._weight(), self.gradient
         )
 
     def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        return training.swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
+        return train_swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
 
     def _weight(self) -> StepWeight:
         form = self.weight_operand.form
@@ -153,7 +160,7 @@ class QuantizedMatrix(Matrix):
         return StepWeight(*tensors, form.levels, form.block, self.fp8)
 
 
-def operand_of(quantizer: nn.Module) -> Operand | None:
+def operand_of(quantizer: nn.Module) -> StepFormat | None:
     """How the kernels quantize such an operand, None if they do not."""
     return None if row_format(quantizer) is None else _on_the_grid(quantizer)
 
@@ -189,19 +196,19 @@ def _check_fp8(linears: Sequence[QuantLinear], levels: int) -> None:
             f" holds exactly, and bits={linears[0].bits} has {levels}: choose at most 4 bits, or"
             " train.backward=exact."
         )
-    if rows % MULTIPLE or width % MULTIPLE:
+    if rows % FP8_MULTIPLE or width % FP8_MULTIPLE:
         raise UserError(
-            f"train.backward=fp8 needs sizes that are multiples of {MULTIPLE}, and a product of the"
-            f" blocks is {rows} × {width}: choose train.backward=exact."
+            f"train.backward=fp8 needs sizes that are multiples of {FP8_MULTIPLE}, and a product"
+            f" of the blocks is {rows} × {width}: choose train.backward=exact."
         )
 
 
-def _on_the_grid(quantizer: nn.Module) -> Operand | None:
+def _on_the_grid(quantizer: nn.Module) -> StepFormat | None:
     """`operand_of` a quantizer that may rotate back."""
     form = grid_format(quantizer) if isinstance(quantizer, Quantizer) else None
     if form is None or not isinstance(quantizer.estimator, OuterTrust):
         return None
-    return Operand(form, quantizer.estimator.outer_trust_scale)
+    return StepFormat(form, quantizer.estimator.outer_trust_scale)
 
 
 def _kind(quantizer: nn.Module) -> Hashable | None:

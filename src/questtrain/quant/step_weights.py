@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from questtrain.kernels.training import Gradient, GradientSum
+from questtrain.kernels.autograd import Gradient, GradientSum
 
 SIDE_STREAMS = 4
 

@@ -29,6 +29,7 @@ from questtrain.bench.shapes import ProductShape
 from questtrain.bench.timing import Sampler
 from questtrain.kernels import RowFormat, hadamard_linear
 from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.ops.linear import int8_linear, packed_linear
 
 Cases = dict[str, list[Callable[[], object]]]
 Operations = dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]]
@@ -138,17 +139,13 @@ def _fp8(x: Tensor, weight: Tensor, one: Tensor) -> Tensor:
 
 
 def _int8(x: Tensor, x_scales: Tensor, _: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
-    y: Tensor = torch.ops.questtrain.int8_linear(x, x_scales, weight, scales, DTYPE)
-    return y
+    return int8_linear(x, x_scales, weight, scales, DTYPE)
 
 
 def _packed(
     levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
 ) -> Tensor:
-    y: Tensor = torch.ops.questtrain.packed_linear(
-        x, x_scales, x_sums, weight, scales, levels, DTYPE
-    )
-    return y
+    return packed_linear(x, x_scales, x_sums, weight, scales, levels, DTYPE)
 
 
 def _layer(
