@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, safe for colour-blind readers, each with a marker of its own.
 LOOKS = {
-    "qkv": ("#0072B2", "o"),
-    "o": ("#E69F00", "s"),
-    "gate_up": ("#009E73", "^"),
-    "down": ("#CC79A7", "D"),
+    "qkv": ("Q, K, V", "#0072B2", "o"),
+    "o": ("output", "#E69F00", "s"),
+    "gate_up": ("gate, up", "#009E73", "^"),
+    "down": ("down", "#CC79A7", "D"),
 }
 ORDER = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 TRAIN_COLOURS = {"plain": "0.75", "bf16": "0.5"}
 BLOCK_COLOUR = "#000000"
-NAMES = {"qkv": "Q, K, V", "o": "output", "gate_up": "gate, up", "down": "down"}
 
 
 def draw(record: dict[str, Any], path: Path) -> bool:
@@ -45,9 +44,9 @@ def _draw_layer(record: dict[str, Any]) -> Figure:
     figure, panels = _panels(record, models)
     for axes, model in zip(panels, models, strict=True):
         rows = [row for row in record["rows"] if row["model"] == model]
-        for linear, (colour, marker) in LOOKS.items():
+        for linear, (name, colour, marker) in LOOKS.items():
             part = [row for row in rows if row.get("linear") == linear]
-            _line(axes, part, "tokens", "quest", NAMES[linear], colour, marker)
+            _line(axes, part, "tokens", "quest", name, colour, marker)
             _line(axes, part, "tokens", "no-hadamard", None, colour, "")
         block = [row for row in rows if row["part"] == "block"]
         _line(axes, block, "tokens", "linears", "the block's four", BLOCK_COLOUR, "X")

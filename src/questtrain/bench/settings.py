@@ -1,6 +1,6 @@
 """The settings of the benchmarks: what each is and may be; ``conf/bench_*.yaml`` has the defaults.
 
-No torch here: ``questtrain bench layer --help`` shows them.
+No torch here: ``questtrain bench layer --help`` shows them, and what a class says of its benchmark.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class BenchConfig:
 
 @dataclass
 class LayerConfig(BenchConfig):
-    """Of `questtrain.bench.layer.parts.bench_layer`."""
+    """Each linear layer of a model's block, the four together, and the quantizers, against BF16."""
 
     tokens: Annotated[list[int], Interval(SIZE), "rows of the activation"]
     bits: Annotated[str, "integers of 1 to 7 bits, weights and activations"]
@@ -50,7 +50,8 @@ class InferenceConfig(BenchConfig):
 
 @dataclass
 class PrefillConfig(InferenceConfig):
-    """Of `questtrain.bench.model.prefill.bench_prefill`."""
+    """Batches of prompts up to the logits of their last tokens: packed Llamas against a BF16 one of
+    as many products, all compiled."""
 
     sequence_length: Annotated[int, Interval(SIZE), "tokens a sequence"]
     bits: Annotated[str, "of the packed model"]
@@ -65,7 +66,8 @@ class PrefillConfig(InferenceConfig):
 
 @dataclass
 class DecodeConfig(InferenceConfig):
-    """Of `questtrain.bench.model.decode.bench_decode`."""
+    """One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one
+    of as many products. A model or batch that does not fit into memory is left out."""
 
     context: Annotated[int, Interval(SIZE), "tokens before the first step"]
     steps: Annotated[int, Interval(SIZE), "a sample lasts"]
@@ -75,7 +77,9 @@ class DecodeConfig(InferenceConfig):
 
 @dataclass
 class TrainStepConfig(BenchConfig):
-    """Of `questtrain.bench.train.train_step.bench_train`."""
+    """A whole optimizer step (data, forward, backward, clipping, AdamW): quantized models against
+    our own bf16 and against plain, a Llama as anybody would write it in BF16, compiled. A case that
+    does not fit into memory is left out."""
 
     models: Annotated[list[str], "any of the training sizes"]
     cases: Annotated[

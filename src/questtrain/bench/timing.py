@@ -88,6 +88,23 @@ def timing(samples: Sequence[float]) -> Timing:
     return Timing(float(median), float(low), float(high))
 
 
+def mark(device: torch.device) -> Any:
+    """Now: an event on the device's current stream, or the host's seconds."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def microseconds(start: Any, end: Any) -> float:
+    """From one `mark` to a later one, which is waited for."""
+    if isinstance(start, float):
+        return float(end - start) * 1e6
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e3
+
+
 def cache_bytes(device: torch.device) -> int:
     """The size of the device's last cache: a GPU's L2; a CPU's is taken as small, since its runs
     here are for correctness."""
@@ -153,17 +170,13 @@ class GraphCase:
 
     def sample(self, repeats: int) -> float:
         """As `Case.sample`, between two events on the stream."""
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self._stream):
             for _ in range(repeats):
                 self._graph.replay()
-            start.record(self._stream)
+            start = mark(self._stream.device)
             for _ in range(repeats):
                 self._graph.replay()
-            end.record(self._stream)
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
+            return microseconds(start, mark(self._stream.device))
 
     def _capture(self, calls: Calls, passes: int) -> torch.cuda.CUDAGraph:
         """`torch.cuda.graph` without its garbage collection and emptied cache, which take longer

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from questtrain.bench.settings import (
@@ -22,7 +22,7 @@ from questtrain.cli.arguments import own_config, parse_arguments
 from questtrain.cli.bench_models import inference_models, layer_models, training_cases
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import print_json
-from questtrain.config.ranges import Choices, rules_of
+from questtrain.config.ranges import Choices, Text, rules_of
 from questtrain.errors import UserError, unknown
 from questtrain.sweep.console import console
 
@@ -51,14 +51,12 @@ Each writes a JSON file as it goes, and a picture beside it; --json prints the J
 class Action:
     """One benchmark. ``measure`` is a module of `questtrain.bench` and its function ``(results,
     models, config, device)``, imported when it runs; ``models`` makes its models from the config
-    (UserError for settings that cannot be measured); lists named in ``filled`` must not be empty.
+    (UserError for settings that cannot be measured).
     """
 
     config: type[BenchConfig]
     measure: tuple[str, str]
     models: Callable[[Any], Any]
-    filled: tuple[str, ...]
-    text: str
     examples: tuple[str, ...]
 
 
@@ -67,9 +65,6 @@ ACTIONS = {
         LayerConfig,
         ("layer.parts", "bench_layer"),
         layer_models,
-        ("tokens", "parts"),
-        "Each linear layer of a model's block, the four together, and the quantizers, against"
-        " BF16.",
         (
             "models=[800M,7B] output=benchmarks/results/layer.json",
             "models=nano tokens=[1,16] device=cpu",
@@ -79,28 +74,18 @@ ACTIONS = {
         PrefillConfig,
         ("model.prefill", "bench_prefill"),
         inference_models,
-        ("batch_sizes", "prefill"),
-        "Batches of prompts up to the logits of their last tokens: packed Llamas against a BF16 one"
-        " of as many products, all compiled.",
         ("models=800M batch_sizes=[1,8,64]",),
     ),
     "decode": Action(
         DecodeConfig,
         ("model.decode", "bench_decode"),
         inference_models,
-        ("batch_sizes",),
-        "One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16"
-        " one of as many products. A model or batch that does not fit into memory is left out.",
         ("models=7B batch_sizes=1 bits=[w4a4,w2a4]",),
     ),
     "train": Action(
         TrainStepConfig,
         ("train.train_step", "bench_train"),
         training_cases,
-        (),
-        "A whole optimizer step (data, forward, backward, clipping, AdamW): quantized models"
-        " against our own bf16 and against plain, a Llama as anybody would write it in BF16,"
-        " compiled. A case that does not fit into memory is left out.",
         (
             "models=800M 'cases=[w4a4,\"w4a4 train.save=packed\"]'",
             "models=nano steps=4 batch_size=4 sequence_length=64 vocab_size=256",
@@ -118,7 +103,7 @@ def help_page(words: Sequence[str] = ()) -> str:
     usage = f"usage: questtrain bench {name} [key=value …] [--json]"
     settings = own_settings(action.config, f"bench_{name}")
     examples = "\n".join(f"  questtrain bench {name} {words}" for words in action.examples)
-    return "\n\n".join((usage, fill(action.text, 100), settings, examples)) + "\n"
+    return "\n\n".join((usage, inspect.getdoc(action.config) or "", settings, examples)) + "\n"
 
 
 def main(words: Sequence[str]) -> int:
@@ -131,8 +116,7 @@ def main(words: Sequence[str]) -> int:
     if config is None:
         return 0
     models = action.models(config)
-    for key in action.filled:
-        _check_filled(config, key)
+    _check_lists(config)
     module, function = action.measure
     measure = getattr(import_module(f"questtrain.bench.{module}"), function)
     results, device = _start(name, words, config)
@@ -147,13 +131,14 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _check_filled(config: BenchConfig, key: str) -> None:
-    """UserError for an empty list."""
-    if not getattr(config, key):
-        kind: Any = type(config)
-        choices = [str(rule) for rule in rules_of(kind)[key] if isinstance(rule, Choices)]
-        advice = f"choose from {choices[0]}" if choices else "give one number or more"
-        raise UserError(f"{key}=[]: {advice}.")
+def _check_lists(config: BenchConfig) -> None:
+    """UserError for an empty list of numbers or of choices: nothing would be measured."""
+    kind: Any = type(config)
+    for key, rules in rules_of(kind).items():
+        if getattr(config, key) == [] and not isinstance(rules[0], Text):
+            is_choice = isinstance(rules[0], Choices)
+            advice = f"choose from {rules[0]}" if is_choice else "give one number or more"
+            raise UserError(f"{key}=[]: {advice}.")
 
 
 def _start(name: str, words: Sequence[str], config: BenchConfig) -> tuple[Results, torch.device]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +23,7 @@ from questtrain.bench.model.random_models import (
 )
 from questtrain.bench.results import Results, speed_rows
 from questtrain.bench.settings import DecodeConfig
-from questtrain.bench.timing import Timing, timing
+from questtrain.bench.timing import Timing, mark, microseconds, timing
 from questtrain.config import ModelConfig, parse_bits
 from questtrain.inference import Decoder
 from questtrain.inference.packed_llama import PackedLlama
@@ -102,16 +101,7 @@ def _sample(decoder: Decoder, prompt_BT: Tensor, steps: int) -> float:
         decoder.prefill(prompt_BT)
     for _ in range(steps):
         decoder.step(tokens_B)
-    if prompt_BT.device.type != "cuda":
-        start_seconds = time.perf_counter()
-        for _ in range(steps):
-            decoder.step(tokens_B)
-        return (time.perf_counter() - start_seconds) * 1e6 / steps
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
+    start = mark(prompt_BT.device)
     for _ in range(steps):
         decoder.step(tokens_B)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3 / steps
+    return microseconds(start, mark(prompt_BT.device)) / steps

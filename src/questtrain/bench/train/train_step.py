@@ -25,7 +25,7 @@ from torch import Tensor
 
 from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.settings import TrainStepConfig
-from questtrain.bench.timing import timing
+from questtrain.bench.timing import mark, microseconds, timing
 from questtrain.bench.train.plain_llama import PlainStep
 from questtrain.bench.train.profile import profile_step
 from questtrain.config import TrainConfig
@@ -95,23 +95,12 @@ class Contender:
 
     def _timed(self, steps: int, measured: Measured) -> list[float]:
         """Microseconds of each step: on a GPU between events, one after each step."""
-        marks = [self._mark()]
+        marks = [mark(self.device)]
         for _ in range(steps):
             loss = self.take_step()
-            marks.append(self._mark())
+            marks.append(mark(self.device))
         measured.loss = float(loss)
-        if not self.on_gpu:
-            return [(end - start) * 1e6 for start, end in pairwise(marks)]
-        torch.cuda.synchronize(self.device)
-        return [start.elapsed_time(end) * 1e3 for start, end in pairwise(marks)]
-
-    def _mark(self) -> Any:
-        """Now: an event of the device, or the host's seconds."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
+        return [microseconds(start, end) for start, end in pairwise(marks)]
 
 
 def bench_train(
