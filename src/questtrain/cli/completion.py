@@ -35,6 +35,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Print the script of a shell, or answer its query."""
     if words[0] == "query":
         line = os.environ.get("COMP_LINE", "")
         print("\n".join(candidates(line[: int(os.environ.get("COMP_POINT", len(line)))])))

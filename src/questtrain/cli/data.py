@@ -32,6 +32,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Prepare shards, or show what is prepared."""
     action, verify = words[0], "--verify" in words
     arguments = parse_arguments([word for word in words[1:] if word != "--verify"])
     if action not in ACTIONS:

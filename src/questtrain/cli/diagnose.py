@@ -51,6 +51,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Measure, write and show one diagnosis of a run."""
     arguments = parse_arguments(words)
     config = own_config(arguments, "diagnose", DiagnoseConfig)
     if config is None:

@@ -44,6 +44,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Show all findings; 1 where one is a problem."""
     arguments = parse_arguments(words)
     findings = examine()
     if arguments.json:

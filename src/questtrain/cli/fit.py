@@ -57,6 +57,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Fit the law of runs, write what was asked for, and show it."""
     file, words = _take_json_file(words)
     form, words = take_option(words, "--form")
     words = words if form is None else [*words, f"form={form}"]

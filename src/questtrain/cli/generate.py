@@ -54,6 +54,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Print the prompt and what the model makes of it, as it comes."""
     config = own_config(parse_arguments(words), "generate", GenerateConfig)
     if config is None:
         return 0

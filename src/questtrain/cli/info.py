@@ -69,6 +69,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Show a run's numbers."""
     arguments = parse_arguments(words)
     facts = describe(train_config(arguments))
     if arguments.json:

@@ -60,6 +60,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Show the choices within a budget, the best first."""
     arguments = parse_arguments(words)
     paths, settings = split_paths(arguments.overrides)
     refuse_options(settings, "--json", "--cfg job", "--help")

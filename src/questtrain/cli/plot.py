@@ -43,6 +43,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Draw one figure, or all that the runs allow."""
     output, rest = take_option(words, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)
     refuse_options(arguments.overrides, "-o FILE", "--json", "--help")

@@ -34,6 +34,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Write the page."""
     title, rest = take_option(words, "--title")
     output, rest = take_option(rest, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)

@@ -42,6 +42,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Show the table of runs, or write it."""
     csv_file, words = take_option(words, "--csv", what="a file")
     jsonl_file, words = take_option(words, "--jsonl", what="a file")
     sort, words = take_option(words, "--sort", what="a column")

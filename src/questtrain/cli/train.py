@@ -46,6 +46,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 
 
 def main(words: Sequence[str]) -> int:
+    """Train a run, or show its settings; prints its folder."""
     if "--settings" in words:
         print(settings_page(), end="")
         return 0
