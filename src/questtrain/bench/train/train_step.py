@@ -131,21 +131,17 @@ def bench_train(
             _release_memory(device)
 
 
+@dataclass
 class ModelBenchmark:
     """One model's cases, each against ``bf16``, in turns of ``steps``."""
 
-    def __init__(
-        self,
-        model: str,
-        cases: Mapping[str, TrainConfig],
-        steps: int,
-        rounds: int,
-        profiles: dict[str, Any] | None,
-    ) -> None:
-        self.model, self.cases, self.steps, self.rounds = model, cases, steps, rounds
-        self.profiles = profiles
-        self.done: set[str] = set()
-        self.plain_speedup: float | None = None  # of bf16, once it is known
+    model: str
+    cases: Mapping[str, TrainConfig]
+    steps: int
+    rounds: int
+    profiles: dict[str, Any] | None
+    done: set[str] = field(default_factory=set)
+    plain_speedup: float | None = None  # of bf16, once it is known
 
     def run(self, results: Results, device: torch.device) -> None:
         """Add the rows of all cases that fit into memory, ``bf16`` and ``plain`` first."""
