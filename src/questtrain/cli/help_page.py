@@ -6,7 +6,7 @@ All three stand elsewhere, once: the first two where the setting is declared
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from textwrap import fill
 from typing import Any
@@ -23,11 +23,12 @@ WIDE = 1e4
 MARKERS = {"???": "", "None": "null", "True": "true", "False": "false"}
 
 
-def own_settings(kind: Any, config_name: str) -> str:
+def own_settings(kind: Any, config_name: str, width: int = 0) -> str:
     """The settings of a command that has some of its own: the lines of ``conf/CONFIG_NAME.yaml``'s
-    keys, as the dataclass ``kind`` declares them."""
+    keys, as the dataclass ``kind`` declares them; names take ``width`` columns at the least."""
     defaults = _read(f"{config_name}.yaml")
-    return _lines((key, _words(kind, key), default_text(value)) for key, value in defaults.items())
+    rows = [(key, _words(kind, key), default_text(value)) for key, value in defaults.items()]
+    return _lines(rows, width)
 
 
 def train_settings() -> str:
@@ -52,10 +53,9 @@ def default_text(value: Any) -> str:
     return MARKERS.get(str(value), str(value))
 
 
-def _lines(rows: Iterable[tuple[str, str, str]]) -> str:
+def _lines(rows: Sequence[tuple[str, str, str]], width: int = 0) -> str:
     """``  name   what it is   [default]`` for each."""
-    rows = list(rows)
-    width = max(len(name) for name, _, _ in rows) + 4
+    width = max(width, *(len(name) + 4 for name, _, _ in rows))
     return "\n".join(
         fill(
             f"{f'  {name}':<{width}}{text}{f'   [{default}]' if default else ''}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 from questtrain.cli.arguments import Arguments, parse_arguments
+from questtrain.cli.help_page import own_settings
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.cli.sweep_jobs import make_jobs
 from questtrain.config import TrainConfig
@@ -49,7 +50,7 @@ settings
   runs_dir          where the sweep's folder goes   [runs]
   launcher          {launchers}   [local]
   launcher.workers  runs at a time; launcher.gpus=[0,1], launcher.runs_per_gpu, launcher.threads
-  mfu, gpu          of the estimated GPU-hours   [measured, or 0.40; this machine's, or H100]
+{settings}
 
 options
   --dry-run         what would be trained: tokens, FLOPs, GPU-hours, memory
@@ -70,8 +71,8 @@ examples
 class SweepConfig:
     """The command's own settings (``conf/sweep.yaml``), without those of the launcher."""
 
-    mfu: Annotated[float | None, Interval("(0, 1]")]
-    gpu: str | None
+    mfu: Annotated[float | None, Interval("(0, 1]"), "of the estimate; null: as measured, or 0.40"]
+    gpu: Annotated[str | None, "of the estimate of GPU-hours; null: this machine's, or H100"]
 
 
 @dataclass
@@ -140,6 +141,7 @@ def help_page(words: Sequence[str] = ()) -> str:
     return HELP.format(
         sweeps="\n".join(f"  {name:<{width}}{title}" for name, title in titles.items()),
         launchers=", ".join(group_choices("launcher")),
+        settings=own_settings(SweepConfig, "sweep", width=20),
     )
 
 
