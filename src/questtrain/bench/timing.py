@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -74,12 +74,18 @@ def measure(
         for name, case in prepared.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in cases}
-    order = random.Random(seed)
-    for _ in range(rounds):
-        for name in order.sample(list(prepared), len(prepared)):
-            case, count = prepared[name], repeats[name]
-            samples[name].append(case.sample(count) / (count * case.calls))
+    for _, name in turns(prepared, rounds, seed):
+        case, count = prepared[name], repeats[name]
+        samples[name].append(case.sample(count) / (count * case.calls))
     return {name: timing(values) for name, values in samples.items()}
+
+
+def turns(cases: Iterable[str], rounds: int, seed: int = 0) -> Iterator[tuple[int, str]]:
+    """The round and the case: each case once a round, in a new order."""
+    names, order = list(cases), random.Random(seed)
+    for turn in range(rounds):
+        for name in order.sample(names, len(names)):
+            yield turn, name
 
 
 def timing(samples: Sequence[float]) -> Timing:

@@ -9,7 +9,6 @@ turn prefills its context anew, takes some steps that are not timed, then as man
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
 
 import torch
@@ -23,7 +22,7 @@ from questtrain.bench.model.random_models import (
 )
 from questtrain.bench.results import Results, speed_rows
 from questtrain.bench.settings import DecodeConfig
-from questtrain.bench.timing import Timing, mark, microseconds, timing
+from questtrain.bench.timing import Timing, mark, microseconds, timing, turns
 from questtrain.config import ModelConfig, parse_bits
 from questtrain.inference import Decoder
 from questtrain.inference.packed_llama import PackedLlama
@@ -85,12 +84,10 @@ def measure_steps(
         case: Decoder(model, batch_size, context + 2 * steps) for case, model in models.items()
     }
     samples: dict[str, list[float]] = {case: [] for case in decoders}
-    order = random.Random(0)
-    for turn in range(rounds + 1):
-        for case in order.sample(list(decoders), len(decoders)):
-            taken = _sample(decoders[case], prompt_BT, steps)
-            if turn > 0:
-                samples[case].append(taken)
+    for turn, case in turns(decoders, rounds + 1):
+        taken = _sample(decoders[case], prompt_BT, steps)
+        if turn > 0:
+            samples[case].append(taken)
     return {case: timing(values) for case, values in samples.items()}
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.settings import TrainStepConfig
-from questtrain.bench.timing import mark, microseconds, timing
+from questtrain.bench.timing import mark, microseconds, timing, turns
 from questtrain.bench.train.plain_llama import PlainStep
 from questtrain.bench.train.profile import profile_step
 from questtrain.config import TrainConfig
@@ -163,10 +162,8 @@ class ModelBenchmark:
         config = self.cases[BF16 if case == PLAIN else case]
         pair = {case: Contender(case, config, device), BF16: bf16}
         measured = {name: Measured() for name in pair}
-        order = random.Random(0)
-        for _ in range(self.rounds):
-            for name in order.sample(list(pair), len(pair)):
-                pair[name].turn(self.steps, measured[name])
+        for _, name in turns(pair, self.rounds):
+            pair[name].turn(self.steps, measured[name])
         if case == PLAIN:
             medians = {name: timing(each.steps).median for name, each in measured.items()}
             self.plain_speedup = medians[PLAIN] / medians[BF16]
