@@ -30,9 +30,7 @@ class ModelConfig:
     hidden_size: Annotated[int, Interval("[1, 2^20]"), "width of the residual stream"]
     num_heads: Annotated[int, Interval("[1, 2^20]"), "attention heads"]
     intermediate_size: Annotated[
-        int | None,
-        Interval("[1, 2^24]"),
-        "width of the MLP; null: 8/3 of hidden_size, up to a multiple of 256",
+        int | None, Interval("[1, 2^24]"), "the MLP's; null: 8/3 of hidden_size, in steps of 256"
     ] = None
     vocab_size: Annotated[
         int | None, Interval(SIZE), "rows of the embedding; null: the tokenizer's"
@@ -53,16 +51,12 @@ class QuantConfig:
     method: Annotated[str, PathName(), "the method's name, as its file has it"] = "quest"
     rotation: Annotated[str, Choices(("none", "hadamard")), "of what is quantized"] = "hadamard"
     weight_rotation: Annotated[
-        str,
-        ROTATIONS,
-        "hadamard-back: rotated, quantized, rotated back; auto: the cheapest",
+        str, ROTATIONS, "hadamard-back: rotated, quantized, rotated back; auto: the cheapest"
     ] = "auto"
     activation_rotation: Annotated[str, ROTATIONS, "as weight_rotation"] = "auto"
     hadamard_block: Annotated[int, Interval("[16, 2^30]"), "values rotated together at most"] = 128
     grid: Annotated[
-        str,
-        Choices(("centred", "int")),
-        "centred: 2^b levels, none of them zero; int: 2^b - 1 levels with zero",
+        str, Choices(("centred", "int")), "centred: 2^b levels, none zero; int: 2^b - 1 with zero"
     ] = "centred"
     scale: Annotated[
         str,
@@ -72,12 +66,10 @@ class QuantConfig:
     trust_scale: Annotated[
         float | None,
         Interval("(0, inf]"),
-        "gradients pass up to so many half-widths of the grid; null: the format's own",
+        "trust up to so many half-widths; null: the format's own",
     ] = None
     trust_error: Annotated[
-        float | None,
-        Interval("(0, inf]"),
-        "gradients pass up to an error of so many row rms: trust_scale's other form",
+        float | None, Interval("(0, inf]"), "its other form: trust up to an error of so many rms"
     ] = None
     activation_offset: Annotated[bool, "learn an offset of activations too (LSQ+)"] = False
     lr_scale: Annotated[float, Interval("(0, 1e6]"), "learned scales train at so many times lr"] = (
@@ -168,14 +160,10 @@ class LoopConfig:
 
     autocast: Annotated[str, Choices(("auto", "bf16", "none")), "auto: bf16 on a GPU"] = "auto"
     save: Annotated[
-        str,
-        Choices(("codes", "packed")),
-        "what the backward keeps: codes, a byte each; packed: their few bits, less memory",
+        str, Choices(("codes", "packed")), "for the backward; packed: fewer bytes, a little slower"
     ] = "codes"
     backward: Annotated[
-        str,
-        Choices(("exact", "fp8")),
-        "fp8: the quantized layers' two products in FP8, of rounded gradients, faster",
+        str, Choices(("exact", "fp8")), "fp8: faster, by FP8 products of rounded gradients"
     ] = "exact"
     cuda_graph: Annotated[bool, "forward and backward as one graph, where kernels serve"] = True
     validation_tokens: Annotated[int, Interval(COUNT), "tokens of a validation"] = 524_288
@@ -213,9 +201,7 @@ class TrainConfig:
     ]
     batch_size: Annotated[int, Interval("[1, 2^20]"), "sequences a step"]
     micro_batch_size: Annotated[
-        int | None,
-        Interval("[1, 2^20]"),
-        "sequences at once; lower it when memory is short",
+        int | None, Interval("[1, 2^20]"), "sequences at once; lower it when memory is short"
     ]
     sequence_length: Annotated[int, Interval("[2, 2^20]"), "tokens a sequence"]
     lr: Annotated[float, Interval("(0, inf)"), "peak learning rate (table 3 of the paper)"]
