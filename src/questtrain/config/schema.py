@@ -184,7 +184,7 @@ class TrainConfig:
     optim: Annotated[OptimConfig, "optimizer, with optim.weight_decay, optim.beta1, …"]
     schedule: Annotated[ScheduleConfig, "of the learning rate, with schedule.warmup_fraction, …"]
     logger: Annotated[LoggerConfig, "where metrics go besides metrics.jsonl"]
-    train: LoopConfig
+    train: Annotated[LoopConfig, "the training loop"]
     bits: Annotated[str, "w<W>a<A>; W, A in 1, 1.58, 2..8, fp4, 16 (w4a4, w4s24a4), or bf16"]
     name: Annotated[
         str | None,
