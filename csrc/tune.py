@@ -26,6 +26,7 @@ from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import Sampler, Timing, measure
 from questtrain.cli.bench_models import models_named
 from questtrain.errors import UserError
+from questtrain.kernels import extension
 from questtrain.kernels.ops.linear import int8_linear_tile
 from questtrain.store.files import atomic_write, output_for
 
@@ -42,8 +43,8 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure every shape of the models' blocks and write the table as C++ initializers."""
     options = parse(words)
     device = torch.device("cuda")
-    if not torch.cuda.is_available():
-        sys.exit("error: tiles are measured on a Hopper GPU.")
+    if not extension.serves(device):
+        sys.exit("error: tiles are measured on a Hopper GPU, by the library of `make kernels`.")
     try:
         models = models_named(options.models)
     except UserError as error:
