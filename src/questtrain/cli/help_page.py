@@ -18,8 +18,8 @@ from questtrain.config import TrainConfig
 from questtrain.config.ranges import Choices, Form, Interval, about, rules_of
 
 WIDTH = 100
-WIDE = 1e4
-"""An interval up to this and more holds whatever is sensible: a page need not say it."""
+WIDE = 1e3
+"""An interval beyond this holds whatever is sensible: a page need not say it."""
 MARKERS = {"???": "", "None": "null", "True": "true", "False": "false"}
 
 
@@ -73,7 +73,7 @@ def _words(kind: Any, key: str) -> str:
     for rule in rules_of(kind)[key]:
         if isinstance(rule, Choices | Form):
             valid.append(str(rule))
-        elif isinstance(rule, Interval) and rule.ends[1] < WIDE:
+        elif isinstance(rule, Interval) and rule.ends[1] <= WIDE:
             valid.append(rule.words())
     return about(kind)[key] + (f" ({'; '.join(valid)})" if valid else "")
 

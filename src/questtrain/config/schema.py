@@ -211,10 +211,16 @@ class TrainConfig:
     eval_every: Annotated[int, Interval(COUNT), "steps between validations"]
     checkpoint_every: Annotated[int, Interval(COUNT), "steps between checkpoints"]
     resume: Annotated[str, Choices(("auto", "never", "must")), "auto goes on where it stopped"]
+    gpus: Annotated[
+        int | None,
+        Interval("[1, 4096]"),
+        "of this machine, a process each; null: one process on device",
+    ] = None
 
 
 OPERATIONAL = (
     "device",
+    "gpus",
     "compile",
     "log_every",
     "eval_every",
