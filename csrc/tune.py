@@ -32,8 +32,10 @@ from questtrain.store.files import atomic_write, output_for
 
 MODELS = ("30M", "100M", "800M", "1600M", "7B")
 TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-TABLE = Path(__file__).parent / "gemm" / "tiles_sm90.inc"
-CONFIGURATIONS, SWIZZLES, ORDERS = 12, 4, 2
+GEMM = Path(__file__).parent / "gemm"
+TABLE = GEMM / "tiles_sm90.inc"
+CONFIGURATIONS = (GEMM / "configurations_sm90.inc").read_text().count("\nNUMBERED_TILE(")
+SWIZZLES, ORDERS = 4, 2
 """As gemm/tiles_sm90.h numbers them: configuration + 12·log2(swizzle) + 48·order."""
 FINALISTS = 3
 LEVELS = 16

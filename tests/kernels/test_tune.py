@@ -19,6 +19,7 @@ def test_the_table_is_written_as_the_library_has_it():
     text = tune.TABLE.read_text(encoding="utf-8")
     rows = [tuple(map(int, re.findall(r"\d+", line))) for line in text.splitlines()]
     assert tune.table_text(rows) == text
+    assert tune.CONFIGURATIONS == 12
     tiles = tune.CONFIGURATIONS * tune.SWIZZLES * tune.ORDERS
     assert all(len(row) == 4 and 0 <= row[3] < tiles for row in rows)
     assert {row[0] for row in rows} == set(tune.TOKENS)
