@@ -12,10 +12,10 @@ import pytest
 
 from questtrain.cli.commands import COMMANDS
 from questtrain.cli.completion import candidates
-from questtrain.cli.hydra_config import GROUPS
 from questtrain.cli.main import main
 from questtrain.config import TrainConfig
 from questtrain.config.loading import setting_names
+from questtrain.config.schema import GROUPS
 from tests.training_data import questtrain
 
 

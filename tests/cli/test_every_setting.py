@@ -26,7 +26,7 @@ from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, 
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.diagnose import DiagnoseConfig
 from questtrain.cli.generate import GenerateConfig
-from questtrain.cli.hydra_config import GROUPS, compose_mapping
+from questtrain.cli.hydra_config import compose_mapping
 from questtrain.cli.main import main
 from questtrain.cli.plan import PlanConfig
 from questtrain.cli.run_name import run_name
@@ -34,6 +34,7 @@ from questtrain.cli.sweep import SweepConfig
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping, setting_names
 from questtrain.config.ranges import Interval, about, rules_of
+from questtrain.config.schema import GROUPS
 from questtrain.data.sources import KINDS
 from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions

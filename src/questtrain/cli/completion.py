@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 
 from questtrain.cli.commands import COMMANDS
-from questtrain.cli.hydra_config import GROUPS, group_choices
+from questtrain.cli.hydra_config import group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.bits import COMMON
 from questtrain.config.loading import setting_names
+from questtrain.config.schema import GROUPS
 from questtrain.errors import unknown
 from questtrain.sweep import sweep_names
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from questtrain.cli.hydra_config import GROUPS, group_choices
+from questtrain.cli.hydra_config import group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.ranges import Choices, Form, Interval, about, rules_of
+from questtrain.config.schema import GROUPS
 
 WIDTH = 100
 WIDE = 1e3

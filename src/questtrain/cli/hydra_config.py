@@ -15,9 +15,9 @@ from questtrain.cli.environment import environment_closed
 from questtrain.cli.own_files import check_own_file, own_file, read_own_file, yaml_fault
 from questtrain.config.loading import setting_names
 from questtrain.config.ranges import shown
+from questtrain.config.schema import GROUPS
 from questtrain.errors import UserError, suggestion, unknown
 
-GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 ADDED_GROUPS = ("launcher",)
 """Groups that a command adds to its own settings, with Hydra's ``+``."""
 HUGE_NUMBER = re.compile(r"[+-]?[\d_]{1000,}")

@@ -7,10 +7,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from questtrain.cli.help_page import default_text
-from questtrain.cli.hydra_config import GROUPS, compose_mapping, group_choices
+from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.loading import flatten
 from questtrain.config.ranges import about, rules_of
+from questtrain.config.schema import GROUPS
 
 PAGE = """# Settings
 

@@ -16,6 +16,8 @@ from questtrain.config.ranges import COUNT, SEED, SIZE, Choices, Form, Interval,
 DEVICE = Form(r"auto|cpu|cuda(:\d{1,4})?", "auto, cpu, cuda or cuda:N")
 ROTATIONS = Choices(("auto", "none", "hadamard", "hadamard-back"))
 SWITCH = Choices(("auto", "true", "false"))
+GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
+"""Settings that choose a YAML file of ``conf/``."""
 MAX_STEPS = 10**9
 """Steps of a run at the most: at a thousand a second they take twelve days."""
 
