@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from questtrain.errors import UserError
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers.config import LocalConfig
 from questtrain.sweep.machine import Gpu, available_cores, visible_gpus
 
 MOST_RUNS_PER_GPU = 4
@@ -64,33 +63,42 @@ class Places:
         return ", ".join(str(place) for place in self.places) + bound
 
 
-def find_places(jobs: Sequence[Job], config: LocalConfig) -> Places:
+def find_places(
+    jobs: Sequence[Job],
+    workers: int | None,
+    gpus: Sequence[int] | None,
+    runs_per_gpu: int | None,
+    threads: int,
+) -> Places:
     """The visible GPUs; CPU cores where there are none, or every job asks for ``device=cpu``."""
     on_cpu = all("device=cpu" in job.words for job in jobs)
-    gpus = [] if on_cpu else visible_gpus(config.gpus)
-    if not gpus and config.gpus:
+    found = [] if on_cpu else visible_gpus(gpus)
+    if not found and gpus:
         raise UserError("launcher.gpus is set, but every run has device=cpu.")
-    if gpus:
+    if found:
         _check_devices(jobs)
-        return Places([_on_gpu(gpu, config) for gpu in gpus], config.workers)
-    runs = config.workers or max(1, available_cores() // config.threads)
-    return Places([Place("CPU", runs, threads=config.threads)], workers=None)
+        return Places([_on_gpu(gpu, runs_per_gpu) for gpu in found], workers)
+    runs = workers or max(1, available_cores() // threads)
+    return Places([Place("CPU", runs, threads=threads)], workers=None)
 
 
-def _on_gpu(gpu: Gpu, config: LocalConfig) -> Place:
+def _on_gpu(gpu: Gpu, runs: int | None) -> Place:
     # By PCI order CUDA numbers the GPUs as nvidia-smi does.
     environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu.index)}
-    free = None if config.runs_per_gpu else gpu.free_bytes
-    most = config.runs_per_gpu or MOST_RUNS_PER_GPU
-    return Place(f"GPU {gpu.index}", most, free, environment)
+    free = None if runs else gpu.free_bytes
+    return Place(f"GPU {gpu.index}", runs or MOST_RUNS_PER_GPU, free, environment)
 
 
 def _check_devices(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        for word in job.words:
-            if word.startswith("device=cuda:"):
-                index = word.removeprefix("device=cuda:")
-                raise UserError(
-                    f"{word} names one GPU for every run: the launcher gives each its own."
-                    f" launcher.gpus=[{index}] keeps to that one."
-                )
+    for word in {word for job in jobs for word in job.words}:
+        key, _, value = word.partition("=")
+        if key == "device" and value.startswith("cuda:"):
+            raise UserError(
+                f"{word} names one GPU for every run: the launcher gives each its own."
+                f" launcher.gpus=[{value.removeprefix('cuda:')}] keeps to that one."
+            )
+        if key == "gpus" and value not in ("1", "null"):
+            raise UserError(
+                f"{word}: launcher=local gives each run one GPU; launcher=slurm with"
+                f" launcher.gpus_per_node={value}, and without {word}, gives it several."
+            )

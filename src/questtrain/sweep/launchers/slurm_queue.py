@@ -12,25 +12,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_json
 from questtrain.store.json_object import read_json_object
+from questtrain.sweep.state import QueuedRun
 
 SECONDS_BETWEEN_QUESTIONS = 10
 """How often squeue is asked at most: the controller serves a whole cluster."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A job (``"17"``) or array task (``"17_3"``) that Slurm has not finished with, and its state
-    (``PENDING``, ``RUNNING``, ``COMPLETING``, …)."""
-
-    task_id: str
-    state: str
 
 
 def submissions_file(sweep_folder: Path) -> Path:
@@ -51,8 +42,9 @@ def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:
     write_json(submissions_file(sweep_folder), {**read_submissions(sweep_folder), **task_ids})
 
 
-def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, Task]:
-    """Run name → its task, where Slurm still has one. At most ten seconds old, or ``fresh``.
+def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, QueuedRun]:
+    """Run name → its job (``17``) or array task (``17_3``), where Slurm has not finished with it.
+    At most ten seconds old, or ``fresh``.
 
     Empty where nothing was submitted or this machine has no Slurm; UserError if squeue fails.
     """
@@ -61,12 +53,17 @@ def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, Task]:
         return {}
     moment = time.monotonic_ns() if fresh else int(time.monotonic() / SECONDS_BETWEEN_QUESTIONS)
     states = _states(moment)
-    return {name: Task(t, states[t]) for name, t in task_ids.items() if t in states}
+    return {
+        name: QueuedRun(states[t] == "RUNNING", f"Slurm job {t}: {states[t].lower()}")
+        for name, t in task_ids.items()
+        if t in states
+    }
 
 
 @lru_cache(maxsize=1)
 def _states(moment: int) -> dict[str, str]:
-    """Task id → state of all of this user's jobs, one line an array task."""
+    """Task id → state (``PENDING``, ``RUNNING``, ``COMPLETING``, …) of all of this user's jobs, one
+    line an array task."""
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i %T"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
