@@ -42,7 +42,7 @@ ANYTHING = {"cli", "__init__", "__main__"}  # the roof, and the lazy public name
 WITHOUT_TORCH = {"errors", "config", "process", "scaling", "sweep"}
 ONLY_CLI = {"hydra", "omegaconf"}
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "manager"}
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 40
 
 
 def name_of(file: Path) -> str:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from questtrain.bench.decode import compile_blocks
 from questtrain.bench.dense import stacked
+from questtrain.bench.model.decode import compile_blocks
 from questtrain.config import ModelConfig
 from questtrain.inference import Decoder, pack
 from questtrain.inference.cache import StaticCache

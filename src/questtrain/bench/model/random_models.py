@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,11 @@ def _random(model: ModelConfig, bits: str, device: torch.device) -> Llama:
         llama = Llama(replace(model), bits, QuantConfig())
     llama.init_weights()
     return llama.eval().requires_grad_(False)
+
+
+def shape_of(model: ModelConfig, batch_size: int) -> dict[str, Any]:
+    """What a row of results says of its model and batch."""
+    return {"model": model.name, "layers": model.num_layers, "batch_size": batch_size}
 
 
 def random_tokens(

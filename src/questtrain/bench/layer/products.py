@@ -14,8 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from questtrain.bench.linears import int8, packed
-from questtrain.bench.operands import (
+from questtrain.bench.layer.random_tensors import (
     DTYPE,
     Format,
     matrix_of,
@@ -26,10 +25,11 @@ from questtrain.bench.operands import (
     total_bytes,
 )
 from questtrain.bench.results import Row, timing_row
-from questtrain.bench.shapes import Product
-from questtrain.bench.timing import measure
+from questtrain.bench.shapes import ProductShape
+from questtrain.bench.timing import Sampler
 from questtrain.kernels import RowFormat, hadamard_linear
 from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.ops.linear import int8_linear, packed_linear
 
 Cases = dict[str, list[Callable[[], object]]]
 Operations = dict[str, tuple[Callable[..., object], tuple[Tensor, ...]]]
@@ -41,17 +41,16 @@ FP8_CAPABILITY = (8, 9)
 
 
 def measure_product(
-    product: Product,
+    product: ProductShape,
     tokens: int,
     formats: Format,
     device: torch.device,
-    rounds: int,
-    milliseconds: float,
+    sample: Sampler,
 ) -> list[Row]:
     """A row for each case: microseconds, ``tops`` (10¹² operations a second), ``gbps`` (10⁹ bytes
     of operands and result a second) and ``speedup`` over BF16."""
     cases, sizes = product_cases(product, tokens, formats, device)
-    timings = measure(cases, rounds, milliseconds, device)
+    timings = sample(cases)
     what = {
         "part": "products",
         "linear": product.name,
@@ -73,7 +72,7 @@ def measure_product(
 
 
 def product_cases(
-    product: Product, tokens: int, formats: Format, device: torch.device
+    product: ProductShape, tokens: int, formats: Format, device: torch.device
 ) -> tuple[Cases, dict[str, int]]:
     """The cases, and the bytes that one call of each has to move."""
     x = normal(tokens, product.in_features, device)
@@ -107,11 +106,11 @@ def _integer_operations(x: Tensor, weight: Tensor, formats: Format) -> Operation
     tokens = x.shape[0]
     activation = quantized(x, formats.activation_levels)
     values, scales, _ = quantized(weight, formats.weight_levels)
-    operations: Operations = {"int8": (int8, (*activation, values, scales))}
+    operations: Operations = {"int8": (_int8, (*activation, values, scales))}
     if tokens <= MAX_PACKED_ROWS:
         for case, levels in PACKED_LEVELS.items():
             codes, scales, _ = quantized(weight, levels, packed=True)
-            operations[case] = (packed(levels), (*activation, codes, scales))
+            operations[case] = (partial(_packed, levels), (*activation, codes, scales))
     return operations
 
 
@@ -137,6 +136,16 @@ def _bf16(x: Tensor, weight: Tensor) -> Tensor:
 
 def _fp8(x: Tensor, weight: Tensor, one: Tensor) -> Tensor:
     return torch._scaled_mm(x, weight.t(), one, one, out_dtype=DTYPE, use_fast_accum=False)
+
+
+def _int8(x: Tensor, x_scales: Tensor, _: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
+    return int8_linear(x, x_scales, weight, scales, DTYPE)
+
+
+def _packed(
+    levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    return packed_linear(x, x_scales, x_sums, weight, scales, levels, DTYPE)
 
 
 def _layer(

@@ -26,7 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from questtrain.bench.operands import (
+from questtrain.bench.layer.products import Cases
+from questtrain.bench.layer.quantizers import EPS
+from questtrain.bench.layer.random_tensors import (
     Format,
     Tensors,
     matrix_of,
@@ -35,11 +37,9 @@ from questtrain.bench.operands import (
     rotating,
     row_format,
 )
-from questtrain.bench.products import Cases
-from questtrain.bench.quantizers import EPS
 from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import block_products
-from questtrain.bench.timing import measure
+from questtrain.bench.timing import Sampler
 from questtrain.config import ModelConfig
 from questtrain.kernels import (
     Int8Matrix,
@@ -63,6 +63,7 @@ class Inputs(NamedTuple):
 
     @property
     def of_linears(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The rows of each linear, in their order."""
         return self.x, self.attention, self.x, self.inner
 
 
@@ -77,11 +78,11 @@ class BlockBenchmark:
         self.add_norm = compiled(_add_norm, device)
         self.swiglu = compiled(_swiglu, device)
 
-    def measure(self, tokens: int, rounds: int, milliseconds: float) -> list[Row]:
+    def measure(self, tokens: int, sample: Sampler) -> list[Row]:
         """A row for each case: microseconds, how its ``weights`` lie (bf16, packed or int8),
         ``tops`` of the products, ``speedup`` over ``bf16 products``; the blocks also have
         ``block_speedup``, over ``bf16 block``."""
-        timings = measure(self.cases(tokens), rounds, milliseconds, self.device)
+        timings = sample(self.cases(tokens))
         operations = sum(product.operations(tokens) for product in self.products)
         usual, *others = self._weight_kinds(tokens)
         weights = {"bf16 products": "bf16", "bf16 block": "bf16"}

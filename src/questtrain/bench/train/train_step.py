@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ import torch
 import torch._dynamo.config
 from torch import Tensor
 
-from questtrain.bench.plain_llama import PlainStep
-from questtrain.bench.profile import profile_step
 from questtrain.bench.results import Results, Row, timing_row
-from questtrain.bench.timing import timing
+from questtrain.bench.settings import TrainStepConfig
+from questtrain.bench.timing import mark, microseconds, timing, turns
+from questtrain.bench.train.plain_llama import PlainStep
+from questtrain.bench.train.profile import profile_step
 from questtrain.config import TrainConfig
 from questtrain.train.step import TrainingStep
 from questtrain.train.step_graph import WARM_CALLS
@@ -94,72 +94,56 @@ class Contender:
 
     def _timed(self, steps: int, measured: Measured) -> list[float]:
         """Microseconds of each step: on a GPU between events, one after each step."""
-        marks = [self._mark()]
+        marks = [mark(self.device)]
         for _ in range(steps):
             loss = self.take_step()
-            marks.append(self._mark())
+            marks.append(mark(self.device))
         measured.loss = float(loss)
-        if not self.on_gpu:
-            return [(end - start) * 1e6 for start, end in pairwise(marks)]
-        torch.cuda.synchronize(self.device)
-        return [start.elapsed_time(end) * 1e3 for start, end in pairwise(marks)]
-
-    def _mark(self) -> Any:
-        """Now: an event of the device, or the host's seconds."""
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self.device))
-        return event
+        return [microseconds(start, end) for start, end in pairwise(marks)]
 
 
 def bench_train(
     results: Results,
     models: Mapping[str, Mapping[str, TrainConfig]],
-    steps: int,
-    rounds: int,
+    config: TrainStepConfig,
     device: torch.device,
-    profile: bool,
 ) -> None:
     """Fill ``results`` with a row for each case of each model and, on a GPU, its ``profiles``:
-    model → case → `questtrain.bench.profile.summary` of a step.
+    model → case → `questtrain.bench.train.profile.summary` of a step.
 
-    ``models``: name → case → its settings, ``bf16`` among them; ``plain`` takes those. ``steps`` of
-    a case are timed, in ``rounds`` turns. What does not fit into memory is left out.
+    ``models``: name → case → its settings, ``bf16`` among them; ``plain`` takes those.
+    ``config.steps`` of a case are timed, in ``config.rounds`` turns. What does not fit into memory
+    is left out.
     """
     profiles: dict[str, dict[str, Any]] | None = None
     if device.type == "cuda":
         _make_workspaces(device)
-        if profile:
+        if config.profile:
             profiles = results.record["profiles"] = {model: {} for model in models}
-    rounds = min(rounds, steps)
+    rounds = min(config.rounds, config.steps)
+    steps = math.ceil(config.steps / rounds)
     with torch._dynamo.config.patch(COMPILER):
         for model, cases in models.items():
             torch.compiler.reset()
             of_model = None if profiles is None else profiles[model]
-            bench = ModelBenchmark(model, cases, math.ceil(steps / rounds), rounds, of_model)
-            bench.run(results, device)
+            ModelBenchmark(model, cases, steps, rounds, of_model).run(results, device)
             _release_memory(device)
-    results.finish()
 
 
+@dataclass
 class ModelBenchmark:
     """One model's cases, each against ``bf16``, in turns of ``steps``."""
 
-    def __init__(
-        self,
-        model: str,
-        cases: Mapping[str, TrainConfig],
-        steps: int,
-        rounds: int,
-        profiles: dict[str, Any] | None,
-    ) -> None:
-        self.model, self.cases, self.steps, self.rounds = model, cases, steps, rounds
-        self.profiles = profiles
-        self.done: set[str] = set()
-        self.plain_speedup: float | None = None  # of bf16, once it is known
+    model: str
+    cases: Mapping[str, TrainConfig]
+    steps: int
+    rounds: int
+    profiles: dict[str, Any] | None
+    done: set[str] = field(default_factory=set)
+    plain_speedup: float | None = None  # of bf16, once it is known
 
     def run(self, results: Results, device: torch.device) -> None:
+        """Add the rows of all cases that fit into memory, ``bf16`` and ``plain`` first."""
         try:
             bf16 = Contender(BF16, self.cases[BF16], device)
         except torch.OutOfMemoryError:
@@ -178,10 +162,8 @@ class ModelBenchmark:
         config = self.cases[BF16 if case == PLAIN else case]
         pair = {case: Contender(case, config, device), BF16: bf16}
         measured = {name: Measured() for name in pair}
-        order = random.Random(0)
-        for _ in range(self.rounds):
-            for name in order.sample(list(pair), len(pair)):
-                pair[name].turn(self.steps, measured[name])
+        for _, name in turns(pair, self.rounds):
+            pair[name].turn(self.steps, measured[name])
         if case == PLAIN:
             medians = {name: timing(each.steps).median for name, each in measured.items()}
             self.plain_speedup = medians[PLAIN] / medians[BF16]

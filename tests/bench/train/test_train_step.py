@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from questtrain.bench import train_step
-from questtrain.bench.plain_llama import PlainLlama, PlainStep
-from questtrain.bench.profile import CATEGORIES, Kernel, category, summary
 from questtrain.bench.results import Results
+from questtrain.bench.settings import TrainStepConfig
 from questtrain.bench.tables import tables
-from questtrain.bench.train_step import bench_train
-from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.bench.train import train_step
+from questtrain.bench.train.plain_llama import PlainLlama, PlainStep
+from questtrain.bench.train.profile import CATEGORIES, Kernel, category, summary
+from questtrain.bench.train.train_step import bench_train
+from questtrain.cli.arguments import Arguments, own_config, parse_arguments, train_config
 from questtrain.config import ModelConfig, QuantConfig
 from questtrain.model import Llama
 
@@ -32,7 +33,8 @@ def bench(cases=("w4a4",), **models):
     """The record of a run of two turns of one step."""
     results = Results("train", {}, {}, None)
     settings = {"bf16": config(), **{case: config(case) for case in cases}}
-    bench_train(results, models or {"nano": settings}, 2, 2, CPU, profile=True)
+    turns = own_config(Arguments(overrides=["steps=2", "rounds=2"]), "bench_train", TrainStepConfig)
+    bench_train(results, models or {"nano": settings}, turns, CPU)
     return results.record
 
 
@@ -91,7 +93,6 @@ def test_ratios_are_of_the_same_turns():
     assert rows["bf16"]["speedup"] == 1
     assert rows["plain"]["plain_speedup"] == pytest.approx(1)
     assert "profiles" not in record  # a GPU's
-    assert record["complete"]
 
 
 def test_one_case_beside_bf16_at_a_time(monkeypatch):
@@ -130,7 +131,6 @@ def test_what_does_not_fit_is_left_out(monkeypatch, caplog, too_large, left, war
     record = bench(["w4a4", "w2a2"])
     assert [row["case"] for row in record["rows"]] == left
     assert warning in caplog.text
-    assert record["complete"]
     if too_large == "plain":
         assert {row["plain_speedup"] for row in record["rows"]} == {None}
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from questtrain.bench.operands import Format
-from questtrain.bench.products import product_cases
-from questtrain.bench.quantizers import copy_calls
-from questtrain.bench.shapes import Product
+from questtrain.bench.layer.products import product_cases
+from questtrain.bench.layer.quantizers import copy_calls
+from questtrain.bench.layer.random_tensors import Format
+from questtrain.bench.shapes import ProductShape
 from questtrain.bench.timing import measure
 
 EDGE = {"cuda": 8192, "cpu": 128}
@@ -23,7 +23,7 @@ def measure_ceilings(formats: Format, device: torch.device, rounds: int = 5) -> 
     """``copy_gbps`` (10⁹ bytes read and written a second), and ``bf16_tops``, ``fp8_tops`` (where
     the device has it), ``int8_tops`` (ours) at a product of ``edge``³."""
     edge, size = EDGE[device.type], COPY_BYTES[device.type]
-    product = Product("ceiling", edge, edge)
+    product = ProductShape("ceiling", edge, edge)
     all_cases, _ = product_cases(product, edge, formats, device)
     cases = {case: all_cases[case] for case in RATES if case in all_cases}
     cases["copy"] = copy_calls(size, device)

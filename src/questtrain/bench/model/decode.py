@@ -9,17 +9,21 @@ turn prefills its context anew, takes some steps that are not timed, then as man
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from questtrain.bench.models import packed_model, random_tokens, stacked_model
-from questtrain.bench.results import Results, timing_row
-from questtrain.bench.timing import Timing, timing
-from questtrain.config import Bits, ModelConfig
+from questtrain.bench.model.random_models import (
+    packed_model,
+    random_tokens,
+    shape_of,
+    stacked_model,
+)
+from questtrain.bench.results import Results, speed_rows
+from questtrain.bench.settings import DecodeConfig
+from questtrain.bench.timing import Timing, mark, microseconds, timing, turns
+from questtrain.config import ModelConfig, parse_bits
 from questtrain.inference import Decoder
 from questtrain.inference.packed_llama import PackedLlama
 
@@ -28,63 +32,37 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def bench_decode(
-    results: Results,
-    models: Sequence[ModelConfig],
-    bits: Sequence[Bits],
-    batch_sizes: Sequence[int],
-    context: int,
-    steps: int,
-    device: torch.device,
-    rounds: int,
-    compile: bool,
+    results: Results, models: Sequence[ModelConfig], config: DecodeConfig, device: torch.device
 ) -> None:
     """Fill ``results``, a batch size at a time: microseconds a step, ``tokens_per_second`` of all
     sequences together and ``speedup`` over BF16. What does not fit into memory is left out."""
     for model in models:
         try:
-            cases = _cases(model, bits, device, compile)
+            cases = _cases(model, config, device)
         except torch.OutOfMemoryError:
             log.warning("%s, %d layers: does not fit into memory", model.name, model.num_layers)
             continue
-        for batch_size in batch_sizes:
+        for batch_size in config.batch_sizes:
             torch.compiler.reset()  # blocks are compiled for one batch size, and there is a limit
-            prompt = random_tokens(model, batch_size, context, device)
+            prompt = random_tokens(model, batch_size, config.context, device)
             try:
-                timings = measure_steps(cases, prompt, steps, rounds)
+                timings = measure_steps(cases, prompt, config.steps, config.rounds)
             except torch.OutOfMemoryError:
                 log.warning("%s, batch %d: does not fit into memory", model.name, batch_size)
                 continue
-            what = {
-                "model": model.name,
-                "layers": model.num_layers,
-                "batch_size": batch_size,
-                "context": context,
-            }
-            results.add(
-                [
-                    timing_row(
-                        what,
-                        case,
-                        taken,
-                        tokens_per_second=batch_size / taken.median * 1e6,
-                        speedup=timings["bf16"].median / taken.median,
-                    )
-                    for case, taken in timings.items()
-                ]
-            )
+            what = shape_of(model, batch_size) | {"context": config.context}
+            results.add(speed_rows(what, timings, batch_size))
             log.info("%s, batch %d", model.name, batch_size)
         del cases  # before the next model is built
-    results.finish()
 
 
-def _cases(
-    model: ModelConfig, bits: Sequence[Bits], device: torch.device, compile: bool
-) -> dict[str, nn.Module]:
+def _cases(model: ModelConfig, config: DecodeConfig, device: torch.device) -> dict[str, nn.Module]:
     """The rival last, when what the others were made from is gone; it comes first in the table."""
+    bits = [parse_bits(text) for text in config.bits]
     packed = {str(each): packed_model(model, each, device) for each in bits}
     cases = {"bf16": stacked_model(model, device), **packed}
     for case in cases.values():
-        if compile and not isinstance(case, PackedLlama):
+        if config.compile and not isinstance(case, PackedLlama):
             compile_blocks(case)
     return cases
 
@@ -106,12 +84,10 @@ def measure_steps(
         case: Decoder(model, batch_size, context + 2 * steps) for case, model in models.items()
     }
     samples: dict[str, list[float]] = {case: [] for case in decoders}
-    order = random.Random(0)
-    for turn in range(rounds + 1):
-        for case in order.sample(list(decoders), len(decoders)):
-            taken = _sample(decoders[case], prompt_BT, steps)
-            if turn > 0:
-                samples[case].append(taken)
+    for turn, case in turns(decoders, rounds + 1):
+        taken = _sample(decoders[case], prompt_BT, steps)
+        if turn > 0:
+            samples[case].append(taken)
     return {case: timing(values) for case, values in samples.items()}
 
 
@@ -122,16 +98,7 @@ def _sample(decoder: Decoder, prompt_BT: Tensor, steps: int) -> float:
         decoder.prefill(prompt_BT)
     for _ in range(steps):
         decoder.step(tokens_B)
-    if prompt_BT.device.type != "cuda":
-        start_seconds = time.perf_counter()
-        for _ in range(steps):
-            decoder.step(tokens_B)
-        return (time.perf_counter() - start_seconds) * 1e6 / steps
-    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    start.record()
+    start = mark(prompt_BT.device)
     for _ in range(steps):
         decoder.step(tokens_B)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e3 / steps
+    return microseconds(start, mark(prompt_BT.device)) / steps

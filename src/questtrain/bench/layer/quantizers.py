@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from questtrain.bench.operands import (
+from questtrain.bench.layer.random_tensors import (
     DTYPE,
     Format,
     normal,
@@ -17,7 +17,7 @@ from questtrain.bench.operands import (
     total_bytes,
 )
 from questtrain.bench.results import Row, timing_row
-from questtrain.bench.timing import copies_beyond_cache, measure
+from questtrain.bench.timing import Sampler, copies_beyond_cache
 from questtrain.config import ModelConfig, intermediate_size
 from questtrain.kernels import (
     add_rmsnorm_quantize,
@@ -37,8 +37,7 @@ def measure_quantizers(
     tokens: int,
     formats: Format,
     device: torch.device,
-    rounds: int,
-    milliseconds: float,
+    sample: Sampler,
 ) -> list[Row]:
     """A row for each form at each width: microseconds, ``gbps`` (10⁹ bytes read and written a
     second), ``copy_fraction`` (of the speed of a copy of the same bytes)."""
@@ -54,7 +53,7 @@ def measure_quantizers(
         }
         for size in {size for _, _, size in operations.values()}:
             cases[f"copy {size}"] = copy_calls(size, device)
-        timings = measure(cases, rounds, milliseconds, device)
+        timings = sample(cases)
         what = {"part": "quantizers", "tokens": tokens, "k": width}
         for case, (_, _, size) in operations.items():
             copy, timing = timings[f"copy {size}"], timings[case]

@@ -1,4 +1,5 @@
-"""Random operands of the products, and copies of them beyond the device's cache."""
+"""Random tensors to time products on, quantized as ours take them, and copies of them beyond the
+device's cache."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ class Format:
 
     @property
     def packable(self) -> bool:
+        """Whether weights of so many levels have a packed form."""
         return self.weight_levels <= MAX_PACKED_LEVELS
 
 
@@ -77,6 +79,7 @@ def matrix_of(
 
 
 def total_bytes(*tensors: Tensor) -> int:
+    """Bytes of the tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
