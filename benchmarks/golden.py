@@ -117,8 +117,9 @@ def hash_of(tensors: dict[str, Any]) -> str:
 
 def logits_of(run: Path, words: list[str]) -> dict[str, str]:
     """Hashes of the logits of fixed tokens, as values and as packed codes."""
-    import questtrain
     import torch
+
+    import questtrain
 
     if any(word.startswith("method=") and word != "method=quest" for word in words):
         return {}

@@ -159,7 +159,7 @@ def test_its_memory_goes_to_who_needs_it(pair: tuple[TrainingStep, TrainingStep]
         if len(reserved) == 1:
             raise torch.OutOfMemoryError("as if it were full")
 
-    pair[0].beside(validate)
+    pair[0].between_steps(validate)
     assert reserved[0] == before > reserved[1]
     for seed in range(STEPS):
         losses = [step(batch(seed), 1e-3)[0] for step in pair]

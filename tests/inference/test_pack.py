@@ -8,8 +8,7 @@ import questtrain
 from questtrain.config import ModelConfig
 from questtrain.errors import UserError
 from questtrain.inference import block_weight_bytes, pack
-from questtrain.inference.packed_llama import PackedLlama
-from questtrain.model import Llama
+from questtrain.model import Llama, PackedLlama
 from questtrain.quant.method import method_config
 
 SMALL = ModelConfig("small", 1, 2, 128, 2, vocab_size=512)

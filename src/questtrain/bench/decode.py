@@ -21,7 +21,7 @@ from questtrain.bench.results import Results, timing_row
 from questtrain.bench.timing import Timing, timing
 from questtrain.config import Bits, ModelConfig
 from questtrain.inference import Decoder
-from questtrain.inference.packed_llama import PackedLlama
+from questtrain.model import PackedLlama
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from questtrain.bench.profile import profile_step
 from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.timing import timing
 from questtrain.config import TrainConfig
+from questtrain.cuda_graph import capture
 from questtrain.train.step import TrainingStep
 from questtrain.train.step_graph import WARM_CALLS
 
@@ -225,8 +226,8 @@ def _make_workspaces(device: torch.device) -> None:
     that graphs are captured in: made first, it is counted in no case."""
     x = torch.ones(16, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
     torch.autograd.backward((x @ x).sum())
-    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        torch.autograd.backward((x @ x).sum())
+    with torch.cuda.device(device):
+        capture(lambda: torch.autograd.backward((x @ x).sum()))
 
 
 def _release_memory(device: torch.device) -> None:

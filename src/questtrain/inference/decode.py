@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from questtrain.inference.cache import StaticCache
-from questtrain.inference.packed_llama import StackedLlama
-from questtrain.model import Llama
+from questtrain.cuda_graph import GraphedCall
+from questtrain.model import Llama, StackedLlama, StaticCache
 
 
 class Decoder:
@@ -24,11 +23,9 @@ class Decoder:
             raise TypeError(f"a Decoder takes a Llama or a PackedLlama, not {type(model).__name__}")
         self.model, self.capacity, self.length = model, capacity, 0
         self.cache = StaticCache(model.config, batch_size, capacity, model.embed_tokens.weight)
-        self.device = self.cache.position.device
-        self._tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        self._is_warm = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits_BV: Tensor | None = None
+        device = self.cache.position.device
+        self._tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self._graph = GraphedCall(self._next, device, warm_calls=1)
 
     @torch.no_grad()
     def prefill(self, tokens_BT: Tensor) -> Tensor:
@@ -45,26 +42,11 @@ class Decoder:
         the next step overwrites. Raises ValueError when the cache is full."""
         self._reserve(1)
         self._tokens_B.copy_(tokens_B)
-        if self.device.type != "cuda" or not self._is_warm:
-            self._is_warm = True
-            return self._next()
-        if self._graph is None:
-            self._capture()
-        assert self._graph is not None
-        assert self._logits_BV is not None
-        self._graph.replay()
-        return self._logits_BV
+        return self._graph()
 
     def _next(self) -> Tensor:
         logits_BTV: Tensor = self.model(self._tokens_B.unsqueeze(1), self.cache)
         return logits_BTV[:, -1]
-
-    def _capture(self) -> None:
-        """Record a step; nothing of it is run."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            self._logits_BV = self._next()
-        self._graph = graph
 
     def _reserve(self, tokens: int) -> None:
         if self.length + tokens > self.capacity:

@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from questtrain.errors import UserError, unknown
-from questtrain.inference.packed_llama import PackedLlama, can_fuse
-from questtrain.model import Llama
+from questtrain.model import Llama, PackedLlama
 from questtrain.quant import (
     PackedLinear,
     PackedWeightLinear,
@@ -35,18 +34,10 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     if prefill not in PREFILL:
         raise unknown("prefill", prefill, PREFILL)
     linears = _packed_linears(model)
-    by_name = {
-        name: linears[module]
-        for name, module in model.named_modules(remove_duplicate=False)
-        if module in linears
-    }
-    integer = {name: each for name, each in by_name.items() if isinstance(each, PackedLinear)}
-    packed: nn.Module
-    if isinstance(model, Llama) and can_fuse(model, by_name):
-        packed = PackedLlama(model, integer)
-    else:
-        replaced = {id(layer): linears[layer] for layer in linears}
-        packed = copy.deepcopy(model, dict(replaced))
+    replaced: dict[int, nn.Module] = {id(layer): linears[layer] for layer in linears}
+    packed = copy.deepcopy(model, replaced)
+    if isinstance(packed, Llama):
+        packed = PackedLlama.of(packed) or packed
     if prefill == "int8":
         for module in packed.modules():
             if isinstance(module, IntegerWeight):

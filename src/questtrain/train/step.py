@@ -93,15 +93,15 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def beside(self, work: Callable[[], T]) -> T:
+    def between_steps(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which looks at the model between steps; where memory is short, it
         is done once more with that of the graph, which the next step captures anew."""
         try:
             return work()
         except torch.OutOfMemoryError:
-            if self._graph is None or not self._graph.is_captured:
+            if self._graph is None or not self._graph.call.is_captured:
                 raise
-        self._graph.forget()
+        self._graph.call.forget()
         return work()
 
     def _backward(self, batch_BT: np.ndarray) -> Tensor:
@@ -119,8 +119,8 @@ class TrainingStep:
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
         fused = self._fused
-        together = len(parts) > 1 or self.world.size > 1
-        with fused.summing_gradients() if fused and together else nullcontext():
+        sums = len(parts) > 1 or self.world.size > 1
+        with fused.summing_gradients() if fused and sums else nullcontext():
             for tokens in parts:
                 loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
                 loss = loss / targets_in_batch
@@ -143,7 +143,7 @@ class TrainingStep:
         fused, on_gpu = self._fused is not None, self.device.type == "cuda"
         if not (fused and on_gpu and self.config.train.cuda_graph and self.world.size == 1):
             return None
-        return StepGraph(self._accumulate, list(self.model.parameters()))
+        return StepGraph(self._accumulate, list(self.model.parameters()), self.device)
 
     def _fast_loss(self) -> Loss:
         config, on_gpu = self.config, self.device.type == "cuda"

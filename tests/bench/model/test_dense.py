@@ -3,7 +3,7 @@
 import torch
 
 from questtrain.bench.decode import compile_blocks, measure_steps
-from questtrain.bench.dense import stacked
+from questtrain.bench.model.dense import stacked
 from questtrain.bench.models import stacked_model
 from questtrain.config import ModelConfig, QuantConfig
 from questtrain.inference import Decoder

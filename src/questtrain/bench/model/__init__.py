@@ -1,0 +1,1 @@
+"""Whole models: packed against BF16."""
