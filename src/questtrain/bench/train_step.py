@@ -29,8 +29,7 @@ from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.timing import timing
 from questtrain.config import TrainConfig
 from questtrain.cuda_graph import capture
-from questtrain.train.step import TrainingStep
-from questtrain.train.step_graph import WARM_CALLS
+from questtrain.train.step import WARM_STEPS, TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class Contender:
         self.peak_bytes: int | None = None
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-            for _ in range(WARM_CALLS):
+            for _ in range(WARM_STEPS):
                 self.take_step()
             self.peak_bytes = torch.cuda.max_memory_allocated(device) - before
 

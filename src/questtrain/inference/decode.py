@@ -23,9 +23,8 @@ class Decoder:
             raise TypeError(f"a Decoder takes a Llama or a PackedLlama, not {type(model).__name__}")
         self.model, self.capacity, self.length = model, capacity, 0
         self.cache = StaticCache(model.config, batch_size, capacity, model.embed_tokens.weight)
-        device = self.cache.position.device
-        self._tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self._graph = GraphedCall(self._next, device, warm_calls=1)
+        self._tokens_B = self.cache.position.new_zeros(batch_size)
+        self._graph = GraphedCall(self._next, self._tokens_B, warm_calls=1)
 
     @torch.no_grad()
     def prefill(self, tokens_BT: Tensor) -> Tensor:
@@ -41,11 +40,10 @@ class Decoder:
         """Add one token to each sequence; the logits ``[B, V]`` of what follows, in a buffer that
         the next step overwrites. Raises ValueError when the cache is full."""
         self._reserve(1)
-        self._tokens_B.copy_(tokens_B)
-        return self._graph()
+        return self._graph(tokens_B.expand_as(self._tokens_B))
 
-    def _next(self) -> Tensor:
-        logits_BTV: Tensor = self.model(self._tokens_B.unsqueeze(1), self.cache)
+    def _next(self, tokens_B: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.model(tokens_B.unsqueeze(1), self.cache)
         return logits_BTV[:, -1]
 
     def _reserve(self, tokens: int) -> None:

@@ -25,12 +25,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from questtrain.errors import UserError
 from questtrain.kernels import hadamard_quantize, pack_bits, training
 from questtrain.kernels.elementwise import swiglu
-from questtrain.kernels.formats import BLOCKS, MAX_PACKED_LEVELS, Quantized
+from questtrain.kernels.formats import BLOCKS, MAX_PACKED_LEVELS
 from questtrain.kernels.reference_fp8 import MULTIPLE
 from questtrain.kernels.training import Gradient, GradientSum, Operand, Rounding, StepWeight
 from questtrain.quant import Quantizer, QuantLinear, Unquantized
 from questtrain.quant.estimator import OuterTrust
-from questtrain.quant.packing import grid_format, has_kernel_sizes, rotation_block
+from questtrain.quant.packing import has_kernel_sizes, rotation_block, row_format
 from questtrain.quant.scale import GaussianScale
 
 SIDE_STREAMS = 4
@@ -62,6 +62,7 @@ class StepProduct(nn.Module):
         self.weights = nn.ParameterList(linear.weight for linear in linears)
         self.dtype = dtype
         self._stacked = torch.empty(0)
+        self._rows = [weight.shape[0] for weight in self.weights]
         self._seen: tuple[int, ...] = ()
         self.sum: GradientSum | None = None
 
@@ -80,7 +81,7 @@ class StepProduct(nn.Module):
         seen, stacked = self._state(), self._stacked
         if not self._is_stacked():
             stacked = torch.cat([weight.detach() for weight in self.weights])
-            for weight, part in zip(self.weights, torch.split(stacked, self._rows()), strict=True):
+            for weight, part in zip(self.weights, torch.split(stacked, self._rows), strict=True):
                 weight.data = part
             seen = self._state()
         self._stacked = stacked
@@ -109,7 +110,7 @@ class StepProduct(nn.Module):
         total, rounding = self.sum.total, self.rounding
         if rounding is not None:
             total = training.through_rounding(total, rounding)
-        for weight, grad in zip(self.weights, torch.split(total, self._rows()), strict=True):
+        for weight, grad in zip(self.weights, torch.split(total, self._rows), strict=True):
             weight.grad = grad
 
     @property
@@ -121,9 +122,6 @@ class StepProduct(nn.Module):
     def rounding(self) -> Rounding | None:
         """How the weight became the values that are multiplied, None where they are itself."""
         return None if self.mask is None else Rounding(self.mask, self.block, self.rotates_back)
-
-    def _rows(self) -> list[int]:
-        return [weight.shape[0] for weight in self.weights]
 
     def _state(self) -> tuple[int, ...]:
         of_weights = (n for weight in self.weights for n in (weight.data_ptr(), weight._version))
@@ -245,19 +243,13 @@ class QuantizedProduct(StepProduct):
 
     def derive(self, stacked: Tensor) -> dict[str, Tensor | None]:
         form, trust = self.weight_operand.form, self.weight_operand.trust
+        ops, values = torch.ops.questtrain, None
         quantized = hadamard_quantize(stacked, *form, trust=trust)
-        values = None if self.packed else self._multiplied(quantized)
+        if self.fp8 and not self.packed:
+            values = ops.fp8_transpose(quantized.codes, form.levels)
+        elif not self.packed:
+            values = ops.dequantize(*quantized[:2], form.levels, self.dtype)
         return {**quantized._asdict(), "values": values}
-
-    def _multiplied(self, quantized: Quantized) -> Tensor:
-        """What the backward multiplies of the weight: ``[N, K]``, in FP8 transposed."""
-        ops, levels = torch.ops.questtrain, self.weight_operand.form.levels
-        values: Tensor = (
-            ops.fp8_transpose(quantized.codes, levels)
-            if self.fp8
-            else ops.dequantize(*quantized[:2], levels, self.dtype)
-        )
-        return values
 
     def plain(self, x_MK: Tensor) -> Tensor:
         return training.hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
@@ -302,13 +294,11 @@ def stacked_product(
 
 
 def operand_of(quantizer: nn.Module, may_rotate_back: bool = False) -> Operand | None:
-    """How the kernels quantize such an operand, None if they do not."""
-    if not isinstance(quantizer, Quantizer) or not isinstance(quantizer.estimator, OuterTrust):
+    """How the kernels quantize an operand as ``quantizer`` does, None if they do not."""
+    form, estimator = row_format(quantizer, may_rotate_back), getattr(quantizer, "estimator", None)
+    if form is None or not isinstance(estimator, OuterTrust):
         return None
-    form = grid_format(quantizer)
-    if form is None or (quantizer.rotate_back and not may_rotate_back):
-        return None
-    return Operand(form, quantizer.estimator.outer_trust_scale)
+    return Operand(form, estimator.outer_trust_scale)
 
 
 def norm_in_fp32(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:

@@ -25,15 +25,11 @@ from questtrain.quant.rotation import HadamardRotation, NoRotation
 from questtrain.quant.scale import GaussianScale
 
 
-def row_format(quantizer: nn.Module) -> RowFormat | None:
-    """The format of an activation's quantizer that the kernels have, None for another one."""
-    if not isinstance(quantizer, Quantizer) or quantizer.rotate_back:
+def row_format(quantizer: nn.Module, may_rotate_back: bool = False) -> RowFormat | None:
+    """The kernels' format of an operand's quantizer, None for a quantizer that they do not have,
+    and for one that rotates back what it has quantized, unless it ``may_rotate_back``."""
+    if not isinstance(quantizer, Quantizer) or (quantizer.rotate_back and not may_rotate_back):
         return None
-    return grid_format(quantizer)
-
-
-def grid_format(quantizer: Quantizer) -> RowFormat | None:
-    """The same of a quantizer that may rotate back what it has quantized."""
     if quantizer.sparsity is not None or quantizer.offset is not None:
         return None
     grid, scale = quantizer.grid, quantizer.scale
