@@ -38,6 +38,7 @@ class GraphedCall(Generic[T]):
 
     @property
     def is_captured(self) -> bool:
+        """Whether there is a graph to replay."""
         return self._captured is not None
 
     def forget(self) -> None:
