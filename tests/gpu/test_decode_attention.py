@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from questtrain.kernels import decode_attention
-from questtrain.kernels.dispatch import HEAD_WIDTHS
+from questtrain.kernels.ops.decode_attention import HEAD_WIDTHS
 from tests.gpu.kernel_cases import call, need_kernel, needs_kernels, same_bits
 from tests.kernels.arguments import random_rows, random_step
 from tests.kernels.exact_attention import exact_decode_attention

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import questtrain.kernels as kernels
-from questtrain.kernels import RowFormat, dispatch, extension, reference_linear
+from questtrain.kernels import RowFormat, dispatch, extension
+from questtrain.kernels.formats import packed_integers
 from tests.gpu.kernel_cases import assert_linear, assert_near, need_kernel, needs_kernels
-from tests.kernels.arguments import ALPHA, EPSILON, LEVELS, random_rows, random_weight
+from tests.kernels.arguments import ALPHA, EPSILON, LEVELS, random_rows, random_weight, reference_of
 
 pytestmark = [pytest.mark.gpu, needs_kernels]
 
@@ -50,8 +51,8 @@ def test_packed_codes_on_both_sides(name, dtype, monkeypatch):
         if name == "add_rmsnorm":
             assert torch.equal(actual[0], fed[0])
             actual, fed = actual[1], fed[1]
-        integers = [reference_linear.unpack(codes, LEVELS) for codes in (fed.codes, weight.codes)]
-        expected = reference_linear.int8_linear(
+        integers = [packed_integers(codes, LEVELS) for codes in (fed.codes, weight.codes)]
+        expected = reference_of("int8_linear")(
             integers[0], fed.scales, integers[1], weight.scales, dtype
         )
         assert_linear(actual, expected)

@@ -4,11 +4,17 @@ import pytest
 import torch
 
 import questtrain.kernels as kernels
-from questtrain.kernels import Int8Matrix, RowFormat, reference_linear, reference_quantize
+from questtrain.kernels import Int8Matrix, RowFormat
 from questtrain.quant import PackedLinear, QuantLinear, pack_linear
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.gpu.kernel_cases import assert_linear, call, needs_kernels
-from tests.kernels.arguments import EPSILON, random_quantized, random_rows, random_weight
+from tests.kernels.arguments import (
+    EPSILON,
+    random_quantized,
+    random_rows,
+    random_weight,
+    reference_of,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,7 +74,7 @@ def test_quantizers(rows, width, block, form, dtype):
     for trust in (None, 1.1):
         arguments = (*operands, 256, ALPHA, block, False, trust)
         actual = call(f"{form}_quantize", *arguments)
-        expected = getattr(reference_quantize, f"{form}_quantize")(*arguments)
+        expected = reference_of(f"{form}_quantize")(*arguments)
         assert_codes(actual[-4:], expected[-4:])
 
 
@@ -88,7 +94,7 @@ def test_products(rows, columns, width, levels, dtype):
     x = random_quantized(rows, width, levels[0], "cuda")
     weight = random_quantized(columns, width, levels[1], "cuda", seed=1)
     arguments = (*x[:3], *weight[:3], *levels, dtype)
-    expected = reference_linear.int8_offset_linear(*arguments)
+    expected = reference_of("int8_offset_linear")(*arguments)
     assert_linear(call("int8_offset_linear", *arguments), expected)
 
 
@@ -120,7 +126,7 @@ def test_linears_choose_the_product(levels, rows):
         y = kernels.hadamard_linear(x, RowFormat(levels[0], ALPHA, 128), weight)
         codes = weights[0].codes
         arguments = (*fed[:3], codes, weight.scales, weight.sums, *levels, BF16)
-        assert_linear(y, reference_linear.int8_offset_linear(*arguments))
+        assert_linear(y, reference_of("int8_offset_linear")(*arguments))
 
 
 @pytest.mark.parametrize("bits", ["w8a8", "w4a8", "w8a4"])

@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from questtrain.kernels import reference_fp8
+from questtrain.kernels.formats import E4M3
+from questtrain.kernels.ops.fp8 import LARGEST
 from tests.gpu.kernel_cases import call, need_kernel, needs_kernels, replaced
-from tests.kernels.arguments import arguments, device_generator, random_quantized, random_rows
+from tests.kernels.arguments import (
+    arguments,
+    device_generator,
+    random_quantized,
+    random_rows,
+    reference_of,
+)
 
 pytestmark = [pytest.mark.gpu, needs_kernels]
 
@@ -30,7 +37,7 @@ def operands(rows, width, size=1e-5):
 def assert_same_codes(actual, expected):
     """Bit for bit, but for the sign of NaN."""
     assert actual.shape == expected.shape
-    assert actual.dtype == expected.dtype == reference_fp8.E4M3
+    assert actual.dtype == expected.dtype == E4M3
     actual, expected = actual.cpu().float(), expected.float()
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
@@ -38,7 +45,7 @@ def assert_same_codes(actual, expected):
 
 def compare_gradients(*tensors):
     actual = call("fp8_gradients", *tensors)
-    expected = reference_fp8.fp8_gradients(*(tensor.cpu() for tensor in tensors))
+    expected = reference_of("fp8_gradients")(*(tensor.cpu() for tensor in tensors))
     for ours, theirs in zip(actual[2:], expected[2:], strict=True):
         assert torch.equal(ours.cpu(), theirs), "another power of two"
     for ours, theirs in zip(actual[:2], expected[:2], strict=True):
@@ -78,7 +85,7 @@ def test_what_saturates_and_what_is_no_number():
     by_rows, by_columns, *_ = compare_gradients(grad, *scales)
     for operand in (by_rows.float(), by_columns.float().t()):
         assert torch.equal(operand.isnan(), ~grad.isfinite())
-        assert operand[3, 5] == -operand[4, 6] == reference_fp8.LARGEST
+        assert operand[3, 5] == -operand[4, 6] == LARGEST
 
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
@@ -87,9 +94,7 @@ def test_transpose(rows, width, levels):
     for packed in (False, True):
         codes = random_quantized(rows, width, levels, "cuda", packed).codes
         expected = random_quantized(rows, width, levels, "cuda").codes.t()
-        assert_same_codes(
-            call("fp8_transpose", codes, levels), expected.float().to(reference_fp8.E4M3).cpu()
-        )
+        assert_same_codes(call("fp8_transpose", codes, levels), expected.float().to(E4M3).cpu())
 
 
 @needs_fp8

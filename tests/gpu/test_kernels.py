@@ -9,9 +9,8 @@ import re
 import pytest
 import torch
 
-from questtrain.kernels import reference_linear, reference_quantize
-from questtrain.kernels.ops import CPUS_OWN, TORCHS_OWN
-from questtrain.kernels.schema import OPS
+from questtrain.kernels.formats import packed_integers
+from questtrain.kernels.library import OPS
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.gpu.kernel_cases import (
     assert_linear,
@@ -30,11 +29,13 @@ from tests.kernels.arguments import (
     FUSED_LINEARS,
     QUANTIZERS,
     WIDTH,
+    WITHOUT_CUDA,
     arguments,
     random_quantized,
     random_rows,
     random_sparse_weight,
     random_weight,
+    reference_of,
 )
 
 pytestmark = [pytest.mark.gpu, needs_kernels]
@@ -51,7 +52,7 @@ FORMATS = [
 def compare_quantizer(op, operands, levels=16, block=128, packed=False, trust=1.1, rounded=False):
     form = (levels, GAUSSIAN_ALPHA[levels], block, packed, trust)
     actual = call(op, *operands, *form)
-    expected = getattr(reference_quantize, op)(*operands, *form)
+    expected = reference_of(op)(*operands, *form)
     if op == "add_rmsnorm_quantize":
         torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=0, equal_nan=True)
         actual, expected = actual[1:], expected[1:]
@@ -59,7 +60,7 @@ def compare_quantizer(op, operands, levels=16, block=128, packed=False, trust=1.
 
 
 def compare_linear(op, *operands):
-    assert_linear(call(op, *operands), getattr(reference_linear, op)(*operands))
+    assert_linear(call(op, *operands), reference_of(op)(*operands))
 
 
 def operands_of(form, rows, width, dtype, weight_dtype=FP32):
@@ -78,7 +79,7 @@ def operands_of(form, rows, width, dtype, weight_dtype=FP32):
 
 
 def test_every_op_has_a_kernel():
-    assert {op for op in OPS if not has_kernel(op)} == {*TORCHS_OWN, *CPUS_OWN}
+    assert {op for op in OPS if not has_kernel(op)} == set(WITHOUT_CUDA)
 
 
 # ---- quantizers
@@ -279,7 +280,7 @@ def test_fused_linears(op, levels, dtype):
         weight = random_weight(columns, width, levels, "cuda")
         rest = (16, GAUSSIAN_ALPHA[16], weight.codes, weight.scales, levels)
         actual = tensors(call(op, *operands, *rest))
-        expected = tensors(getattr(reference_linear, op)(*operands, *rest))
+        expected = tensors(reference_of(op)(*operands, *rest))
         assert_near(actual[-1], expected[-1], width)
         assert all(map(same_bits, actual[:-1], expected[:-1])), "x + residual, rounded once"
 
@@ -306,7 +307,7 @@ def test_int4_sparse_linear(rows, dtype):
 def test_unpack(levels):
     for rows, width in ((0, 128), (1, 32), (17, 96), (300, 11008)):
         packed = random_weight(rows, width, levels, "cuda").codes
-        expected = reference_linear.unpack(packed, levels)
+        expected = packed_integers(packed, levels)
         assert torch.equal(call("unpack", packed, levels), expected)
 
 

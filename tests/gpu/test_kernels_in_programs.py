@@ -7,8 +7,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import questtrain.kernels as kernels
-from questtrain.kernels import reference_linear
-from questtrain.kernels.schema import OPS
+from questtrain.kernels.formats import packed_integers
+from questtrain.kernels.library import OPS
 from tests.gpu.kernel_cases import (
     assert_linear,
     need_kernel,
@@ -28,6 +28,7 @@ from tests.kernels.arguments import (
     random_quantized,
     random_rows,
     random_weight,
+    reference_of,
 )
 
 pytestmark = [
@@ -164,8 +165,8 @@ def test_quantized_linear_equals_the_product_of_values(rows):
     need_kernel("packed_linear", "int8_linear", "unpack")
     x = random_quantized(rows, WIDTH, LEVELS, "cuda")
     weight = random_weight(COLUMNS, WIDTH, LEVELS, "cuda")
-    values = reference_linear.unpack(weight.codes, LEVELS)
-    expected = reference_linear.int8_linear(*x[:2], values, weight.scales, BF16)
+    values = packed_integers(weight.codes, LEVELS)
+    expected = reference_of("int8_linear")(*x[:2], values, weight.scales, BF16)
     dense = kernels.Int8Matrix(values, weight.scales)
     assert_linear(kernels.quantized_linear(x, weight, BF16), expected)
     assert_linear(kernels.quantized_linear(x, dense, BF16), expected)

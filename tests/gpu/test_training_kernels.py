@@ -4,11 +4,17 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from questtrain.kernels import reference_training, unpack_bits
+from questtrain.kernels import unpack_bits
 from questtrain.kernels.formats import OFFSET_LEVELS
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from tests.gpu.kernel_cases import call, need_kernel, needs_kernels
-from tests.kernels.arguments import EPSILON, device_generator, random_quantized, random_rows
+from tests.kernels.arguments import (
+    EPSILON,
+    device_generator,
+    random_quantized,
+    random_rows,
+    reference_of,
+)
 
 pytestmark = [pytest.mark.gpu, needs_kernels]
 
@@ -204,7 +210,7 @@ def test_dequantize(levels, dtype):
         for packed in (False, True) if levels <= 16 else (False,):
             codes, scales, *_ = random_quantized(rows, width, levels, "cuda", packed)
             actual = call("dequantize", codes, scales, levels, dtype)
-            expected = reference_training.dequantize(codes, scales, levels, dtype)
+            expected = reference_of("dequantize")(codes, scales, levels, dtype)
             torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from questtrain.kernels import PackedMatrix, Quantized, container_bits, pack_bits
 from questtrain.kernels.formats import int8_codes
-from questtrain.kernels.schema import OPS
+from questtrain.kernels.library import OPS
 
 LEVELS, ALPHA, BLOCK, EPSILON = 16, 2.513931, 128, 1e-5
 """How the arguments of `arguments` are quantized."""
@@ -17,8 +18,28 @@ LEVELS, ALPHA, BLOCK, EPSILON = 16, 2.513931, 128, 1e-5
 WIDTH, COLUMNS = 256, 32
 """K and N of `arguments`: what every op takes."""
 
+WITHOUT_CUDA = ("add_weight_gradient_", "packed_weight_linear")
+"""Ops that CUDA's library has no kernel for: torch's serve the one, the other is the CPU's own."""
+
+SERVED_ON_CPUS = (
+    "packed_linear",
+    "int8_linear",
+    "int8_offset_linear",
+    "unpack",
+    "packed_weight_linear",
+    "hadamard_quantize",
+    "hadamard_backward",
+    "dequantize",
+)
+"""Ops that the CPU's library has kernels for."""
+
 FUSED_LINEARS = tuple(op for op in OPS if op.endswith("_quantize_linear"))
 QUANTIZERS = tuple(op for op in OPS if op.endswith("_quantize"))
+
+
+def reference_of(op: str) -> Callable[..., Any]:
+    """The plain-torch function of an op, whatever library is loaded."""
+    return OPS[op].reference
 
 
 class SparseMatrix(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from questtrain.kernels import cpu_library, reference_linear, unpack
+from questtrain.kernels import unpack
 from questtrain.kernels.formats import (
     LEVELS,
     Int8Matrix,
@@ -14,9 +14,16 @@ from questtrain.kernels.formats import (
     int8_codes,
     integers_of,
     pack_bits,
+    packed_integers,
 )
-from questtrain.kernels.reference_packed_weight import packed_weight_linear
-from tests.kernels.arguments import arguments, random_quantized, random_rows, random_weight
+from tests.kernels.arguments import (
+    SERVED_ON_CPUS,
+    arguments,
+    random_quantized,
+    random_rows,
+    random_weight,
+    reference_of,
+)
 
 pytestmark = pytest.mark.usefixtures("built_cpu_library")
 ops = torch.ops.questtrain
@@ -33,7 +40,7 @@ def exact(x, weight, x_levels=128):
     """Σ of the integers in int64, of a packed or an int8 weight."""
     codes = weight.codes
     if isinstance(weight, PackedMatrix):
-        codes = reference_linear.unpack(codes, weight.levels)
+        codes = packed_integers(codes, weight.levels)
     integers = integers_of(x.codes, x_levels), integers_of(codes, weight.levels)
     return integers[0].long() @ integers[1].long().t()
 
@@ -107,7 +114,7 @@ def test_every_pair_of_levels(path, x_levels, levels):
 def test_unpack(path, levels, width):
     for rows in (0, 1, 7):
         packed = random_weight(rows, width, levels).codes
-        assert torch.equal(ops.unpack(packed, levels), reference_linear.unpack(packed, levels))
+        assert torch.equal(ops.unpack(packed, levels), packed_integers(packed, levels))
 
 
 # ---- the largest sums
@@ -221,7 +228,8 @@ def test_float_activations(path, dtype, block, width, rows):
         values = unpack(weight.codes, levels).double() * weight.scales.double()[:, None]
         sizes = rotated.abs() @ values.abs().t()
         bound = 2e-6 * sizes + torch.finfo(dtype).eps * (rotated @ values.t()).abs()
-        for result in (ops.packed_weight_linear(*operands), packed_weight_linear(*operands)):
+        for op in (ops.packed_weight_linear, reference_of("packed_weight_linear")):
+            result = op(*operands)
             assert result.dtype == dtype
             assert ((result.double() - rotated @ values.t()).abs() <= bound).all()
 
@@ -229,13 +237,13 @@ def test_float_activations(path, dtype, block, width, rows):
 # ---- what torch asks of an op, and refusals
 
 
-@pytest.mark.parametrize("op", cpu_library.OPS)
+@pytest.mark.parametrize("op", SERVED_ON_CPUS)
 def test_opcheck(op):
     for rows in (1, 17):
         opcheck(getattr(ops, op), arguments(op, rows=rows))
 
 
-@pytest.mark.parametrize("op", cpu_library.OPS)
+@pytest.mark.parametrize("op", SERVED_ON_CPUS)
 def test_a_wrong_tensor_is_refused_by_name(op):
     schema = getattr(ops, op).default._schema
     names = [argument.name for argument in schema.arguments]

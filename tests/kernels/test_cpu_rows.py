@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from questtrain.config import NumberFormat, QuantConfig
-from questtrain.kernels import reference_quantize, reference_training, unpack_bits
+from questtrain.kernels import unpack_bits
 from questtrain.kernels.elementwise import hadamard_rows
 from questtrain.kernels.formats import BLOCKS, LEVELS
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.quant.build import build_quantizer
 from questtrain.quant.scale import GAUSSIAN_ALPHA
-from tests.kernels.arguments import random_rows
+from tests.kernels.arguments import random_rows, reference_of
 
 pytestmark = pytest.mark.usefixtures("path")
 ops = torch.ops.questtrain
@@ -29,7 +29,7 @@ def test_rows_are_quantized_as_by_the_reference(levels, rows, width, block, dtyp
     alpha, trust = GAUSSIAN_ALPHA[levels], levels / (levels - 1)
     form = (levels, alpha, block, False, trust)
     codes, scales, sums, mask = ops.hadamard_quantize(x, *form)
-    expected = reference_quantize.hadamard_quantize(x, *form)
+    expected = reference_of("hadamard_quantize")(x, *form)
     off = (codes.int() - expected[0].int()).abs()
     assert off.max() <= 2
     assert (off > 0).float().mean() <= MOST_TIES
@@ -71,7 +71,7 @@ def test_rows_of_zeros_and_of_what_is_no_number(value):
     form = (16, 2.513931, 128, False, 16 / 15)
     for ours, expected in zip(
         ops.hadamard_quantize(x, *form),
-        reference_quantize.hadamard_quantize(x, *form),
+        reference_of("hadamard_quantize")(x, *form),
         strict=True,
     ):
         torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0, equal_nan=True)
@@ -97,7 +97,7 @@ def test_a_gradient_is_dropped_whatever_it_is():
     mask[0, 0] = 0b11011111
     ours = ops.hadamard_backward(grad, mask, 128)
     assert torch.isfinite(ours).all()
-    expected = reference_training.hadamard_backward(grad, mask, 128)
+    expected = reference_of("hadamard_backward")(grad, mask, 128)
     torch.testing.assert_close(ours, expected)
 
 
@@ -110,7 +110,7 @@ def test_values_are_the_references_bit_for_bit(levels, packed, dtype):
     x = random_rows(7, 160, FP32)
     codes, scales, *_ = ops.hadamard_quantize(x, levels, 2.0, 32, packed, None)
     ours = ops.dequantize(codes, scales, levels, dtype)
-    assert torch.equal(ours, reference_training.dequantize(codes, scales, levels, dtype))
+    assert torch.equal(ours, reference_of("dequantize")(codes, scales, levels, dtype))
 
 
 def test_a_rotation_has_its_gradient():
@@ -136,5 +136,5 @@ def test_a_rotation_has_its_gradient():
     ],
 )
 def test_wrong_arguments_are_named(call, words):
-    with pytest.raises((RuntimeError, ValueError), match=words):
+    with pytest.raises(RuntimeError, match=words):
         call(random_rows(4, 64, FP32))

@@ -156,7 +156,7 @@ def test_packed_activations_take_a_packed_weight_of_16_levels():
     eight = random_weight(COLUMNS, WIDTH, 8)
     dense = kernels.Int8Matrix(kernels.unpack(eight.codes, 8), eight.scales)
     for weight in (eight, dense):
-        with pytest.raises(ValueError, match="packed weight of 16 levels"):
+        with pytest.raises(RuntimeError, match="packed weight of 16 levels"):
             kernels.quantized_linear(x, weight, torch.bfloat16)
 
 
@@ -191,7 +191,7 @@ def test_256_levels_on_either_side(levels, form, rows, int4):
 
 
 def test_256_levels_are_not_quantized_on_the_way(monkeypatch):
-    monkeypatch.setattr("questtrain.kernels.fused.quantizes_on_the_way", lambda *_: True)
+    monkeypatch.setattr("questtrain.kernels.dispatch.quantizes_on_the_way", lambda *_: True)
     for linear in linears(1, WIDTH, COLUMNS, torch.bfloat16, RowFormat(256, ALPHA, 128)):
         with Called() as called:
             linear()
@@ -201,7 +201,7 @@ def test_256_levels_are_not_quantized_on_the_way(monkeypatch):
 def test_256_levels_need_the_sums_of_the_weight():
     x = random_quantized(ROWS, WIDTH, 256)
     weight = Int8Matrix(*random_quantized(COLUMNS, WIDTH, 16)[:2])
-    with pytest.raises(ValueError, match="need the sums"):
+    with pytest.raises(RuntimeError, match="need the sums"):
         kernels.quantized_linear(x, weight, torch.bfloat16, 256)
 
 

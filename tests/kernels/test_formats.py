@@ -43,7 +43,7 @@ def test_the_fewest_bits_that_hold_the_levels(levels, bits):
 
 @pytest.mark.parametrize("levels", [0, 1, 17, 32, 256])
 def test_other_numbers_of_levels_are_not_packed(levels):
-    with pytest.raises(ValueError, match=f"hold 2 to 16 levels, not {levels}"):
+    with pytest.raises(RuntimeError, match=f"hold 2 to 16 levels, not {levels}"):
         container_bits(levels)
 
 

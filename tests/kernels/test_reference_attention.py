@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from questtrain.kernels import decode_attention
-from questtrain.kernels.dispatch import HEAD_WIDTHS, attends_in_one_kernel
+from questtrain.kernels.ops.decode_attention import HEAD_WIDTHS, attends_in_one_kernel
 from tests.kernels.arguments import random_step
 from tests.kernels.exact_attention import exact_decode_attention
 
@@ -64,14 +64,14 @@ def test_heads_that_do_not_make_the_width_are_refused():
     arguments = list(random_step(2, torch.bfloat16, heads=4, width=64))
     arguments[3] = arguments[4] = torch.zeros(2, 3, 40, 64, dtype=torch.bfloat16)
     message = r"keys must be \[2, heads, capacity, width\] with heads·width 256, not \[2, 3, 40"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RuntimeError, match=message):
         decode_attention(*arguments)
 
 
 def test_an_odd_width_is_refused():
     arguments = random_step(2, torch.bfloat16, heads=4, width=64)
     caches = (torch.zeros(2, 256, 40, 1, dtype=torch.bfloat16) for _ in range(2))
-    with pytest.raises(ValueError, match=r"keys must have places and an even width, not shape"):
+    with pytest.raises(RuntimeError, match=r"keys must have places and an even width, not shape"):
         decode_attention(*arguments[:3], *caches, *arguments[5:])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from questtrain.kernels.elementwise import split_rotary
-from questtrain.kernels.reference_attention import rotate
+from questtrain.kernels.ops.rotary import rotate
 from tests.kernels.arguments import random_angles, random_rows
 
 pytestmark = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from questtrain.config import QuantConfig
-from questtrain.kernels.reference_attention import rotate
+from questtrain.kernels.ops.rotary import rotate
 from questtrain.model import Llama
 from questtrain.model.rotary import rotary_angles
 from questtrain.quant import QuantLinear

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from questtrain.bench.operands import DTYPE
+from questtrain.kernels.ops.linear import int8_linear, packed_linear
 
 Linear = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """``(codes, scales, sums, weight, weight_scales) → [M, N]`` in bf16."""
@@ -21,14 +21,10 @@ def packed(levels: int) -> Linear:
 
 def int8(x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor) -> Tensor:
     """INT8 codes of both; the sums are not needed."""
-    y: Tensor = torch.ops.questtrain.int8_linear(x, x_scales, weight, scales, DTYPE)
-    return y
+    return int8_linear(x, x_scales, weight, scales, DTYPE)
 
 
 def _packed(
     levels: int, x: Tensor, x_scales: Tensor, x_sums: Tensor, weight: Tensor, scales: Tensor
 ) -> Tensor:
-    y: Tensor = torch.ops.questtrain.packed_linear(
-        x, x_scales, x_sums, weight, scales, levels, DTYPE
-    )
-    return y
+    return packed_linear(x, x_scales, x_sums, weight, scales, levels, DTYPE)

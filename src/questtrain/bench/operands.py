@@ -10,7 +10,7 @@ from torch import Tensor
 from questtrain.bench.timing import copies_beyond_cache
 from questtrain.config import Bits, hadamard_block
 from questtrain.errors import UserError
-from questtrain.kernels import Int8Matrix, PackedMatrix, RowFormat
+from questtrain.kernels import Int8Matrix, PackedMatrix, RowFormat, hadamard_quantize
 from questtrain.kernels.formats import INTEGER_LEVELS, MAX_PACKED_LEVELS
 from questtrain.quant.scale import GAUSSIAN_ALPHA
 
@@ -50,7 +50,7 @@ def quantized(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and sums of ``x [M, K]``."""
     arguments = quantize_arguments(x.shape[1], levels, packed, rotate)
-    codes, scales, sums, _ = torch.ops.questtrain.hadamard_quantize(x, *arguments)
+    codes, scales, sums, _ = hadamard_quantize(x, *arguments)
     return codes, scales, sums
 
 

@@ -19,6 +19,12 @@ from questtrain.bench.operands import (
 from questtrain.bench.results import Row, timing_row
 from questtrain.bench.timing import copies_beyond_cache, measure
 from questtrain.config import ModelConfig, intermediate_size
+from questtrain.kernels import (
+    add_rmsnorm_quantize,
+    hadamard_quantize,
+    rmsnorm_quantize,
+    swiglu_quantize,
+)
 from questtrain.kernels.formats import MAX_PACKED_LEVELS, container_bits
 
 EPS = 1e-5
@@ -71,7 +77,6 @@ def quantizer_operations(
 ) -> dict[str, Operation]:
     """The forms for rows of ``width``: with and without the Hadamard transform, packed, and those
     fused with the operation before."""
-    ops = torch.ops.questtrain
     rotated = quantize_arguments(width, levels)
     x, weight = normal(tokens, width, device), normal(1, width, device).flatten()
 
@@ -81,21 +86,21 @@ def quantizer_operations(
 
     def hadamard(packed: bool = False, rotate: bool = True) -> Operation:
         arguments = quantize_arguments(width, levels, packed, rotate)
-        call = partial(_call, ops.hadamard_quantize, arguments)
+        call = partial(_call, hadamard_quantize, arguments)
         return call, (x,), total_bytes(x) + written(packed)
 
     operations = {"hadamard": hadamard(), "no-hadamard": hadamard(rotate=False)}
     if levels <= MAX_PACKED_LEVELS:
         operations["hadamard packed"] = hadamard(packed=True)
     if "rmsnorm" in fused:
-        call = partial(_call, ops.rmsnorm_quantize, (EPS, *rotated))
+        call = partial(_call, rmsnorm_quantize, (EPS, *rotated))
         operations["rmsnorm"] = call, (x, weight), total_bytes(x) + written()
     if "add_rmsnorm" in fused:
-        call = partial(_call, ops.add_rmsnorm_quantize, (EPS, *rotated))
+        call = partial(_call, add_rmsnorm_quantize, (EPS, *rotated))
         tensors = (x, normal(tokens, width, device), weight)
         operations["add_rmsnorm"] = call, tensors, 3 * total_bytes(x) + written()
     if "swiglu" in fused:
-        call = partial(_call, ops.swiglu_quantize, rotated)
+        call = partial(_call, swiglu_quantize, rotated)
         operations["swiglu"] = (
             call,
             (normal(tokens, 2 * width, device),),

@@ -20,6 +20,7 @@ from questtrain.bench.results import Results, Row, timing_row
 from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import Timing, measure
 from questtrain.config import ModelConfig
+from questtrain.kernels.ops.linear import int8_linear_tile
 from questtrain.store.files import atomic_write, output_for
 
 log = logging.getLogger(__name__)
@@ -94,10 +95,7 @@ def _tune_shape(
 def _product(
     codes: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, tile: int
 ) -> Tensor:
-    y: Tensor = torch.ops.questtrain.int8_linear_tile(
-        codes, scales, weight, weight_scales, DTYPE, tile
-    )
-    return y
+    return int8_linear_tile(codes, scales, weight, weight_scales, DTYPE, tile)
 
 
 def _runs(call: Callable[[], object]) -> bool:

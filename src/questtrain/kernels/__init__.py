@@ -1,32 +1,32 @@
 """Public ops of the ground floor; the plain-torch ones are specification and fallback."""
 
-from questtrain.kernels.cross_entropy import linear_cross_entropy
-from questtrain.kernels.dispatch import quantized_linear
+from questtrain.kernels.dispatch import (
+    add_rmsnorm_linear,
+    hadamard_linear,
+    quantized_linear,
+    rmsnorm_linear,
+    swiglu_linear,
+)
 from questtrain.kernels.extension import serves
 from questtrain.kernels.formats import (
     Int8Matrix,
     PackedMatrix,
     Quantized,
+    RowFormat,
     container_bits,
     pack_bits,
     unpack_bits,
 )
-from questtrain.kernels.fused import (
-    RowFormat,
-    add_rmsnorm_linear,
-    hadamard_linear,
-    rmsnorm_linear,
-    swiglu_linear,
-)
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
-from questtrain.kernels.ops import (
+from questtrain.kernels.ops.codes import unpack
+from questtrain.kernels.ops.cross_entropy import linear_cross_entropy
+from questtrain.kernels.ops.decode_attention import decode_attention
+from questtrain.kernels.ops.packed_weight import packed_weight_linear
+from questtrain.kernels.ops.quantize import (
     add_rmsnorm_quantize,
-    decode_attention,
     hadamard_quantize,
-    packed_weight_linear,
     rmsnorm_quantize,
     swiglu_quantize,
-    unpack,
 )
 
 __all__ = [

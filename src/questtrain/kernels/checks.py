@@ -24,11 +24,11 @@ def check_matrix(
 ) -> None:
     """``[rows, columns]`` (None: any), of one of ``dtypes``, contiguous, on ``like``'s device."""
     if tensor.dim() != 2:
-        raise ValueError(f"{op}: {name} must have 2 dimensions, not shape {list(tensor.shape)}")
+        raise RuntimeError(f"{op}: {name} must have 2 dimensions, not shape {list(tensor.shape)}")
     for expected, actual in ((rows, tensor.shape[0]), (columns, tensor.shape[1])):
         if expected is not None and expected != actual:
             shape = [_any(rows), _any(columns)]
-            raise ValueError(f"{op}: {name} must be {shape}, not {list(tensor.shape)}")
+            raise RuntimeError(f"{op}: {name} must be {shape}, not {list(tensor.shape)}")
     _check_layout(op, name, tensor, dtypes, like)
 
 
@@ -42,13 +42,13 @@ def check_vector(
 ) -> None:
     """``[length]``, of one of ``dtypes``, contiguous, on ``like``'s device."""
     if tensor.dim() != 1 or tensor.shape[0] != length:
-        raise ValueError(f"{op}: {name} must be [{length}], not {list(tensor.shape)}")
+        raise RuntimeError(f"{op}: {name} must be [{length}], not {list(tensor.shape)}")
     _check_layout(op, name, tensor, dtypes, like)
 
 
 def check_output(op: str, dtype: torch.dtype) -> None:
     if dtype not in FLOATING:
-        raise ValueError(f"{op}: dtype must be {_one_of(FLOATING)}, not {dtype}")
+        raise RuntimeError(f"{op}: dtype must be {_one_of(FLOATING)}, not {dtype}")
 
 
 def check_format(
@@ -66,20 +66,20 @@ def check_format(
         check_packed_levels(op, "levels", levels)
     check_block(op, width, block)
     if not alpha > 0:
-        raise ValueError(f"{op}: alpha must be positive, not {alpha}")
+        raise RuntimeError(f"{op}: alpha must be positive, not {alpha}")
 
 
 def check_levels(op: str, name: str, levels: int, among: tuple[int, ...] = LEVELS) -> None:
     if levels not in among:
-        raise ValueError(f"{op}: {name} must be one of {among}, not {levels}")
+        raise RuntimeError(f"{op}: {name} must be one of {among}, not {levels}")
 
 
 def check_block(op: str, width: int, block: int) -> None:
     """Rows of ``width`` elements that are rotated."""
     if block not in BLOCKS:
-        raise ValueError(f"{op}: block must be one of {BLOCKS}, not {block}")
+        raise RuntimeError(f"{op}: block must be one of {BLOCKS}, not {block}")
     if width <= 0 or width % 32 or width % block:
-        raise ValueError(
+        raise RuntimeError(
             f"{op}: the width {width} must be a multiple of 32 and of the block {block}"
         )
 
@@ -87,7 +87,7 @@ def check_block(op: str, width: int, block: int) -> None:
 def check_packed_levels(op: str, name: str, levels: int) -> int:
     """The bits of one code."""
     if not 2 <= levels <= MAX_PACKED_LEVELS:
-        raise ValueError(f"{op}: {name} of packed codes must be 2 to 16, not {levels}")
+        raise RuntimeError(f"{op}: {name} of packed codes must be 2 to 16, not {levels}")
     return container_bits(levels)
 
 
@@ -111,41 +111,41 @@ def check_swiglu(op: str, gate_up: Tensor) -> int:
     """The width of ``silu(gate)·up``."""
     check_operand(op, "gate_up", gate_up)
     if gate_up.shape[1] % 2:
-        raise ValueError(f"{op}: gate_up must be [rows, 2·width], not {list(gate_up.shape)}")
+        raise RuntimeError(f"{op}: gate_up must be [rows, 2·width], not {list(gate_up.shape)}")
     return gate_up.shape[1] // 2
 
 
 def check_multiple(op: str, what: str, size: int, divisor: int) -> None:
     if size <= 0 or size % divisor:
-        raise ValueError(f"{op}: {what} {size} must be a multiple of {divisor}")
+        raise RuntimeError(f"{op}: {what} {size} must be a multiple of {divisor}")
 
 
 def check_cached_operand(op: str, name: str, x: Tensor, q: Tensor) -> None:
     """The new token's queries, keys or values, like the queries ``q [B, H·K]``; the last dimension
     is contiguous."""
     if x.dim() != 2:
-        raise ValueError(f"{op}: {name} must have 2 dimensions, not shape {list(x.shape)}")
+        raise RuntimeError(f"{op}: {name} must have 2 dimensions, not shape {list(x.shape)}")
     if x.shape != q.shape:
-        raise ValueError(f"{op}: {name} must be {list(q.shape)}, not {list(x.shape)}")
+        raise RuntimeError(f"{op}: {name} must be {list(q.shape)}, not {list(x.shape)}")
     _check_kind(op, name, x, FLOATING if x is q else (q.dtype,), q)
     if x.shape[1] > 1 and x.stride(1) != 1:
-        raise ValueError(f"{op}: {name} must be contiguous in its last dimension")
+        raise RuntimeError(f"{op}: {name} must be contiguous in its last dimension")
 
 
 def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor) -> None:
     """Keys or values ``[B, H, capacity, K]`` for queries ``q [B, H·K]``."""
     batch, size = q.shape
     if cache.dim() != 4:
-        raise ValueError(f"{op}: {name} must have 4 dimensions, not shape {list(cache.shape)}")
+        raise RuntimeError(f"{op}: {name} must have 4 dimensions, not shape {list(cache.shape)}")
     if cache.shape != keys.shape:
-        raise ValueError(f"{op}: {name} must be {list(keys.shape)}, not {list(cache.shape)}")
+        raise RuntimeError(f"{op}: {name} must be {list(keys.shape)}, not {list(cache.shape)}")
     if cache.shape[0] != batch or cache.shape[1] * cache.shape[3] != size:
-        raise ValueError(
+        raise RuntimeError(
             f"{op}: {name} must be [{batch}, heads, capacity, width] with heads·width {size},"
             f" not {list(cache.shape)}"
         )
     if not cache.shape[2] or not cache.shape[3] or cache.shape[3] % 2:
-        raise ValueError(
+        raise RuntimeError(
             f"{op}: {name} must have places and an even width, not shape {list(cache.shape)}"
         )
     _check_layout(op, name, cache, (q.dtype,), q)
@@ -158,7 +158,7 @@ def check_dense(op: str, name: str, x: Tensor, like: Tensor) -> None:
 
 def check_scalar(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
     if tensor.dim():
-        raise ValueError(f"{op}: {name} must be a scalar, not of shape {list(tensor.shape)}")
+        raise RuntimeError(f"{op}: {name} must be a scalar, not of shape {list(tensor.shape)}")
     _check_layout(op, name, tensor, (dtype,), like)
 
 
@@ -167,16 +167,16 @@ def _check_layout(
 ) -> None:
     _check_kind(op, name, tensor, dtypes, like)
     if not tensor.is_contiguous():
-        raise ValueError(f"{op}: {name} must be contiguous")
+        raise RuntimeError(f"{op}: {name} must be contiguous")
 
 
 def _check_kind(
     op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor
 ) -> None:
     if tensor.dtype not in dtypes:
-        raise ValueError(f"{op}: {name} must be {_one_of(dtypes)}, not {tensor.dtype}")
+        raise RuntimeError(f"{op}: {name} must be {_one_of(dtypes)}, not {tensor.dtype}")
     if tensor.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device}, not {tensor.device}")
+        raise RuntimeError(f"{op}: {name} must be on {like.device}, not {tensor.device}")
 
 
 def _one_of(dtypes: tuple[torch.dtype, ...]) -> str:

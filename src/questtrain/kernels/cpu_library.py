@@ -1,7 +1,7 @@
 """Finds and loads the library of products on a CPU (``make kernels``).
 
 It is loaded when the ops are registered, where it has been built and ``QUESTTRAIN_KERNELS_BACKEND``
-is ``auto``, and then serves `OPS` on every CPU, with the best of its `PATHS` that the CPU has;
+is ``auto``, and then serves on every CPU, with the best of its `PATHS` that the CPU has;
 ``QUESTTRAIN_CPU_ISA`` caps the path, to compare them. Without it the plain-torch references serve.
 """
 
@@ -29,18 +29,7 @@ PATHS = ("portable", "avx2", "avx512-vnni")
 """For every CPU; with AVX2 and FMA; with AVX-512 (F, BW, VL, DQ) and its VNNI."""
 
 INTERFACE = 1
-"""What a library says of itself (csrc/cpu/interface.h): raised when an op of `OPS` changes."""
-
-OPS = (
-    "packed_linear",
-    "int8_linear",
-    "int8_offset_linear",
-    "unpack",
-    "packed_weight_linear",
-    "hadamard_quantize",
-    "hadamard_backward",
-    "dequantize",
-)
+"""What a library says of itself (csrc/cpu/interface.h): raised when an op of its own changes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Which product runs when (docs/kernels.md says why).
+"""Products of activations with quantized weights: which op runs when (docs/kernels.md says why).
 
 - up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
   on a CPU that the library serves any rows: it unpacks a few rows of the weight at a time;
@@ -7,7 +7,7 @@
   where the tensor cores multiply 4-bit integers, `int4_linear`;
 - 256 levels on either side, any rows: `int8_offset_linear`.
 
-And whether one kernel does the attention of a decoding step.
+The functions are the forward alone; `questtrain.kernels.autograd` has those with a backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from questtrain.kernels import cpu_library, extension
+from questtrain.kernels import cpu_library
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.kernels.formats import (
     BLOCKS,
@@ -27,8 +27,30 @@ from questtrain.kernels.formats import (
     Int8Matrix,
     PackedMatrix,
     Quantized,
+    RowFormat,
     container_bits,
 )
+from questtrain.kernels.ops.codes import unpack
+from questtrain.kernels.ops.linear import (
+    int4_linear,
+    int8_linear,
+    int8_offset_linear,
+    packed_linear,
+)
+from questtrain.kernels.ops.quantize import (
+    add_rmsnorm_quantize,
+    hadamard_quantize,
+    rmsnorm_quantize,
+    swiglu_quantize,
+)
+from questtrain.kernels.ops.quantize_linear import (
+    add_rmsnorm_quantize_linear,
+    hadamard_quantize_linear,
+    rmsnorm_quantize_linear,
+    swiglu_quantize_linear,
+)
+
+Matrix = PackedMatrix | Int8Matrix
 
 MAX_PACKED_ROWS = 64
 """The packed kernels read a weight once for up to so many rows of activations."""
@@ -45,13 +67,68 @@ MAX_FUSED_WIDTH = 16384
 INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 """GPUs whose tensor cores multiply 4-bit integers; later ones emulate it, slower than INT8."""
 
-HEAD_WIDTHS = (32, 64, 128, 256)
-"""What `decode_attention` has been compiled for."""
+
+def hadamard_linear(x: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
+    """``Q(x)·wᵀ``: ``x [M, K]`` → ``[M, N]`` in x's dtype."""
+    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+        return hadamard_quantize_linear(x, form.levels, form.alpha, *_weight(weight))
+    packed = _packs(x, x.shape[1], form, weight)
+    return quantized_linear(hadamard_quantize(x, *form, packed), weight, x.dtype, form.levels)
+
+
+def rmsnorm_linear(
+    x: Tensor, norm_weight: Tensor, eps: float, form: RowFormat, weight: Matrix
+) -> Tensor:
+    """``Q(RMSNorm(x))·wᵀ``."""
+    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+        return rmsnorm_quantize_linear(
+            x, norm_weight, eps, form.levels, form.alpha, *_weight(weight)
+        )
+    fed = rmsnorm_quantize(x, norm_weight, eps, *form, _packs(x, x.shape[1], form, weight))
+    return quantized_linear(fed, weight, x.dtype, form.levels)
+
+
+def add_rmsnorm_linear(
+    x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, form: RowFormat, weight: Matrix
+) -> tuple[Tensor, Tensor]:
+    """``x + residual``, and ``Q(RMSNorm(x + residual))·wᵀ``."""
+    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+        return add_rmsnorm_quantize_linear(
+            x, residual, norm_weight, eps, form.levels, form.alpha, *_weight(weight)
+        )
+    packed = _packs(x, x.shape[1], form, weight)
+    hidden, fed = add_rmsnorm_quantize(x, residual, norm_weight, eps, *form, packed)
+    return hidden, quantized_linear(fed, weight, x.dtype, form.levels)
+
+
+def swiglu_linear(gate_up: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
+    """``Q(silu(gate)·up)·wᵀ``; ``gate_up [M, 2K]``."""
+    width = gate_up.shape[1] // 2
+    if isinstance(weight, PackedMatrix) and _fuses(gate_up, width, form, weight):
+        return swiglu_quantize_linear(gate_up, form.levels, form.alpha, *_weight(weight))
+    packed = _packs(gate_up, width, form, weight)
+    fed = swiglu_quantize(gate_up, *form, packed)
+    return quantized_linear(fed, weight, gate_up.dtype, form.levels)
+
+
+def _fuses(x: Tensor, width: int, form: RowFormat, weight: PackedMatrix) -> bool:
+    return form.levels != OFFSET_LEVELS and quantizes_on_the_way(x, width, form.block, weight)
+
+
+def _packs(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:
+    """Whether x is to be quantized to packed codes."""
+    return isinstance(weight, PackedMatrix) and multiplies_int4(
+        x.device, x.shape[0], width, form.levels, weight
+    )
+
+
+def _weight(weight: PackedMatrix) -> tuple[Tensor, Tensor, int]:
+    return weight.codes, weight.scales, weight.levels
 
 
 def quantized_linear(
     x: Quantized,
-    weight: PackedMatrix | Int8Matrix,
+    weight: Matrix,
     dtype: torch.dtype,
     x_levels: int = INTEGER_LEVELS[-1],
 ) -> Tensor:
@@ -59,44 +136,33 @@ def quantized_linear(
 
     x is of int8 codes, or of packed ones of 16 levels for a packed weight of 16 levels, as where
     `multiplies_int4`; ``x_levels`` has to be told where they are 256, since codes then mean
-    something else. Raises ValueError for packed codes with another weight, and for a weight without
-    the sums that 256 levels need.
+    something else. Raises RuntimeError for packed codes with another weight, and for a weight
+    without the sums that 256 levels need.
     """
-    ops = torch.ops.questtrain
-    y: Tensor
     if OFFSET_LEVELS in (x_levels, weight.levels):
         return _offset_linear(x, weight, dtype, x_levels)
     if x.codes.dtype == torch.uint8:
         if not isinstance(weight, PackedMatrix) or weight.levels != MAX_PACKED_LEVELS:
-            raise ValueError("quantized_linear: packed x takes a packed weight of 16 levels only")
-        y = ops.int4_linear(*x[:3], weight.codes, weight.scales, weight.sums, dtype)
-        return y
+            raise RuntimeError("quantized_linear: packed x takes a packed weight of 16 levels only")
+        return int4_linear(*x[:3], weight.codes, weight.scales, weight.sums, dtype)
     if isinstance(weight, PackedMatrix):
         rows, width = x.codes.shape
         few = rows <= MAX_PACKED_ROWS or serves_cpu(x.codes.device)
         if few and width % 128 == 0 and weight.codes.shape[0] % 16 == 0:
-            y = ops.packed_linear(
-                x.codes, x.scales, x.sums, weight.codes, weight.scales, weight.levels, dtype
-            )
-            return y
-        weight = Int8Matrix(ops.unpack(weight.codes, weight.levels), weight.scales)
-    y = ops.int8_linear(x.codes, x.scales, weight.codes, weight.scales, dtype)
-    return y
+            return packed_linear(*x[:3], weight.codes, weight.scales, weight.levels, dtype)
+        weight = Int8Matrix(unpack(weight.codes, weight.levels), weight.scales)
+    return int8_linear(x.codes, x.scales, weight.codes, weight.scales, dtype)
 
 
-def _offset_linear(
-    x: Quantized, weight: PackedMatrix | Int8Matrix, dtype: torch.dtype, x_levels: int
-) -> Tensor:
-    ops = torch.ops.questtrain
+def _offset_linear(x: Quantized, weight: Matrix, dtype: torch.dtype, x_levels: int) -> Tensor:
     if weight.sums is None:
-        raise ValueError("quantized_linear: 256 levels need the sums of the weight's codes")
+        raise RuntimeError("quantized_linear: 256 levels need the sums of the weight's codes")
     codes = weight.codes
     if isinstance(weight, PackedMatrix):
-        codes = ops.unpack(codes, weight.levels)
-    y: Tensor = ops.int8_offset_linear(
+        codes = unpack(codes, weight.levels)
+    return int8_offset_linear(
         *x[:3], codes, weight.scales, weight.sums, x_levels, weight.levels, dtype
     )
-    return y
 
 
 def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix) -> bool:
@@ -156,8 +222,3 @@ def has_int4(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) in INT4_CAPABILITIES
-
-
-def attends_in_one_kernel(keys: Tensor) -> bool:
-    """Whether the kernel takes a cache of such ``keys [B, H, capacity, K]``."""
-    return keys.is_cuda and keys.shape[-1] in HEAD_WIDTHS and extension.serves(keys.device)

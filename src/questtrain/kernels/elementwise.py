@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ops = torch.ops.questtrain
+from questtrain.kernels.ops.backward import all_pass, hadamard_backward, swiglu_backward
+from questtrain.kernels.ops.rotary import join_rotary, rotary_
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -35,9 +36,7 @@ def split_rotary(
     repeated. K is a multiple of 16."""
     if not torch.is_grad_enabled():
         return _rotated(qkv, cos, sin, heads)
-    q, k, v = _SplitRotary.apply(  # type: ignore[no-untyped-call]
-        qkv, cos, sin, heads
-    )
+    q, k, v = _SplitRotary.apply(qkv, cos, sin, heads)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -50,18 +49,14 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (gate_up,) = ctx.saved_tensors
-        unmasked = gate_up.new_empty((gate_up.shape[0], 0), dtype=torch.uint8)
-        result: Tensor = _ops.swiglu_backward(grad.contiguous(), unmasked, gate_up, 1)
-        return result
+        return swiglu_backward(grad.contiguous(), all_pass(gate_up), gate_up, 1)
 
 
 class _HadamardRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, block: int) -> Tensor:
         ctx.block = block
-        all_pass = x.new_empty((x.shape[0], 0), dtype=torch.uint8)
-        y: Tensor = _ops.hadamard_backward(x, all_pass, block)
-        return y
+        return hadamard_backward(x, all_pass(x), block)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -78,12 +73,12 @@ class _SplitRotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        parts = (grad.contiguous() for grad in grads)
-        return _ops.join_rotary(*parts, *ctx.saved_tensors), None, None, None
+        q, k, v = (grad.contiguous() for grad in grads)
+        return join_rotary(q, k, v, *ctx.saved_tensors), None, None, None
 
 
 def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    _ops.rotary_(qkv, cos, sin, heads)
+    rotary_(qkv, cos, sin, heads)
     q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
     return q, k, v
 

@@ -6,6 +6,7 @@ A row of ``levels`` = n equidistant values holds level indices q in 0 … n-1. I
 - int8 codes: the integers v, int8 ``[M, K]``; of 256 levels, whose integers do not fit into int8,
   ``c = q - 128``, which stands for ``v = 2c + 1``.
 - packed codes: the indices q in 1, 2 or 4 bits, uint8 ``[M, K·bits/8]``, the first index lowest.
+- FP8: the integers of up to 16 levels as e4m3, which holds them exactly.
 """
 
 from __future__ import annotations
@@ -33,8 +34,23 @@ BLOCKS = (1, 16, 32, 64, 128, 256)
 
 MAX_PACKED_LEVELS = 16
 
+E4M3 = torch.float8_e4m3fn
+"""The FP8 of a backward's operands."""
+
+FP8_MULTIPLE = 16
+"""Of all sizes of a product in FP8: `torch._scaled_mm` takes no others."""
+
 FIRST_BITS_TO_TOP_BYTE = 0x0102040810204080
 """Times 8 bytes of one bit each: in the product's highest byte, the first byte's bit is lowest."""
+
+
+class RowFormat(NamedTuple):
+    """How an activation's rows are quantized: ``levels`` on ``[-α·rms, α·rms]`` after a Hadamard
+    transform in blocks of ``block`` columns (1: none)."""
+
+    levels: int
+    alpha: float
+    block: int
 
 
 class Quantized(NamedTuple):
@@ -79,10 +95,15 @@ def int8_codes(indices: Tensor, levels: int) -> Tensor:
     return (2 * indices.to(torch.int16) - (levels - 1)).to(torch.int8)
 
 
+def packed_integers(packed: Tensor, levels: int) -> Tensor:
+    """The int8 integers ``[M, K]`` of packed codes."""
+    return 2 * unpack_bits(packed, container_bits(levels)).to(torch.int8) - (levels - 1)
+
+
 def container_bits(levels: int) -> int:
     """Bits of one packed code: 1, 2 or 4, the fewest that hold ``levels``."""
     if not 2 <= levels <= MAX_PACKED_LEVELS:
-        raise ValueError(f"packed codes hold 2 to {MAX_PACKED_LEVELS} levels, not {levels}")
+        raise RuntimeError(f"packed codes hold 2 to {MAX_PACKED_LEVELS} levels, not {levels}")
     return 1 if levels == 2 else 2 if levels <= 4 else 4
 
 

@@ -7,6 +7,8 @@ multiplication: in bf16 throughout, ``H·H`` would be 0.9998 on its diagonal ins
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from torch import Tensor
 def hadamard_signs(block: int, device: torch.device | str | None = None) -> Tensor:
     """Sylvester's ±1 matrix ``[block, block]`` in fp32; ``block`` is a power of two."""
     if block < 1 or block & (block - 1):
-        raise ValueError(f"a Hadamard block must be a power of two, not {block}")
+        raise RuntimeError(f"a Hadamard block must be a power of two, not {block}")
     signs = torch.ones(1, 1, device=device)
     while signs.shape[0] < block:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
@@ -28,9 +30,10 @@ def hadamard_transform(x: Tensor, signs: Tensor) -> Tensor:
     """
     block = signs.shape[0]
     if x.shape[-1] % block:
-        raise ValueError(f"the last dimension of {tuple(x.shape)} is no multiple of {block}")
+        raise RuntimeError(f"the last dimension of {tuple(x.shape)} is no multiple of {block}")
     dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    exact = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    with exact:
         blocks = x.to(dtype).reshape(*x.shape[:-1], x.shape[-1] // block, block)
         rotated = torch.matmul(blocks, signs.to(dtype)).reshape(x.shape)
     return torch.mul(rotated, block**-0.5)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from questtrain.config import ModelConfig
 from questtrain.kernels.elementwise import split_rotary
-from questtrain.kernels.reference_attention import rotate
+from questtrain.kernels.ops.rotary import rotate
 from questtrain.model.cache import StaticCache, StaticLayer
 from questtrain.model.rotary import Rotary, rotary_angles
 

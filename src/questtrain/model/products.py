@@ -23,11 +23,24 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from questtrain.errors import UserError
-from questtrain.kernels import hadamard_quantize, pack_bits, training
+from questtrain.kernels import hadamard_quantize, pack_bits
+from questtrain.kernels.autograd import (
+    Gradient,
+    GradientSum,
+    Rounding,
+    StepFormat,
+    StepWeight,
+    through_rounding,
+    train_add_rmsnorm_linear,
+    train_dense_linear,
+    train_hadamard_linear,
+    train_swiglu_linear,
+)
 from questtrain.kernels.elementwise import swiglu
-from questtrain.kernels.formats import BLOCKS, MAX_PACKED_LEVELS
-from questtrain.kernels.reference_fp8 import MULTIPLE
-from questtrain.kernels.training import Gradient, GradientSum, Operand, Rounding, StepWeight
+from questtrain.kernels.formats import BLOCKS, FP8_MULTIPLE, MAX_PACKED_LEVELS
+from questtrain.kernels.ops.backward import all_pass, hadamard_backward
+from questtrain.kernels.ops.codes import dequantize
+from questtrain.kernels.ops.fp8 import fp8_transpose
 from questtrain.quant import Quantizer, QuantLinear, Unquantized
 from questtrain.quant.estimator import OuterTrust
 from questtrain.quant.packing import has_kernel_sizes, rotation_block, row_format
@@ -109,7 +122,7 @@ class StepProduct(nn.Module):
         assert self.sum is not None
         total, rounding = self.sum.total, self.rounding
         if rounding is not None:
-            total = training.through_rounding(total, rounding)
+            total = through_rounding(total, rounding)
         for weight, grad in zip(self.weights, torch.split(total, self._rows), strict=True):
             weight.grad = grad
 
@@ -183,22 +196,21 @@ class DenseProduct(StepProduct):
         """The values, and M as bits: of no columns where all of a rotated weight passes, None where
         the values are the weight."""
         quantizer = self.weight_quantizer
-        all_pass = stacked.new_empty((stacked.shape[0], 0), dtype=torch.uint8)
         if not isinstance(quantizer, Quantizer):
-            return quantizer(stacked), all_pass if self.block > 1 else None
+            return quantizer(stacked), all_pass(stacked) if self.block > 1 else None
         operand = operand_of(quantizer, may_rotate_back=True)
         if operand is None:
             return quantizer(stacked), pack_bits(quantizer.mask(stacked).view(torch.uint8), 1)
-        ops, form = torch.ops.questtrain, operand.form
+        form = operand.form
         quantized = hadamard_quantize(stacked, *form, trust=operand.trust)
-        values = ops.dequantize(*quantized[:2], form.levels, torch.float32)
+        values = dequantize(*quantized[:2], form.levels, torch.float32)
         if self.rotates_back:
-            values = ops.hadamard_backward(values, all_pass, form.block)
+            values = hadamard_backward(values, all_pass(stacked), form.block)
         return values, quantized.mask
 
     def plain(self, x_MK: Tensor) -> Tensor:
         fed = self.activation_quantizer(x_MK)
-        return training.dense_linear(fed, self.values, self.gradient, self.rounding)
+        return train_dense_linear(fed, self.values, self.gradient, self.rounding)
 
     def after_norm(
         self, x_MK: Tensor, added_MK: Tensor | None, norm_K: Tensor, eps: float
@@ -227,7 +239,7 @@ class QuantizedProduct(StepProduct):
     def __init__(
         self,
         linears: Sequence[QuantLinear],
-        operands: tuple[Operand, Operand],
+        operands: tuple[StepFormat, StepFormat],
         dtype: torch.dtype,
         save: str,
         backward: str,
@@ -243,27 +255,27 @@ class QuantizedProduct(StepProduct):
 
     def derive(self, stacked: Tensor) -> dict[str, Tensor | None]:
         form, trust = self.weight_operand.form, self.weight_operand.trust
-        ops, values = torch.ops.questtrain, None
+        values = None
         quantized = hadamard_quantize(stacked, *form, trust=trust)
         if self.fp8 and not self.packed:
-            values = ops.fp8_transpose(quantized.codes, form.levels)
+            values = fp8_transpose(quantized.codes, form.levels)
         elif not self.packed:
-            values = ops.dequantize(*quantized[:2], form.levels, self.dtype)
+            values = dequantize(*quantized[:2], form.levels, self.dtype)
         return {**quantized._asdict(), "values": values}
 
     def plain(self, x_MK: Tensor) -> Tensor:
-        return training.hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
+        return train_hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
 
     def after_norm(
         self, x_MK: Tensor, added_MK: Tensor | None, norm_K: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         added_MK = torch.zeros_like(x_MK) if added_MK is None else added_MK
-        return training.add_rmsnorm_linear(
+        return train_add_rmsnorm_linear(
             x_MK, added_MK, norm_K, eps, self.operand, self._weight(), self.gradient
         )
 
     def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        return training.swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
+        return train_swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
 
     def _weight(self) -> StepWeight:
         form = self.weight_operand.form
@@ -293,12 +305,12 @@ def stacked_product(
     return DenseProduct(layers, dtype)
 
 
-def operand_of(quantizer: nn.Module, may_rotate_back: bool = False) -> Operand | None:
+def operand_of(quantizer: nn.Module, may_rotate_back: bool = False) -> StepFormat | None:
     """How the kernels quantize an operand as ``quantizer`` does, None if they do not."""
     form, estimator = row_format(quantizer, may_rotate_back), getattr(quantizer, "estimator", None)
     if form is None or not isinstance(estimator, OuterTrust):
         return None
-    return Operand(form, estimator.outer_trust_scale)
+    return StepFormat(form, estimator.outer_trust_scale)
 
 
 def norm_in_fp32(x: Tensor, weight: Tensor, eps: float | None) -> Tensor:
@@ -314,10 +326,10 @@ def _check_fp8(linears: Sequence[QuantLinear], levels: int) -> None:
             f" holds exactly, and bits={linears[0].bits} has {levels}: choose at most 4 bits, or"
             " train.backward=exact."
         )
-    if rows % MULTIPLE or width % MULTIPLE:
+    if rows % FP8_MULTIPLE or width % FP8_MULTIPLE:
         raise UserError(
-            f"train.backward=fp8 needs sizes that are multiples of {MULTIPLE}, and a product of the"
-            f" blocks is {rows} × {width}: choose train.backward=exact."
+            f"train.backward=fp8 needs sizes that are multiples of {FP8_MULTIPLE}, and a product"
+            f" of the blocks is {rows} × {width}: choose train.backward=exact."
         )
 
 

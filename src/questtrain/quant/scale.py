@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
-from questtrain.kernels.reference_quantize import row_rms
+from questtrain.kernels.ops.quantize import row_rms
 
 GAUSSIAN_ALPHA = {
     2: 0.797885,

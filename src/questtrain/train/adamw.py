@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questtrain.kernels.ops import adamw_
+from questtrain.kernels.ops.adamw import adamw_
 
 
 class AdamW(torch.optim.AdamW):
@@ -44,6 +44,7 @@ class AdamW(torch.optim.AdamW):
                 [state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step")
             )
             torch._foreach_add_(steps, 1)
+            beta1, beta2 = group["betas"]
             adamw_(
                 weights,
                 [weight.grad.contiguous() for weight in weights],
@@ -52,7 +53,8 @@ class AdamW(torch.optim.AdamW):
                 steps,
                 self.grad_scale,
                 group["lr"],
-                group["betas"],
+                beta1,
+                beta2,
                 group["eps"],
                 group["weight_decay"],
             )

@@ -20,7 +20,7 @@ from questtrain.config import TrainConfig
 from questtrain.cuda_graph import GraphedCall
 from questtrain.errors import UserError
 from questtrain.kernels import serves
-from questtrain.kernels.reference_fp8 import MULTIPLE
+from questtrain.kernels.formats import FP8_MULTIPLE
 from questtrain.model import FusedLlama, Llama
 from questtrain.train.evaluate import loss_function, product_dtype
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
@@ -56,9 +56,9 @@ def require_fp8(config: TrainConfig, device: torch.device, world: World) -> None
         why = "needs the CUDA kernels, which do not run here (questtrain doctor says why)"
     elif product_dtype(device, config.train.autocast) != torch.bfloat16:
         why = f"rounds gradients in bf16, and train.autocast={config.train.autocast}"
-    elif smallest * config.sequence_length % MULTIPLE:
+    elif smallest * config.sequence_length % FP8_MULTIPLE:
         why = (
-            f"needs micro-batches of a multiple of {MULTIPLE} tokens, not of {micro} ×"
+            f"needs micro-batches of a multiple of {FP8_MULTIPLE} tokens, not of {micro} ×"
             f" {config.sequence_length}"
         )
     else:

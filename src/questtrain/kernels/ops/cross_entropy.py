@@ -21,9 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from questtrain.kernels.checks import FLOATING, check_matrix, check_vector
 from questtrain.kernels.extension import never_compiled
-from questtrain.kernels.reference_training import add_weight_gradient_
-
-_ops = torch.ops.questtrain
+from questtrain.kernels.library import register
+from questtrain.kernels.ops.weight_gradient import add_product_
 
 MOST_ROWS = 4096
 ROWS = {"cpu": 1024}
@@ -43,7 +42,7 @@ def linear_cross_entropy(
     ``x [M, D]`` in bf16, fp16 or fp32 is the products' dtype, under autocast too; ``weight [V, D]``
     is fp32 or that dtype; ``targets`` int64 ``[M]``, those that are ``ignored`` count nothing.
     ``rows`` are those of a chunk, by default `ROWS`. The backward runs once. A target outside the
-    vocabulary makes the loss NaN; other wrong arguments raise ValueError.
+    vocabulary makes the loss NaN; other wrong arguments raise RuntimeError.
 
     A compiled caller breaks its graph here: traced, each chunk's logits would be a new buffer.
     """
@@ -58,14 +57,19 @@ def linear_cross_entropy(
         return _run_chunks(x, weight, targets, ignored, rows, None, None)
 
 
+@register("cross_entropy_(Tensor(a!) logits, Tensor targets, int ignored) -> Tensor")
 def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     """Losses in nats, fp32 ``[M]``; ``logits [M, V]`` become the gradient of their sum.
 
     ``targets`` int64 ``[M]``; where one is ``ignored``, loss and gradient are 0. Arithmetic is in
     fp32. NaN, where a target is not in the vocabulary or a logit is NaN or +inf, are the row's
-    loss and its gradient.
+    loss and its gradient. Other wrong arguments raise RuntimeError.
     """
-    check_cross_entropy(logits, targets)
+    op = "cross_entropy_"
+    check_matrix(op, "logits", logits, None, None, FLOATING, logits)
+    if not logits.shape[1]:
+        raise RuntimeError(f"{op}: logits must have columns, not shape {list(logits.shape)}")
+    check_vector(op, "targets", targets, logits.shape[0], (torch.int64,), logits)
     counted = targets != ignored
     exists = (targets >= 0) & (targets < logits.shape[1])
     places = torch.where(exists, targets, 0).unsqueeze(1)
@@ -77,14 +81,6 @@ def cross_entropy_(logits: Tensor, targets: Tensor, ignored: int) -> Tensor:
     logits[~counted] = 0.0
     losses = torch.where(exists, -of_target.squeeze(1), math.nan)
     return torch.where(counted, losses, 0.0)
-
-
-def check_cross_entropy(logits: Tensor, targets: Tensor) -> None:
-    op = "cross_entropy_"
-    check_matrix(op, "logits", logits, None, None, FLOATING, logits)
-    if not logits.shape[1]:
-        raise ValueError(f"{op}: logits must have columns, not shape {list(logits.shape)}")
-    check_vector(op, "targets", targets, logits.shape[0], (torch.int64,), logits)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -133,11 +129,11 @@ def _run_chunks(
     for start in range(0, x.shape[0], rows):
         chunk = slice(start, start + rows)
         gradient = torch.mm(x[chunk], weight.T, out=logits[: x.shape[0] - start])
-        loss += _ops.cross_entropy_(gradient, targets[chunk], ignored).sum()
+        loss += cross_entropy_(gradient, targets[chunk], ignored).sum()
         if grad_x is not None:
             torch.mm(gradient, weight, out=grad_x[chunk])
         if grad_weight is not None:
-            add_weight_gradient_(grad_weight, gradient, x[chunk], first=False)
+            add_product_(grad_weight, gradient, x[chunk], first=False)
     return loss
 
 
@@ -147,7 +143,7 @@ def _check_linear(x: Tensor, weight: Tensor, targets: Tensor, rows: int) -> None
     weight_dtypes = (torch.float32,) if x.dtype == torch.float32 else (torch.float32, x.dtype)
     check_matrix(op, "weight", weight, None, x.shape[1], weight_dtypes, x)
     if not weight.shape[0]:
-        raise ValueError(f"{op}: weight must have rows, not shape {list(weight.shape)}")
+        raise RuntimeError(f"{op}: weight must have rows, not shape {list(weight.shape)}")
     check_vector(op, "targets", targets, x.shape[0], (torch.int64,), x)
     if rows < 1:
-        raise ValueError(f"{op}: rows must be 1 or more, not {rows}")
+        raise RuntimeError(f"{op}: rows must be 1 or more, not {rows}")

@@ -1,4 +1,4 @@
-"""Operands of a backward in FP8 (e4m3), in plain torch: specification, and fallback.
+"""Operands of a backward in FP8 (e4m3).
 
 Of a gradient g ``[M, N]`` both products of a linear layer's backward are taken with integers of up
 to 16 levels, which e4m3 holds exactly; what scales them row by row is multiplied into g:
@@ -21,13 +21,11 @@ from questtrain.kernels.checks import (
     check_packed_levels,
     check_vector,
 )
-from questtrain.kernels.reference_linear import unpack
+from questtrain.kernels.formats import E4M3, FP8_MULTIPLE, packed_integers
+from questtrain.kernels.library import register
 
-E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-
-MULTIPLE = 16
-"""Of all sizes: `torch._scaled_mm` takes no others."""
+"""Of e4m3's numbers."""
 
 SAMPLED_ROWS = 127
 """A prime: rows at even distances then meet every place of sequences whose length is a power of
@@ -37,13 +35,21 @@ SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 126
 """Of the power of two: its inverse is a normal number, too."""
 
 
+@register(
+    "fp8_gradients(Tensor grad, Tensor weight_scales, Tensor x_scales) -> (Tensor rows,"
+    " Tensor columns, Tensor unit_rows, Tensor unit_columns)"
+)
 def fp8_gradients(
     grad: Tensor, weight_scales: Tensor, x_scales: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``g ⊙ s_w [M, N]`` and ``(g ⊙ s_x)ᵀ [N, M]`` in e4m3, and what a 1 of each stands for, fp32
-    ``[1]``. ``grad`` is bf16 ``[M, N]``, the scales fp32 ``[N]`` and ``[M]``. Infinities become
-    NaN."""
-    check_fp8_gradients(grad, weight_scales, x_scales)
+    ``[1]``. ``grad`` is bf16 ``[M, N]``, sizes that are multiples of 16; the scales are fp32
+    ``[N]`` and ``[M]``. Infinities become NaN; other arguments raise RuntimeError."""
+    op = "fp8_gradients"
+    check_matrix(op, "grad", grad, None, None, (torch.bfloat16,), grad)
+    _check_sizes(op, *grad.shape)
+    check_vector(op, "weight_scales", weight_scales, grad.shape[1], (torch.float32,), grad)
+    check_vector(op, "x_scales", x_scales, grad.shape[0], (torch.float32,), grad)
     rms = _sampled_rms(grad)
     rows_factor = _to_one(rms * weight_scales.mean())
     columns_factor = _to_one(rms * x_scales.mean())
@@ -54,10 +60,16 @@ def fp8_gradients(
     return rows, columns.t().contiguous(), *units
 
 
+@register("fp8_transpose(Tensor codes, int levels) -> Tensor")
 def fp8_transpose(codes: Tensor, levels: int) -> Tensor:
-    """The integers of int8 ``[M, K]`` or packed codes in e4m3, transposed: ``[K, M]``."""
-    check_fp8_transpose(codes, levels)
-    integers = unpack(codes, levels) if codes.dtype == torch.uint8 else codes
+    """The integers of int8 ``[M, K]`` or packed codes in e4m3, transposed: ``[K, M]``; both sizes
+    are multiples of 16. Raises RuntimeError for anything else."""
+    op = "fp8_transpose"
+    check_matrix(op, "codes", codes, None, None, (torch.int8, torch.uint8), codes)
+    bits = check_packed_levels(op, "levels", levels)
+    packed = codes.dtype == torch.uint8
+    _check_sizes(op, codes.shape[0], codes.shape[1] * 8 // bits if packed else codes.shape[1])
+    integers = packed_integers(codes, levels) if packed else codes
     return integers.t().float().to(E4M3).contiguous()
 
 
@@ -72,29 +84,10 @@ def fp8_product(
     return product
 
 
-def check_fp8_gradients(grad: Tensor, weight_scales: Tensor, x_scales: Tensor) -> None:
-    op = "fp8_gradients"
-    check_matrix(op, "grad", grad, None, None, (torch.bfloat16,), grad)
-    rows, width = grad.shape
-    _check_sizes(op, rows, width)
-    check_vector(op, "weight_scales", weight_scales, width, (torch.float32,), grad)
-    check_vector(op, "x_scales", x_scales, rows, (torch.float32,), grad)
-
-
-def check_fp8_transpose(codes: Tensor, levels: int) -> int:
-    """The width of the integers."""
-    op = "fp8_transpose"
-    check_matrix(op, "codes", codes, None, None, (torch.int8, torch.uint8), codes)
-    bits = check_packed_levels(op, "levels", levels)
-    width = codes.shape[1] * 8 // bits if codes.dtype == torch.uint8 else codes.shape[1]
-    _check_sizes(op, codes.shape[0], width)
-    return width
-
-
 def _check_sizes(op: str, rows: int, width: int) -> None:
-    if rows % MULTIPLE:
-        raise ValueError(f"{op}: the number of rows {rows} must be a multiple of {MULTIPLE}")
-    check_multiple(op, "the width", width, MULTIPLE)
+    if rows % FP8_MULTIPLE:
+        raise RuntimeError(f"{op}: the number of rows {rows} must be a multiple of {FP8_MULTIPLE}")
+    check_multiple(op, "the width", width, FP8_MULTIPLE)
 
 
 def _sampled_rms(grad: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""Attention of one decoding step.
+
+Shape suffixes: B batch, H heads, S places of the cache, K head width, D = H·K.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from questtrain.kernels import extension
+from questtrain.kernels.checks import (
+    check_cache,
+    check_cached_operand,
+    check_scalar,
+    check_vector,
+)
+from questtrain.kernels.library import register
+from questtrain.kernels.ops.rotary import rotate
+
+HEAD_WIDTHS = (32, 64, 128, 256)
+"""What the kernel has been compiled for."""
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    """Rotate ``q`` and ``k``, write k and v to the cache's place ``position``, attend to it and all
+    before: ``[B, D]`` in q's dtype.
+
+    ``q``, ``k``, ``v [B, D]`` bf16, fp16 or fp32 may be column slices of one product; ``keys`` and
+    ``values [B, H, S, K]`` are updated; ``position`` is an int64 scalar: how many tokens are
+    cached; ``cos``, ``sin`` fp32 ``[K]`` are its rotary angles, halves repeated. What is rotated is
+    rounded to its dtype, the rest is fp32. A position that is no place of the cache makes the
+    result NaN and leaves the cache as it is. Raises RuntimeError for other arguments.
+    """
+    arguments = (q, k, v, keys, values, position, cos, sin)
+    if keys.is_cuda and not attends_in_one_kernel(keys):
+        return _reference(*arguments)
+    return _op(*arguments)
+
+
+def attends_in_one_kernel(keys: Tensor) -> bool:
+    """Whether the kernel takes a cache of such ``keys [B, H, S, K]``."""
+    return keys.is_cuda and keys.shape[-1] in HEAD_WIDTHS and extension.serves(keys.device)
+
+
+def _reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> Tensor:
+    _check(q, k, v, keys, values, position, cos, sin)
+    heads_BH1K = (q.shape[0], keys.shape[1], 1, keys.shape[3])
+    q_BH1K = rotate(q.reshape(heads_BH1K), cos, sin).float()
+    capacity = keys.shape[2]
+    fits = (position >= 0) & (position < capacity)
+    place = position.clamp(0, capacity - 1).reshape(1)
+    for cache, new in ((keys, rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
+        old = cache.index_select(2, place)
+        cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
+    seen_S = None
+    if position.device.type == "cpu":  # the host knows it: what lies beyond is not even read
+        keys, values = (cache[:, :, : int(place) + 1] for cache in (keys, values))
+    else:
+        seen_S = torch.arange(capacity, device=keys.device) <= position
+        keys, values = (torch.where(seen_S.unsqueeze(-1), cache, 0.0) for cache in (keys, values))
+        seen_S = seen_S.unsqueeze(0)
+    y_BH1K = F.scaled_dot_product_attention(q_BH1K, keys.float(), values.float(), attn_mask=seen_S)
+    return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, *rest: Tensor) -> Tensor:
+    """The reference asks for ``position`` as a number, which there is none of in tracing."""
+    _check(q, k, v, keys, *rest)
+    return q.new_empty(tuple(q.shape))
+
+
+_op = register(
+    "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor position, Tensor cos, Tensor sin) -> Tensor",
+    fake=_fake,
+)(_reference)
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> None:
+    op = "decode_attention"
+    for name, operand in (("q", q), ("k", k), ("v", v)):
+        check_cached_operand(op, name, operand, q)
+    for name, cache in (("keys", keys), ("values", values)):
+        check_cache(op, name, cache, keys, q)
+    check_scalar(op, "position", position, torch.int64, q)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)
