@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from questtrain.model.products import (
     DenseProduct,
     QuantizedProduct,
-    operand_of,
     stacked_product,
+    step_format,
 )
 from questtrain.quant import QuantLinear
 
@@ -94,4 +94,4 @@ def test_a_bias_is_no_part_of_it() -> None:
 
 def test_trust_by_error_has_no_kernel() -> None:
     layer = QuantLinear(WIDTH, COLUMNS, bits="w4s24a4")
-    assert operand_of(layer.weight_quantizer) is None
+    assert step_format(layer.weight_quantizer) is None

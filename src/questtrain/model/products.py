@@ -198,14 +198,13 @@ class DenseProduct(StepProduct):
         quantizer = self.weight_quantizer
         if not isinstance(quantizer, Quantizer):
             return quantizer(stacked), all_pass(stacked) if self.block > 1 else None
-        operand = operand_of(quantizer, may_rotate_back=True)
-        if operand is None:
+        step = step_format(quantizer, may_rotate_back=True)
+        if step is None:
             return quantizer(stacked), pack_bits(quantizer.mask(stacked).view(torch.uint8), 1)
-        form = operand.form
-        quantized = hadamard_quantize(stacked, *form, trust=operand.trust)
-        values = dequantize(*quantized[:2], form.levels, torch.float32)
+        quantized = hadamard_quantize(stacked, *step.form, trust=step.trust)
+        values = dequantize(*quantized[:2], step.form.levels, torch.float32)
         if self.rotates_back:
-            values = hadamard_backward(values, all_pass(stacked), form.block)
+            values = hadamard_backward(values, all_pass(stacked), self.block)
         return values, quantized.mask
 
     def plain(self, x_MK: Tensor) -> Tensor:
@@ -239,24 +238,23 @@ class QuantizedProduct(StepProduct):
     def __init__(
         self,
         linears: Sequence[QuantLinear],
-        operands: tuple[StepFormat, StepFormat],
+        formats: tuple[StepFormat, StepFormat],
         dtype: torch.dtype,
         save: str,
         backward: str,
     ) -> None:
         super().__init__(linears, dtype)
-        self.weight_operand, activation = operands
-        self.block = self.weight_operand.form.block
+        self.weight_format, activation = formats
+        self.block = self.weight_format.form.block
         self.fp8, self.packed = backward == "fp8", save == "packed"
         if self.fp8:
-            _check_fp8(linears, max(operand.form.levels for operand in operands))
+            _check_fp8(linears, max(each.form.levels for each in formats))
         packs = self.packed and activation.form.levels <= MAX_PACKED_LEVELS
-        self.operand = activation._replace(packed=packs)
+        self.activation_format = activation._replace(packed=packs)
 
     def derive(self, stacked: Tensor) -> dict[str, Tensor | None]:
-        form, trust = self.weight_operand.form, self.weight_operand.trust
-        values = None
-        quantized = hadamard_quantize(stacked, *form, trust=trust)
+        form, values = self.weight_format.form, None
+        quantized = hadamard_quantize(stacked, *form, trust=self.weight_format.trust)
         if self.fp8 and not self.packed:
             values = fp8_transpose(quantized.codes, form.levels)
         elif not self.packed:
@@ -264,23 +262,21 @@ class QuantizedProduct(StepProduct):
         return {**quantized._asdict(), "values": values}
 
     def plain(self, x_MK: Tensor) -> Tensor:
-        return train_hadamard_linear(x_MK, self.operand, self._weight(), self.gradient)
+        return train_hadamard_linear(x_MK, *self._operands())
 
     def after_norm(
         self, x_MK: Tensor, added_MK: Tensor | None, norm_K: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         added_MK = torch.zeros_like(x_MK) if added_MK is None else added_MK
-        return train_add_rmsnorm_linear(
-            x_MK, added_MK, norm_K, eps, self.operand, self._weight(), self.gradient
-        )
+        return train_add_rmsnorm_linear(x_MK, added_MK, norm_K, eps, *self._operands())
 
     def after_swiglu(self, gate_up: Tensor) -> Tensor:
-        return train_swiglu_linear(gate_up, self.operand, self._weight(), self.gradient)
+        return train_swiglu_linear(gate_up, *self._operands())
 
-    def _weight(self) -> StepWeight:
-        form = self.weight_operand.form
+    def _operands(self) -> tuple[StepFormat, StepWeight, Gradient]:
         tensors = (self.codes, self.scales, self.sums, self.mask, self.values)
-        return StepWeight(*tensors, form.levels, form.block, self.fp8)
+        weight = StepWeight(*tensors, self.weight_format.form.levels, self.block, self.fp8)
+        return self.activation_format, weight, self.gradient
 
 
 def stacked_product(
@@ -297,7 +293,7 @@ def stacked_product(
     kinds = {tuple(map(_kind, pair)) for pair in pairs}
     if len(kinds) > 1 or None in kinds.pop():
         return None
-    weight, activation = map(operand_of, pairs[0])
+    weight, activation = map(step_format, pairs[0])
     if weight is not None and activation is not None:
         return QuantizedProduct(layers, (weight, activation), dtype, save, backward)
     if backward == "fp8" and layers[0].bits.quantized:
@@ -305,7 +301,7 @@ def stacked_product(
     return DenseProduct(layers, dtype)
 
 
-def operand_of(quantizer: nn.Module, may_rotate_back: bool = False) -> StepFormat | None:
+def step_format(quantizer: nn.Module, may_rotate_back: bool = False) -> StepFormat | None:
     """How the kernels quantize an operand as ``quantizer`` does, None if they do not."""
     form, estimator = row_format(quantizer, may_rotate_back), getattr(quantizer, "estimator", None)
     if form is None or not isinstance(estimator, OuterTrust):
