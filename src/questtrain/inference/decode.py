@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,9 @@ class Decoder:
         self.model, self.capacity, self.length = model, capacity, 0
         self.cache = StaticCache(model.config, batch_size, capacity, model.embed_tokens.weight)
         self._tokens_B = self.cache.position.new_zeros(batch_size)
-        self._graph = GraphedCall(self._next, self._tokens_B, warm_calls=1)
+        # A method of self would be a cycle: the cache's memory would wait for the collector.
+        work = partial(_next_logits, model, self.cache)
+        self._graph = GraphedCall(work, self._tokens_B, warm_calls=1)
 
     @torch.no_grad()
     def prefill(self, tokens_BT: Tensor) -> Tensor:
@@ -42,13 +46,14 @@ class Decoder:
         self._reserve(1)
         return self._graph(tokens_B.expand_as(self._tokens_B))
 
-    def _next(self, tokens_B: Tensor) -> Tensor:
-        logits_BTV: Tensor = self.model(tokens_B.unsqueeze(1), self.cache)
-        return logits_BTV[:, -1]
-
     def _reserve(self, tokens: int) -> None:
         if self.length + tokens > self.capacity:
             raise ValueError(
                 f"{self.length + tokens} tokens do not fit into a cache of {self.capacity}"
             )
         self.length += tokens
+
+
+def _next_logits(model: nn.Module, cache: StaticCache, tokens_B: Tensor) -> Tensor:
+    logits_BTV: Tensor = model(tokens_B.unsqueeze(1), cache)
+    return logits_BTV[:, -1]
