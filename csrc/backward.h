@@ -35,9 +35,9 @@ struct BackwardArguments {
 
 constexpr int kLargestNormWidth = 16384;  // 16 warps of 128 registers a thread
 
-cudaError_t backward_bfloat16(Origin, const BackwardArguments&, cudaStream_t);
-cudaError_t backward_half(Origin, const BackwardArguments&, cudaStream_t);
-cudaError_t backward_float(Origin, const BackwardArguments&, cudaStream_t);
+// Of gradients of __nv_bfloat16, __half or float.
+template <class Element>
+cudaError_t launch_backward(Origin, const BackwardArguments&, cudaStream_t);
 
 NormGrid norm_grid(int64_t rows, int width);
 

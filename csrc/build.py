@@ -4,6 +4,7 @@ nvcc, src/questtrain/kernels/questtrain_kernels.so.
 The latter needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what
 it is compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other
 one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run.
+A source with the line ``// … an object for each MACRO: values`` is compiled once for each of them.
 What has not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not
 compiled again.
 
@@ -19,12 +20,9 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
-import json
 import os
 import re
-import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import build_cpu
-from build_cpu import STABLE_ABI, BuildError, torch_folder
+from build_cpu import STABLE_ABI, BuildError, describe, hash_of, run, torch_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc"
@@ -53,24 +51,24 @@ CUDA_FOR = {"100": (12, 8), "120": (12, 8)}
 
 @dataclass(frozen=True)
 class Toolkit:
-    """A CUDA toolkit: its nvcc, its headers and its version."""
+    """A CUDA toolkit: its nvcc and its version."""
 
     nvcc: str
-    include: Path
     version: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One source to compile."""
+    """One source to compile, ``macro`` being one of those that it asks for, or empty."""
 
     source: Path
+    macro: str
     target: Path
     command: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return str(self.source.relative_to(SOURCES))
+        return f"{self.source.relative_to(SOURCES)} {self.macro}".strip()
 
 
 def find_nvcc() -> str | None:
@@ -89,7 +87,7 @@ def find_toolkit(architectures: Sequence[str]) -> Toolkit:
             "no nvcc: the kernels need the CUDA toolkit. Put nvcc on the PATH or set CUDA_HOME to"
             " the toolkit's folder. (Without kernels questtrain runs on plain torch.)"
         )
-    text = _output([nvcc, "--version"])
+    text = run([nvcc, "--version"])
     found = re.search(r"release (\d+)\.(\d+)", text)
     if not found:
         raise BuildError(f"{nvcc} --version says no release: {text.strip()[:200]}")
@@ -101,25 +99,7 @@ def find_toolkit(architectures: Sequence[str]) -> Toolkit:
                 f"{nvcc} is CUDA {_dotted(version)}; architecture {architecture} needs"
                 f" {_dotted(oldest)} or newer."
             )
-    return Toolkit(nvcc, _cuda_headers(nvcc), version)
-
-
-def _cuda_headers(nvcc: str) -> Path:
-    """nvcc may be a script: it knows itself where its toolkit is."""
-    probe = subprocess.run(
-        [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    top = re.search(r"^#\$ TOP=(.+)$", probe.stderr + probe.stdout, re.MULTILINE)
-    homes = [Path(top[1])] if top else []
-    homes.append(Path(nvcc).resolve().parents[1])
-    for home in homes:
-        for include in (home / "include", home / "targets" / "x86_64-linux" / "include"):
-            if (include / "cuda_runtime.h").exists():
-                return include.resolve()
-    raise BuildError(f"the CUDA headers of {nvcc} (cuda_runtime.h) were not found; set CUDA_HOME.")
+    return Toolkit(nvcc, version)
 
 
 def cutlass_headers() -> tuple[Path, Path]:
@@ -183,31 +163,39 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
     """CUTLASS' kernels first: they take longest."""
     defines = ["-DNDEBUG", *(["-DQUESTTRAIN_SM90"] if "90a" in architectures else [])]
     system = [f"-isystem={folder}" for folder in cutlass_headers()]
-    cuda = [toolkit.nvcc, "-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC"]
-    host = [*shlex.split(os.environ.get("CXX") or "g++"), "-std=c++17", "-O2", "-fPIC", "-Wall"]
-    host += [
-        f"-ffile-prefix-map={ROOT}/=",
-        "-DUSE_CUDA",
-        STABLE_ABI,
-        *("-isystem", str(torch_folder() / "include"), "-isystem", str(toolkit.include)),
-    ]
+    flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC", STABLE_ABI]
+    torch = ["-DUSE_CUDA", f"-isystem={torch_folder() / 'include'}"]
+    common = [toolkit.nvcc, *flags, *defines, *system, *torch]
     result = []
     for source in _sources():
-        target = OBJECTS / source.relative_to(SOURCES).with_suffix(source.suffix + ".o")
-        if source.suffix == ".cu":
-            codes = code_flags(source.name, architectures)
-            if not codes:
-                continue
-            extra = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"] if "sm90" in source.name else []
-            command = [*cuda, *codes, *defines, *extra, *system]
-        elif source.suffix == ".cpp":
-            command = [*host, *defines]
-        else:
+        if source.suffix == ".cpp":
+            codes = []
+        elif source.suffix != ".cu" or not (codes := code_flags(source.name, architectures)):
             continue
-        dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
-        command += [*dependencies, "-c", str(source), "-o", str(target)]
-        result.append(Job(source, target, tuple(command)))
+        extra = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"] if "sm90" in source.name else []
+        result += [_job(source, macro, (*common, *codes, *extra)) for macro in instances(source)]
     return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
+
+
+def instances(source: Path) -> list[str]:
+    """``MACRO=value`` for each value that its line ``// … an object for each MACRO: …`` lists, or
+    the ``…MACRO(value, …)`` of the file that it names; an empty one where there is no such line."""
+    asked = re.search(r"^//.*\ban object for each (\w+): (.+)$", source.read_text(), re.M | re.I)
+    if not asked:
+        return [""]
+    macro, values = asked[1], asked[2].split()
+    if (listed := source.with_name(values[0])).is_file():
+        values = re.findall(rf"^\w*{macro}\((\w+)", listed.read_text(), re.M)
+    return [f"{macro}={value}" for value in values]
+
+
+def _job(source: Path, macro: str, command: Sequence[str]) -> Job:
+    name = ".".join(part for part in (source.name, macro, "o") if part)
+    target = OBJECTS / source.relative_to(SOURCES).with_name(name)
+    dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
+    defines = [f"-D{macro}"] if macro else []
+    compiled = ["-c", str(source), "-o", str(target)]
+    return Job(source, macro, target, (*command, *defines, *dependencies, *compiled))
 
 
 def _sources() -> list[Path]:
@@ -249,15 +237,9 @@ def is_current(job: Job) -> bool:
 
 
 def source_hash() -> str:
-    """SHA-256 over names and contents of all sources and headers in csrc but the CPU's: the same
-    wherever the tree lies, whatever else lies in it."""
-    files = {f.relative_to(SOURCES).as_posix(): f for f in _sources()}
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        if files[name].suffix in SUFFIXES:
-            content = hashlib.sha256(files[name].read_bytes()).hexdigest()
-            digest.update(f"{name} {content}\n".encode())
-    return digest.hexdigest()
+    """Of all sources and headers in csrc but the CPU's, whatever else lies there."""
+    files = [file for file in _sources() if file.suffix in SUFFIXES]
+    return hash_of({file.relative_to(SOURCES).as_posix(): file for file in files})
 
 
 def compile_job(job: Job) -> float:
@@ -266,14 +248,8 @@ def compile_job(job: Job) -> float:
     stamp = job.target.with_suffix(".stamp")
     stamp.unlink(missing_ok=True)
     began, start = time.time(), time.monotonic()
-    try:
-        done = subprocess.run(job.command, capture_output=True, text=True, check=False)
-    except OSError as error:
-        raise BuildError(f"{job.name}: {job.command[0]} cannot be run: {error}") from error
-    if done.returncode:
-        job.target.unlink(missing_ok=True)
-        words = (done.stderr + done.stdout).strip()
-        raise BuildError(f"{job.name} does not compile:\n{shlex.join(job.command)}\n{words}")
+    job.target.unlink(missing_ok=True)
+    run(job.command, f"{job.name} does not compile")
     # A file saved while the compiler ran may or may not be in the object: compile again next time.
     if all(file.stat().st_mtime < began for file in dependencies(job)):
         stamp.write_text(fingerprint(job) or "")
@@ -297,9 +273,7 @@ def link(toolkit: Toolkit, objects: Sequence[Path]) -> None:
     unfinished = LIBRARY.with_suffix(".so.new")
     command = [toolkit.nvcc, "-shared", "-o", str(unfinished), *map(str, objects)]
     command += [f"-L{torch_folder() / 'lib'}", "-Xlinker", "--no-as-needed", "-ltorch_cpu"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise BuildError(f"linking failed:\n{shlex.join(command)}\n{done.stderr.strip()}")
+    run(command, "linking failed")
     unfinished.replace(LIBRARY)
 
 
@@ -336,9 +310,7 @@ def build(asked: str | None = None, parallel: int | None = None) -> Path:
             "cuda": _dotted(toolkit.version),
             "source_hash": sources if sources == source_hash() else None,  # None: saved meanwhile
         }
-        LIBRARY.with_suffix(".json").write_text(json.dumps(facts) + "\n")
-    size = LIBRARY.stat().st_size / 2**20
-    _say(f"{LIBRARY.relative_to(ROOT)}: {size:.1f} MiB, {time.monotonic() - start:.0f} s")
+        describe(LIBRARY, facts, time.monotonic() - start)
     return LIBRARY
 
 
@@ -358,13 +330,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of compilers; give 1 or more")
     return int(text)
-
-
-def _output(command: Sequence[str]) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{' '.join(command)} failed: {error}") from error
 
 
 def _dotted(version: tuple[int, int]) -> str:

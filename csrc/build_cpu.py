@@ -19,13 +19,13 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "csrc" / "cpu"
-SHARED = [ROOT / "csrc" / name for name in ("checks.h", "limits.h")]
+SHARED = [ROOT / "csrc" / name for name in ("checks.h", "formats.h", "operands.h")]
 LIBRARY = ROOT / "src" / "questtrain" / "kernels" / "questtrain_cpu.so"
 
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"  # 2.11
@@ -77,12 +77,17 @@ def interface() -> int:
     return int(found[1])
 
 
-def source_hash() -> str:
-    """SHA-256 of names and contents of all sources and headers, wherever the tree lies."""
+def hash_of(files: Mapping[str, Path]) -> str:
+    """SHA-256 of names and contents, wherever the files lie."""
     digest = hashlib.sha256()
-    for file in sorted([*SOURCES.iterdir(), *SHARED]):
-        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    for name in sorted(files):
+        digest.update(f"{name} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def source_hash() -> str:
+    """Of all sources and headers."""
+    return hash_of({file.name: file for file in (*SOURCES.iterdir(), *SHARED)})
 
 
 def build(library: Path | None = None, parallel: int | None = None) -> Path:
@@ -92,7 +97,7 @@ def build(library: Path | None = None, parallel: int | None = None) -> Path:
     commands = compile_commands(compiler)
     facts = {
         "interface": interface(),
-        "compiler": _run([*compiler, "--version"]).splitlines()[0],
+        "compiler": run([*compiler, "--version"]).splitlines()[0],
         "source_hash": source_hash(),
         "commands": hashlib.sha256(json.dumps(commands).encode()).hexdigest(),
     }
@@ -106,10 +111,15 @@ def build(library: Path | None = None, parallel: int | None = None) -> Path:
         unfinished.replace(library)
     finally:
         unfinished.unlink(missing_ok=True)
+    describe(library, facts, time.monotonic() - start)
+    return library
+
+
+def describe(library: Path, facts: Mapping[str, object], seconds: float) -> None:
+    """Write a new library's facts beside it, and say that it is made."""
     library.with_suffix(".json").write_text(json.dumps(facts) + "\n")
     size = library.stat().st_size / 2**20
-    print(f"{_name(library)}: {size:.1f} MiB, {time.monotonic() - start:.0f} s", flush=True)
-    return library
+    print(f"{_name(library)}: {size:.1f} MiB, {seconds:.0f} s", flush=True)
 
 
 def compile_commands(compiler: Sequence[str]) -> list[list[str]]:
@@ -130,9 +140,9 @@ def _compile(
         objects = [str(Path(folder, f"{number}.o")) for number in range(len(commands))]
         jobs = [[*each, "-o", to] for each, to in zip(commands, objects, strict=True)]
         with ThreadPoolExecutor(parallel or os.cpu_count()) as pool:
-            list(pool.map(_run, jobs))
+            list(pool.map(run, jobs))
         link = [*compiler, "-shared", "-o", str(output), *objects]
-        _run([*link, f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"])
+        run([*link, f"-L{torch_folder() / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"])
 
 
 def _facts(library: Path) -> object:
@@ -146,13 +156,14 @@ def _name(library: Path) -> str:
     return str(library.relative_to(ROOT) if library.is_relative_to(ROOT) else library)
 
 
-def _run(command: Sequence[str]) -> str:
+def run(command: Sequence[str], failed: str = "this failed") -> str:
     """What it prints; BuildError with its words where it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise BuildError(f"{command[0]} cannot be run: {error}; set CXX to a compiler") from error
+        hint = "set CXX to a compiler, CUDA_HOME to a CUDA toolkit"
+        raise BuildError(f"{command[0]} cannot be run: {error}; {hint}") from error
     if done.returncode:
         words = (done.stderr + done.stdout).strip()
-        raise BuildError(f"this failed:\n{shlex.join(command)}\n{words}")
+        raise BuildError(f"{failed}:\n{shlex.join(command)}\n{words}")
     return done.stdout

@@ -5,12 +5,23 @@
 // So the row is read and written once; where it is wider than shared memory it is read twice.
 // Rows may start anywhere: the elements before the first and after the last whole vector, the
 // edges, are taken one by one.
-#include "cross_entropy.h"
+#include <limits>
+
 #include "launch.cuh"
 #include "softmax.cuh"
+#include "stable.h"
 
 namespace questtrain {
 namespace {
+
+struct CrossEntropyArguments {
+  void* logits;            // [rows, width], in 16-byte alignment; rows need none
+  const int64_t* targets;  // [rows]
+  float* losses;           // [rows]
+  int64_t rows;
+  int width;
+  int64_t ignored;         // target of rows without loss and gradient
+};
 
 constexpr int kThreads = 512, kWarps = kThreads / 32;
 constexpr int kBlocksOfSM = 3;  // in which rows of 76 KB or less fit side by side
@@ -213,14 +224,35 @@ cudaError_t launch(const CrossEntropyArguments& a, cudaStream_t stream) {
   return launch_dependent(kernel, grid, block, static_cast<size_t>(bytes), stream, a);
 }
 
+// ---- the op
+
+Tensor cross_entropy_(Tensor logits, Tensor targets, int64_t ignored) {
+  const Check check("cross_entropy_", logits);
+  CrossEntropyArguments a{};
+  a.logits = check.matrix("logits", logits, kAny, kAny, kFloating);
+  if (!logits.size(1)) check.fail("logits must have columns, not shape ", shape_of(logits));
+  constexpr int64_t most = std::numeric_limits<int>::max();
+  if (logits.size(0) > most || logits.size(1) > most)
+    check.fail("logits must have at most ", most, " rows and columns, not ", shape_of(logits));
+  // They may start anywhere, for they are read one by one: a chunk's are a slice.
+  check.one_dimensional("targets", targets, logits.size(0));
+  a.targets = static_cast<const int64_t*>(check.dense("targets", targets, {ScalarType::Long}));
+  Tensor losses = torch::stable::new_empty(logits, {logits.size(0)}, ScalarType::Float);
+  if (logits.size(0) == 0) return losses;
+
+  a.losses = static_cast<float*>(losses.data_ptr());
+  a.rows = logits.size(0);
+  a.width = static_cast<int>(logits.size(1));
+  a.ignored = ignored;
+  const ScalarType type = logits.scalar_type();
+  launch_op(check, by_element(type, launch<__nv_bfloat16>, launch<__half>, launch<float>), a);
+  return losses;
+}
+
 }  // namespace
 
-cudaError_t cross_entropy(const CrossEntropyArguments& a, cudaStream_t stream) {
-  switch (a.dtype) {
-    case Output::bfloat16: return launch<__nv_bfloat16>(a, stream);
-    case Output::half: return launch<__half>(a, stream);
-    default: return launch<float>(a, stream);
-  }
+STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
+  m.impl("cross_entropy_", TORCH_BOX(&cross_entropy_));
 }
 
 }  // namespace questtrain

@@ -2,18 +2,43 @@
 //
 // A tile's columns lie in shared memory as they are written: a word is 4 rows of a column. A lane has
 // 4 rows of 8 or 16 columns, a warp 16 rows.
-#include <cuda_fp16.h>
 #include <cuda_fp8.h>
+#include <tuple>
 
-#include <algorithm>
-
-#include "fp8_backward.h"
 #include "launch.cuh"
 #include "packed_codes.cuh"
 #include "rows.cuh"
+#include "stable.h"
 
 namespace questtrain {
 namespace {
+
+// A prime: rows at even distances then meet every place of sequences whose length is a power of two.
+constexpr int kFp8SampledRows = 127;
+
+struct Fp8GradientsArguments {
+  const void* grad;            // bf16 [rows, columns]
+  const float* weight_scales;  // [columns]
+  const float* x_scales;       // [rows]
+  void* by_rows;               // e4m3 [rows, columns], of grad·weight_scales
+  void* by_columns;            // e4m3 [columns, rows], of grad·x_scales
+  float* unit_rows;            // [1], what a 1 of by_rows stands for
+  float* unit_columns;         // [1]
+  float4* sums;                // [kFp8SampledRows]: of a sampled row's squares, of scales
+  int64_t rows;                // a multiple of 16
+  int columns;                 // a multiple of 16
+};
+
+struct Fp8TransposeArguments {
+  const void* codes;  // int8 [rows, columns], or packed
+  void* transposed;   // e4m3 [columns, rows]
+  int64_t rows;       // a multiple of 16
+  int columns;        // a multiple of 16
+  int bits;           // a code's: 8, or 1, 2, 4 of a packed one
+  int levels;
+};
+
+constexpr int64_t kFp8MostRows = int64_t{65535} * 128;  // a grid's height, in tiles
 
 constexpr int kThreads = 256;
 constexpr int kTileRows = 16 * kThreads / 32;
@@ -292,8 +317,6 @@ dim3 tiles(int64_t rows, int columns, int tile_columns) {
               static_cast<unsigned>(std::max<int64_t>((rows + kTileRows - 1) / kTileRows, 1)));
 }
 
-}  // namespace
-
 cudaError_t fp8_gradients(const Fp8GradientsArguments& a, cudaStream_t stream) {
   const cudaError_t error = launch_dependent(sample_gradients, dim3(kFp8SampledRows),
                                              dim3(kThreads), 0, stream, a);
@@ -310,6 +333,67 @@ cudaError_t fp8_transpose(const Fp8TransposeArguments& a, cudaStream_t stream) {
     case 4: return launch_dependent(transpose_codes<4>, grid, block, 0, stream, a);
     default: return launch_dependent(transpose_codes<8>, grid, block, 0, stream, a);
   }
+}
+
+// ---- the op
+
+// What torch._scaled_mm takes.
+void check_sizes(const Check& check, int64_t rows, int64_t columns) {
+  if (rows % 16) check.fail("the number of rows ", rows, " must be a multiple of 16");
+  check.multiple("the width", columns, 16);
+  if (rows > kFp8MostRows) check.fail(rows, " rows exceed ", kFp8MostRows);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> gradients(Tensor grad, Tensor weight_scales,
+                                                     Tensor x_scales) {
+  const Check check("fp8_gradients", grad);
+  Fp8GradientsArguments arguments{};
+  arguments.grad = check.matrix("grad", grad, kAny, kAny, {ScalarType::BFloat16});
+  const int64_t rows = grad.size(0), columns = grad.size(1);
+  check_sizes(check, rows, columns);
+  arguments.weight_scales = check.vector<float>("weight_scales", weight_scales, columns);
+  arguments.x_scales = check.vector<float>("x_scales", x_scales, rows);
+  using torch::stable::new_empty;
+  Tensor by_rows = new_empty(grad, {rows, columns}, ScalarType::Float8_e4m3fn);
+  Tensor by_columns = new_empty(grad, {columns, rows}, ScalarType::Float8_e4m3fn);
+  Tensor unit_rows = new_empty(grad, {1}, ScalarType::Float);
+  Tensor unit_columns = new_empty(grad, {1}, ScalarType::Float);
+  Tensor sums = new_empty(grad, {kFp8SampledRows, 4}, ScalarType::Float);
+
+  arguments.by_rows = by_rows.data_ptr();
+  arguments.by_columns = by_columns.data_ptr();
+  arguments.unit_rows = static_cast<float*>(unit_rows.data_ptr());
+  arguments.unit_columns = static_cast<float*>(unit_columns.data_ptr());
+  arguments.sums = static_cast<float4*>(sums.data_ptr());
+  arguments.rows = rows;
+  arguments.columns = static_cast<int>(columns);
+  launch_op(check, fp8_gradients, arguments);
+  return {by_rows, by_columns, unit_rows, unit_columns};
+}
+
+Tensor transpose(Tensor codes, int64_t levels) {
+  const Check check("fp8_transpose", codes);
+  Fp8TransposeArguments arguments{};
+  arguments.codes = check.matrix("codes", codes, kAny, kAny, {ScalarType::Char, ScalarType::Byte});
+  const int bits = check.packed_levels("levels", levels);  // int8 codes too are exact in e4m3
+  const bool packed = codes.scalar_type() == ScalarType::Byte;
+  const int64_t rows = codes.size(0), columns = packed ? codes.size(1) * 8 / bits : codes.size(1);
+  check_sizes(check, rows, columns);
+  Tensor transposed = torch::stable::new_empty(codes, {columns, rows}, ScalarType::Float8_e4m3fn);
+  arguments.transposed = transposed.data_ptr();
+  arguments.rows = rows;
+  arguments.columns = static_cast<int>(columns);
+  arguments.bits = packed ? bits : 8;
+  arguments.levels = static_cast<int>(levels);
+  if (rows) launch_op(check, fp8_transpose, arguments);
+  return transposed;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
+  m.impl("fp8_gradients", TORCH_BOX(&gradients));
+  m.impl("fp8_transpose", TORCH_BOX(&transpose));
 }
 
 }  // namespace questtrain

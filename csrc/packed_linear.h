@@ -1,5 +1,4 @@
-// y = x·wᵀ with int8 activations and packed 1-, 2- or 4-bit weights, for up to 64 rows of x; and the
-// way back from packed codes to int8.
+// y = x·wᵀ with int8 activations and packed 1-, 2- or 4-bit weights, for up to 64 rows of x.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -26,21 +25,14 @@ constexpr int kLargestPackedRows = 64;
 constexpr int kLargestFusedRows = 8;
 constexpr int kLargestFusedWidth = 16384;
 
-cudaError_t packed_linear_1bit(const PackedLinearArguments&, cudaStream_t);
-cudaError_t packed_linear_2bit(const PackedLinearArguments&, cudaStream_t);
-cudaError_t packed_linear_4bit(const PackedLinearArguments&, cudaStream_t);
+// Of weights of 1, 2 or 4 bits.
+template <int bits>
+cudaError_t launch_packed_linear(const PackedLinearArguments&, cudaStream_t);
 
 // The same with x quantized on the way: `a.x`, its scales and sums are not read, `q`'s outputs but
-// `hidden` are not written. For few rows of 16-bit elements and Hadamard blocks of 128.
-cudaError_t quantize_linear_1bit(Operand, bool half, const PackedLinearArguments& a,
-                                 const QuantizeArguments& q, cudaStream_t);
-cudaError_t quantize_linear_2bit(Operand, bool half, const PackedLinearArguments& a,
-                                 const QuantizeArguments& q, cudaStream_t);
-cudaError_t quantize_linear_4bit(Operand, bool half, const PackedLinearArguments& a,
-                                 const QuantizeArguments& q, cudaStream_t);
-
-// `count` values from 8·count/bits bytes; count is a multiple of 16.
-cudaError_t unpack(const uint8_t* packed, int8_t* values, int64_t count, int bits, int levels,
-                   cudaStream_t);
+// `hidden` are not written. For few rows of 16-bit elements, y's, and Hadamard blocks of 128.
+template <int bits>
+cudaError_t launch_quantize_linear(Operand, const PackedLinearArguments& a,
+                                   const QuantizeArguments& q, cudaStream_t);
 
 }  // namespace questtrain

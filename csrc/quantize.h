@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "limits.h"
+#include "formats.h"
 
 namespace questtrain {
 
@@ -35,9 +35,8 @@ struct QuantizeArguments {
   uint32_t code_factor, code_lift;  // int8 codes of 4 indices, see `int8_codes` in quantize.cuh
 };
 
-
-cudaError_t quantize_bfloat16(Operand, const QuantizeArguments&, cudaStream_t);
-cudaError_t quantize_half(Operand, const QuantizeArguments&, cudaStream_t);
-cudaError_t quantize_float(Operand, const QuantizeArguments&, cudaStream_t);
+// Of rows of __nv_bfloat16, __half or float.
+template <class Element>
+cudaError_t launch_quantize(Operand, const QuantizeArguments&, cudaStream_t);
 
 }  // namespace questtrain

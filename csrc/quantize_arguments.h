@@ -1,4 +1,4 @@
-// From a binding's arguments to a kernel's: the checks that all quantizing ops share.
+// From a binding's arguments to a kernel's: what all quantizing ops share.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 
 namespace questtrain {
 
-// How to quantize: the arguments that all forms share.
+// How to quantize.
 struct Format {
   int64_t levels;
   double alpha;
@@ -18,61 +18,77 @@ struct Format {
   std::optional<double> trust;
 };
 
-inline void check_format(const Format& format, int64_t width, const char* op,
-                         int64_t most_levels = kOffsetLevels) {
-  check_levels(format.levels, most_levels, op);
-  check_block(width, format.block, op);
-  check_scaled_rows(width, format.alpha, op);
-}
+// What is quantized: checked tensors, and their part of the kernel's arguments.
+struct Source {
+  Operand operand;
+  int64_t rows, width;
+  QuantizeArguments arguments;
+};
 
-inline void check_operand(const Tensor& x, const char* op, const char* name) {
-  check_two_dimensional(x, op, name);
-  check_floating(x.scalar_type(), op, name);
-  check_layout(x, x, op, name);
-}
-
-inline QuantizeArguments norm_arguments(const Tensor& x, const Tensor& weight, double epsilon,
-                                        const char* op, const char* name) {
-  check_vector(weight, x, x.size(1), op, name);
-  const bool is_float = weight.scalar_type() == ScalarType::Float;
-  STD_TORCH_CHECK(is_float || weight.scalar_type() == x.scalar_type(), op,
-                  ": ", name, " must be float32 or of x's dtype ", name_of(x.scalar_type()),
-                  ", not ", name_of(weight.scalar_type()));
+inline Source plain_source(const Check& check, const Tensor& x, const char* name = "x") {
   QuantizeArguments arguments{};
-  arguments.weight = weight.data_ptr();
-  arguments.weight_is_float = is_float;
+  arguments.x = check.matrix(name, x, kAny, kAny, kFloating);
+  return {Operand::plain, x.size(0), x.size(1), arguments};
+}
+
+inline void set_norm(const Check& check, const char* name, const Tensor& x, const Tensor& weight,
+                     double epsilon, QuantizeArguments& arguments) {
+  constexpr ScalarType wide = ScalarType::Float;
+  const ScalarType type = x.scalar_type();
+  arguments.weight = type == wide ? check.vector(name, weight, x.size(1), {wide})
+                                  : check.vector(name, weight, x.size(1), {wide, type});
+  arguments.weight_is_float = weight.scalar_type() == wide;
   arguments.epsilon = static_cast<float>(epsilon);
-  return arguments;
 }
 
-inline void check_residual(const Tensor& residual, const Tensor& x, const char* op) {
-  check_matrix(residual, x, x.size(0), x.size(1), op, "residual");
-  check_dtype(residual, x.scalar_type(), op, "residual");
+// RMSNorm(x); `name` is the weight's.
+inline Source norm_source(const Check& check, const char* name, const Tensor& x,
+                          const Tensor& weight, double epsilon) {
+  Source source = plain_source(check, x);
+  source.operand = Operand::rmsnorm;
+  set_norm(check, name, x, weight, epsilon, source.arguments);
+  return source;
 }
 
-// Half the width of [gate | up].
-inline int64_t swiglu_width(const Tensor& gate_up, const char* op) {
-  check_operand(gate_up, op, "gate_up");
-  STD_TORCH_CHECK(gate_up.size(1) % 2 == 0, op, ": gate_up must be [rows, 2·width], not ",
-                  shape_of(gate_up));
-  return gate_up.size(1) / 2;
+// RMSNorm(x + residual), and `hidden`, which is the sum.
+inline Source add_norm_source(const Check& check, const char* name, const Tensor& x,
+                              const Tensor& residual, const Tensor& weight, double epsilon,
+                              Tensor& hidden) {
+  Source source = plain_source(check, x);
+  source.operand = Operand::add_rmsnorm;
+  source.arguments.residual =
+      check.matrix("residual", residual, source.rows, source.width, {x.scalar_type()});
+  set_norm(check, name, x, weight, epsilon, source.arguments);
+  hidden = torch::stable::new_empty(x, {source.rows, source.width});
+  source.arguments.hidden = hidden.data_ptr();
+  return source;
 }
 
-inline void set_format(QuantizeArguments& arguments, const Format& format, int64_t rows,
-                       int64_t width) {
-  arguments.rows = rows;
-  arguments.width = static_cast<int>(width);
+// silu(gate)·up of [gate | up].
+inline Source swiglu_source(const Check& check, const Tensor& gate_up) {
+  Source source = plain_source(check, gate_up, "gate_up");
+  if (source.width % 2) check.fail("gate_up must be [rows, 2·width], not ", shape_of(gate_up));
+  source.operand = Operand::swiglu;
+  source.width /= 2;
+  return source;
+}
+
+inline QuantizeArguments arguments_of(const Source& source, const Format& format) {
+  QuantizeArguments arguments = source.arguments;
+  arguments.rows = source.rows;
+  arguments.width = static_cast<int>(source.width);
   arguments.levels = static_cast<int>(format.levels);
   arguments.block = static_cast<int>(format.block);
   arguments.alpha = static_cast<float>(format.alpha);
   arguments.trust = static_cast<float>(format.trust.value_or(0.0));
   arguments.steps = static_cast<float>(format.levels - 1);
   arguments.inverse_steps = 1.f / (format.levels - 1);
-  arguments.inverse_width = 1.f / width;
+  arguments.inverse_width = 1.f / source.width;
   const bool offset = format.levels == kOffsetLevels;
   arguments.code_factor = offset ? 1 : 2;
   arguments.code_lift = offset ? 0 : static_cast<uint32_t>(129 - format.levels) * 0x01010101u;
   arguments.orthonormal = 1.f / std::sqrt(static_cast<float>(format.block));
+  return arguments;
 }
 
 }  // namespace questtrain

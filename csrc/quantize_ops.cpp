@@ -1,5 +1,7 @@
 // torch.ops.questtrain.*_quantize on CUDA: checks, outputs, launch.
-#include <optional>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
 #include <tuple>
 
 #include "quantize_arguments.h"
@@ -10,71 +12,57 @@ namespace {
 using Quantized = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using HiddenAndQuantized = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Quantized quantize(Operand operand, const Tensor& x, int64_t width, QuantizeArguments arguments,
-                   const Format& format, const char* op) {
-  check_format(format, width, op);
-  const int bits = format.packed ? container_bits(format.levels, op) : 8;
-  const int64_t rows = x.size(0);
-  const auto code_type = format.packed ? ScalarType::Byte : ScalarType::Char;
-  Tensor codes = torch::stable::new_empty(x, {rows, width * bits / 8}, code_type);
+Quantized quantize(const Check& check, const Source& source, const Format& format) {
+  const Tensor& x = check.like;
+  const auto [levels, alpha, block, packed, trust] = format;
+  const int bits = check.format(source.width, levels, kOffsetLevels, alpha, block, packed);
+  const auto code_type = packed ? ScalarType::Byte : ScalarType::Char;
+  const int64_t rows = source.rows, mask_bytes = trust ? source.width / 8 : 0;
+  Tensor codes = torch::stable::new_empty(x, {rows, source.width * bits / 8}, code_type);
   Tensor scales = torch::stable::new_empty(x, {rows}, ScalarType::Float);
   Tensor sums = torch::stable::new_empty(x, {rows}, ScalarType::Int);
-  Tensor mask =
-      torch::stable::new_empty(x, {rows, format.trust ? width / 8 : 0}, ScalarType::Byte);
+  Tensor mask = torch::stable::new_empty(x, {rows, mask_bytes}, ScalarType::Byte);
   if (rows == 0) return {codes, scales, sums, mask};
 
-  arguments.x = x.data_ptr();
+  QuantizeArguments arguments = arguments_of(source, format);
   arguments.codes = codes.data_ptr();
   arguments.scales = static_cast<float*>(scales.data_ptr());
   arguments.sums = static_cast<int32_t*>(sums.data_ptr());
-  arguments.mask = format.trust ? static_cast<uint8_t*>(mask.data_ptr()) : nullptr;
+  arguments.mask = trust ? static_cast<uint8_t*>(mask.data_ptr()) : nullptr;
   arguments.container_bits = bits;
-  set_format(arguments, format, rows, width);
-  const DeviceGuard guard(x);
-  const cudaStream_t stream = current_stream(x);
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16: check_cuda(quantize_bfloat16(operand, arguments, stream), op); break;
-    case ScalarType::Half: check_cuda(quantize_half(operand, arguments, stream), op); break;
-    default: check_cuda(quantize_float(operand, arguments, stream), op);
-  }
+  const auto kernel = by_element(x.scalar_type(), launch_quantize<__nv_bfloat16>,
+                                 launch_quantize<__half>, launch_quantize<float>);
+  launch_op(check, kernel, source.operand, arguments);
   return {codes, scales, sums, mask};
 }
 
 Quantized hadamard_quantize(Tensor x, int64_t levels, double alpha, int64_t block, bool packed,
                             std::optional<double> trust) {
-  const char* op = "hadamard_quantize";
-  check_operand(x, op, "x");
-  return quantize(Operand::plain, x, x.size(1), {}, {levels, alpha, block, packed, trust}, op);
+  const Check check("hadamard_quantize", x);
+  return quantize(check, plain_source(check, x), {levels, alpha, block, packed, trust});
 }
 
 Quantized rmsnorm_quantize(Tensor x, Tensor weight, double epsilon, int64_t levels, double alpha,
                            int64_t block, bool packed, std::optional<double> trust) {
-  const char* op = "rmsnorm_quantize";
-  check_operand(x, op, "x");
-  return quantize(Operand::rmsnorm, x, x.size(1), norm_arguments(x, weight, epsilon, op, "weight"),
-                  {levels, alpha, block, packed, trust}, op);
+  const Check check("rmsnorm_quantize", x);
+  return quantize(check, norm_source(check, "weight", x, weight, epsilon),
+                  {levels, alpha, block, packed, trust});
 }
 
 HiddenAndQuantized add_rmsnorm_quantize(Tensor x, Tensor residual, Tensor weight, double epsilon,
                                         int64_t levels, double alpha, int64_t block, bool packed,
                                         std::optional<double> trust) {
-  const char* op = "add_rmsnorm_quantize";
-  check_operand(x, op, "x");
-  check_residual(residual, x, op);
-  QuantizeArguments arguments = norm_arguments(x, weight, epsilon, op, "weight");
-  Tensor hidden = torch::stable::new_empty(x, {x.size(0), x.size(1)});
-  arguments.residual = residual.data_ptr();
-  arguments.hidden = hidden.data_ptr();
-  auto [codes, scales, sums, mask] = quantize(Operand::add_rmsnorm, x, x.size(1), arguments,
-                                              {levels, alpha, block, packed, trust}, op);
-  return {hidden, codes, scales, sums, mask};
+  const Check check("add_rmsnorm_quantize", x);
+  Tensor hidden;
+  const Source source = add_norm_source(check, "weight", x, residual, weight, epsilon, hidden);
+  return std::tuple_cat(std::tuple(hidden),
+                        quantize(check, source, {levels, alpha, block, packed, trust}));
 }
 
 Quantized swiglu_quantize(Tensor gate_up, int64_t levels, double alpha, int64_t block, bool packed,
                           std::optional<double> trust) {
-  const char* op = "swiglu_quantize";
-  return quantize(Operand::swiglu, gate_up, swiglu_width(gate_up, op), {},
-                  {levels, alpha, block, packed, trust}, op);
+  const Check check("swiglu_quantize", gate_up);
+  return quantize(check, swiglu_source(check, gate_up), {levels, alpha, block, packed, trust});
 }
 
 }  // namespace

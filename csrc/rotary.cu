@@ -1,12 +1,25 @@
 // Rotary positions between one product's Q, K, V and attention: Q and K rotated in place on the way
 // there, rotated back and joined with V on the way back. 8 pairs a thread: elements i and i + width/2
 // of a head.
+#include <algorithm>
+#include <utility>
+
+#include "chunk.cuh"
 #include "launch.cuh"
-#include "rotary.h"
-#include "rotate.cuh"
+#include "stable.h"
 
 namespace questtrain {
 namespace {
+
+struct RotaryArguments {
+  void* qkv;          // [tokens, 3, heads, width]
+  const void* parts[3];  // Q, K, V: [tokens, heads, width]; null: Q and K are turned in place
+  const float* cos;   // [length, width], halves repeated
+  const float* sin;
+  int64_t tokens;
+  int length;  // a token's position is its number modulo this
+  int heads, width;
+};
 
 constexpr int kThreads = 256;
 
@@ -62,14 +75,64 @@ cudaError_t launch(const RotaryArguments& a, cudaStream_t stream) {
                : launch_dependent(rotary_kernel<T, false>, grid, block, 0, stream, a, items);
 }
 
+// ---- the op
+
+// For x [batch, tokens, …] of so many heads, but for the tensors themselves.
+RotaryArguments arguments_of(const Check& check, const Tensor& x, int64_t heads, int64_t width,
+                             const Tensor& cos, const Tensor& sin) {
+  const int64_t length = x.size(1);
+  check.multiple("the head width", width, 16);
+  RotaryArguments arguments{};
+  arguments.cos = check.matrix<float>("cos", cos, length, width);
+  arguments.sin = check.matrix<float>("sin", sin, length, width);
+  arguments.tokens = x.size(0) * length;
+  arguments.length = static_cast<int>(length);
+  arguments.heads = static_cast<int>(heads);
+  arguments.width = static_cast<int>(width);
+  return arguments;
+}
+
+void run(const Check& check, const RotaryArguments& arguments) {
+  const auto kernel = by_element(check.like.scalar_type(), launch<__nv_bfloat16>, launch<__half>,
+                                 launch<float>);
+  if (arguments.tokens) launch_op(check, kernel, arguments);
+}
+
+void rotary_(Tensor qkv, Tensor cos, Tensor sin, int64_t heads) {
+  const Check check("rotary_", qkv);
+  if (qkv.dim() != 3 || heads < 1 || qkv.size(2) % (3 * heads))
+    check.fail("qkv must be [batch, tokens, 3·", heads, "·width], not ", shape_of(qkv));
+  void* data = check.aligned("qkv", qkv, kFloating);
+  RotaryArguments arguments =
+      arguments_of(check, qkv, heads, qkv.size(2) / (3 * heads), cos, sin);
+  arguments.qkv = data;
+  run(check, arguments);
+}
+
+Tensor join_rotary(Tensor q, Tensor k, Tensor v, Tensor cos, Tensor sin) {
+  const Check check("join_rotary", q);
+  const void* parts[3];
+  int i = 0;
+  for (const auto& [name, part] : {std::pair{"q", &q}, {"k", &k}, {"v", &v}}) {
+    if (part->dim() != 4 || !same_shape(*part, q))
+      check.fail(name, " must be [batch, tokens, heads, width] like q, not ", shape_of(*part));
+    parts[i++] = part == &q ? check.aligned(name, q, kFloating)
+                            : check.aligned(name, *part, {q.scalar_type()});
+  }
+  const int64_t heads = q.size(2), width = q.size(3);
+  RotaryArguments arguments = arguments_of(check, q, heads, width, cos, sin);
+  Tensor qkv = torch::stable::new_empty(q, {q.size(0), q.size(1), 3 * heads * width});
+  arguments.qkv = qkv.data_ptr();
+  std::copy(parts, parts + 3, arguments.parts);
+  run(check, arguments);
+  return qkv;
+}
+
 }  // namespace
 
-cudaError_t rotary(const RotaryArguments& a, Output type, cudaStream_t stream) {
-  switch (type) {
-    case Output::bfloat16: return launch<__nv_bfloat16>(a, stream);
-    case Output::half: return launch<__half>(a, stream);
-    default: return launch<float>(a, stream);
-  }
+STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
+  m.impl("rotary_", TORCH_BOX(&rotary_));
+  m.impl("join_rotary", TORCH_BOX(&join_rotary));
 }
 
 }  // namespace questtrain

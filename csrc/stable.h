@@ -1,5 +1,5 @@
 // What every binding on CUDA needs of torch, through the LibTorch Stable ABI only: the current
-// stream, a device guard, and the checks of checks.h with those of device and alignment.
+// stream, a device guard, an op's dtype as the kernels know it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "checks.h"
+#include "operands.h"
 #include "output.h"
 
 namespace questtrain {
@@ -21,14 +21,15 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
     void* symbol = torch_cuda ? dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream") : nullptr;
     return reinterpret_cast<Function>(symbol);
   }();
-  STD_TORCH_CHECK(function != nullptr, "questtrain: this torch has no CUDA");
+  if (function == nullptr) throw std::runtime_error("questtrain: this torch has no CUDA");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(function(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
 inline void check_cuda(cudaError_t error, const char* op) {
-  STD_TORCH_CHECK(error == cudaSuccess, op, ": ", cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(op) + ": " + cudaGetErrorString(error));
 }
 
 // Makes the tensor's device the current one for as long as it lives.
@@ -47,37 +48,23 @@ class DeviceGuard {
   int before_ = 0;
 };
 
+// kernel(arguments…, stream) on the device and the stream of the op's tensors.
+template <class Kernel, class... Arguments>
+void launch_op(const Check& check, Kernel kernel, const Arguments&... arguments) {
+  const DeviceGuard guard(check.like);
+  check_cuda(kernel(arguments..., current_stream(check.like)), check.op);
+}
+
+// The instance of a kernel that is for elements of `type`.
+template <class Kernel>
+Kernel by_element(ScalarType type, Kernel of_bfloat16, Kernel of_half, Kernel of_float) {
+  return type == ScalarType::BFloat16 ? of_bfloat16
+         : type == ScalarType::Half   ? of_half
+                                      : of_float;
+}
+
 inline Output output_of(ScalarType type) {
-  return type == ScalarType::BFloat16 ? Output::bfloat16
-         : type == ScalarType::Half   ? Output::half
-                                      : Output::float32;
-}
-
-inline void check_device(const Tensor& tensor, const Tensor& like, const char* op,
-                         const char* name) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op,
-                  ": ", name, " must be on CUDA device ", like.get_device_index());
-}
-
-// On one CUDA device with `like`, contiguous, and of the shape [rows, columns] or [rows].
-inline void check_layout(const Tensor& tensor, const Tensor& like, const char* op,
-                         const char* name) {
-  check_device(tensor, like, op, name);
-  check_contiguous(tensor, op, name);
-  STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0, op, ": ", name,
-                  " must start at a multiple of 16 bytes");
-}
-
-inline void check_matrix(const Tensor& tensor, const Tensor& like, int64_t rows, int64_t columns,
-                         const char* op, const char* name) {
-  check_rows_and_columns(tensor, rows, columns, op, name);
-  check_layout(tensor, like, op, name);
-}
-
-inline void check_vector(const Tensor& tensor, const Tensor& like, int64_t length, const char* op,
-                         const char* name) {
-  check_length(tensor, length, op, name);
-  check_layout(tensor, like, op, name);
+  return by_element(type, Output::bfloat16, Output::half, Output::float32);
 }
 
 }  // namespace questtrain

@@ -60,27 +60,22 @@ void multiply_all(const float* values, int64_t stride, int64_t width, const Weig
 
 Tensor packed_weight_linear(Tensor x, Tensor weight, Tensor weight_scales, int64_t levels,
                             int64_t block) {
-  const char* op = "packed_weight_linear";
-  check_two_dimensional(x, op, "x");
-  check_floating(x.scalar_type(), op, "x");
-  check_layout(x, op, "x");
-  const int bits = container_bits(levels, op);
-  check_two_dimensional(weight, op, "weight");
-  const int64_t rows = x.size(0), width = x.size(1), columns = weight.size(0);
-  const int64_t bytes = width * bits / 8, stride = width + kPadding;
-  check_matrix(weight, columns, bytes, ScalarType::Byte, op, "weight");
-  check_vector(weight_scales, columns, ScalarType::Float, op, "weight_scales");
-  check_multiple(width, 32, op, "the width");
-  check_multiple(columns, 8, op, "the weight's rows");
-  check_block(width, block, op);
+  const Check check("packed_weight_linear", x);
+  check.matrix("x", x, kAny, kAny, kFloating);
+  const int bits = check.packed_levels("levels", levels);
+  const int64_t rows = x.size(0), width = x.size(1), bytes = width * bits / 8;
+  const uint8_t* const packed = check.matrix<uint8_t>("weight", weight, kAny, bytes);
+  const int64_t columns = weight.size(0), stride = width + kPadding;
+  const float* const scales = check.vector<float>("weight_scales", weight_scales, columns);
+  check.multiple("the width", width, 32);
+  check.multiple("the weight's rows", columns, 8);
+  check.block(width, block);
   Tensor y = torch::stable::new_empty(x, {rows, columns});
 
   const Kernels& path = kernels();
   const Scratch<float> values(rows * stride);
   rotated_rows(x, block, path, stride, values.get());
-  const Weight operand{static_cast<const uint8_t*>(weight.data_ptr()),
-                       static_cast<const float*>(weight_scales.data_ptr()),
-                       columns, bytes, bits, static_cast<int>(levels)};
+  const Weight operand{packed, scales, columns, bytes, bits, static_cast<int>(levels)};
   multiply_all(values.get(), stride, width, operand, path, y);
   return y;
 }

@@ -19,17 +19,11 @@ struct Rows {
   int32_t largest = 0;  // magnitude of a code
 };
 
-Rows check_x(const Tensor& x, const Tensor& scales, int64_t multiple, const char* op) {
-  check_two_dimensional(x, op, "x");
-  check_dtype(x, ScalarType::Char, op, "x");
-  check_layout(x, op, "x");
-  check_multiple(x.size(1), multiple, op, "the width");
+Rows rows_of(const Check& check, const ProductOperands& operands) {
   // Every sum of so many products of int8 codes stays below 2^31.
-  STD_TORCH_CHECK(x.size(1) < (1 << 17), op, ": the width ", x.size(1), " exceeds ",
-                  (1 << 17) - 1);
-  check_vector(scales, x.size(0), ScalarType::Float, op, "x_scales");
-  return {static_cast<const int8_t*>(x.data_ptr()), static_cast<const float*>(scales.data_ptr()),
-          x.size(0), x.size(1), 1, {}};
+  check.width_at_most(operands.width, (1 << 17) - 1);
+  return {static_cast<const int8_t*>(operands.x), operands.x_scales, operands.rows, operands.width,
+          1, {}};
 }
 
 // Terms of `per_code` for each row's sum of codes, and `constant`.
@@ -50,10 +44,9 @@ constexpr int64_t kBlock = 128;
 // from `column` on, and what is added to the sums of each; `multiply` takes it.
 template <typename Prepare, typename Multiply>
 void multiply_all(const Rows& x, const Kernels& path, int64_t panel_bytes, int64_t stride,
-                  int64_t most, const Tensor& weight_scales, const Prepare& prepare,
+                  int64_t most, const float* scales, const Prepare& prepare,
                   const Multiply& multiply, Tensor& y) {
   const Tasks tasks{x.count, y.size(1), kBlock};
-  const float* const scales = static_cast<const float*>(weight_scales.data_ptr());
   const ScalarType type = y.scalar_type();
   void* const output = y.data_ptr();
   const int64_t work = kPanel * x.width * (std::min(x.count, kBlock) + 4);
@@ -81,28 +74,25 @@ void multiply_all(const Rows& x, const Kernels& path, int64_t panel_bytes, int64
 
 Tensor packed_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight,
                      Tensor weight_scales, int64_t levels, ScalarType dtype) {
-  const char* op = "packed_linear";
-  Rows rows = check_x(x, x_scales, 128, op);
-  const int bits = container_bits(levels, op);
-  check_two_dimensional(weight, op, "weight");
-  const int64_t columns = weight.size(0), bytes = rows.width * bits / 8;
-  check_matrix(weight, columns, bytes, ScalarType::Byte, op, "weight");
-  check_multiple(columns, 16, op, "the weight's rows");
-  check_vector(x_sums, rows.count, ScalarType::Int, op, "x_sums");
-  check_vector(weight_scales, columns, ScalarType::Float, op, "weight_scales");
-  check_floating(dtype, op, "dtype");
+  const Check check("packed_linear", x);
+  const int bits = check.packed_levels("levels", levels);
+  const ProductOperands operands = product_operands<int8_t, uint8_t>(
+      check, x, x_scales, 1, weight, weight_scales, bits, {128, 16}, dtype);
+  check.vector<int32_t>("x_sums", x_sums, operands.rows);
+  Rows rows = rows_of(check, operands);
+  const int64_t columns = operands.columns, bytes = rows.width * bits / 8;
   Tensor y = torch::stable::new_empty(x, {rows.count, columns}, dtype);
 
   // Σ x·(2q - (levels - 1)) = 2·Σ x·q - (levels - 1)·Σ x
   const Kernels& path = kernels();
   rows.factor = 2;
   set_terms(rows, path, static_cast<int32_t>(1 - levels), 0);
-  const uint8_t* const packed = static_cast<const uint8_t*>(weight.data_ptr());
+  const uint8_t* const packed = static_cast<const uint8_t*>(operands.weight);
   const auto prepare = [&](int64_t column, int count, uint8_t* panel, int32_t*) {
     path.unpack(packed + column * bytes, count * bytes, bits, panel);
   };
   const int64_t most = ((int64_t{1} << bits) - 1) * rows.largest;
-  multiply_all(rows, path, kPanel * rows.width, rows.width, most, weight_scales, prepare,
+  multiply_all(rows, path, kPanel * rows.width, rows.width, most, operands.weight_scales, prepare,
                path.multiply_codes, y);
   return y;
 }
@@ -112,15 +102,17 @@ struct Ends {
   bool x, weight;
 };
 
-Tensor int8_product(Rows& rows, const Tensor& weight, const Tensor& weight_scales, Ends ends,
-                    ScalarType dtype, const char* op) {
-  check_two_dimensional(weight, op, "weight");
-  const int64_t columns = weight.size(0);
-  check_matrix(weight, columns, rows.width, ScalarType::Char, op, "weight");
-  check_multiple(columns, 8, op, "the weight's rows");
-  check_vector(weight_scales, columns, ScalarType::Float, op, "weight_scales");
-  check_floating(dtype, op, "dtype");
-  Tensor y = torch::stable::new_empty(weight, {rows.count, columns}, dtype);
+ProductOperands int8_operands(const Check& check, const Tensor& x, const Tensor& x_scales,
+                              const Tensor& weight, const Tensor& weight_scales,
+                              ScalarType dtype) {
+  return product_operands<int8_t, int8_t>(check, x, x_scales, 1, weight, weight_scales, 8, {16, 8},
+                                          dtype);
+}
+
+Tensor int8_product(const Check& check, const ProductOperands& operands, Ends ends,
+                    ScalarType dtype) {
+  Rows rows = rows_of(check, operands);
+  Tensor y = torch::stable::new_empty(check.like, {rows.count, operands.columns}, dtype);
 
   // With a value f·c + t of a code c (f, t = 2, 1 of 256 levels, else 1, 0), on either side:
   // Σ v_x·v_w = f_x·f_w·Σ c_x·c_w + f_x·t_w·Σ c_x + f_w·t_x·Σ c_w + t_x·t_w·K.
@@ -130,7 +122,7 @@ Tensor int8_product(Rows& rows, const Tensor& weight, const Tensor& weight_scale
   const int32_t constant = ends.x && ends.weight ? static_cast<int32_t>(rows.width) : 0;
   set_terms(rows, path, x_factor * ends.weight - rows.factor * path.int8_shift, constant);
   const int64_t stride = (rows.width + 63) / 64 * 64;
-  const int8_t* const codes = static_cast<const int8_t*>(weight.data_ptr());
+  const int8_t* const codes = static_cast<const int8_t*>(operands.weight);
   const auto prepare = [&](int64_t column, int count, uint8_t* panel, int32_t* terms) {
     for (int c = 0; c < count; ++c) {
       const int8_t* const row = codes + (column + c) * rows.width;
@@ -141,54 +133,40 @@ Tensor int8_product(Rows& rows, const Tensor& weight, const Tensor& weight_scale
       terms[c] = weight_factor * sum;
     }
   };
-  multiply_all(rows, path, kPanel * stride * path.int8_bytes, stride, 0, weight_scales, prepare,
-               path.multiply_int8, y);
+  multiply_all(rows, path, kPanel * stride * path.int8_bytes, stride, 0, operands.weight_scales,
+               prepare, path.multiply_int8, y);
   return y;
 }
 
 Tensor int8_linear(Tensor x, Tensor x_scales, Tensor weight, Tensor weight_scales,
                    ScalarType dtype) {
-  const char* op = "int8_linear";
-  Rows rows = check_x(x, x_scales, 16, op);
-  return int8_product(rows, weight, weight_scales, {false, false}, dtype, op);
-}
-
-constexpr int64_t kOffsetLevels = 256, kOffsetWidth = 32768;
-
-void check_levels(int64_t levels, const char* op, const char* name) {
-  for (const int64_t each : {2, 3, 4, 8, 16, 32, 64, 128, 256})
-    if (levels == each) return;
-  STD_TORCH_CHECK(false, op, ": ", name, " must be one of (2, 3, 4, 8, 16, 32, 64, 128, 256), not ",
-                  levels);
+  const Check check("int8_linear", x);
+  return int8_product(check, int8_operands(check, x, x_scales, weight, weight_scales, dtype),
+                      {false, false}, dtype);
 }
 
 Tensor int8_offset_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight,
                           Tensor weight_scales, Tensor weight_sums, int64_t x_levels,
                           int64_t weight_levels, ScalarType dtype) {
-  const char* op = "int8_offset_linear";
-  Rows rows = check_x(x, x_scales, 16, op);
-  STD_TORCH_CHECK(rows.width <= kOffsetWidth, op, ": the width ", rows.width, " exceeds ",
-                  kOffsetWidth);
-  check_vector(x_sums, rows.count, ScalarType::Int, op, "x_sums");
-  check_two_dimensional(weight, op, "weight");
-  check_vector(weight_sums, weight.size(0), ScalarType::Int, op, "weight_sums");
-  check_levels(x_levels, op, "x_levels");
-  check_levels(weight_levels, op, "weight_levels");
+  const Check check("int8_offset_linear", x);
+  const ProductOperands operands = int8_operands(check, x, x_scales, weight, weight_scales, dtype);
+  check.vector<int32_t>("x_sums", x_sums, operands.rows);
+  check.vector<int32_t>("weight_sums", weight_sums, operands.columns);
+  check.levels("x_levels", x_levels);
+  check.levels("weight_levels", weight_levels);
+  check.width_at_most(operands.width, kLargestWidth);
   const Ends ends{x_levels == kOffsetLevels, weight_levels == kOffsetLevels};
-  return int8_product(rows, weight, weight_scales, ends, dtype, op);
+  return int8_product(check, operands, ends, dtype);
 }
 
 Tensor unpack_codes(Tensor packed, int64_t levels) {
-  const char* op = "unpack";
-  check_two_dimensional(packed, op, "packed");
-  check_dtype(packed, ScalarType::Byte, op, "packed");
-  check_layout(packed, op, "packed");
-  const int bits = container_bits(levels, op);
-  const int64_t bytes = packed.size(1), width = bytes * 8 / bits;
-  check_multiple(width, 32, op, "the unpacked width");
+  const Check check("unpack", packed);
+  const CodeRows codes = packed_codes(check, packed, levels);
+  const int bits = codes.bits;
+  const int64_t bytes = packed.size(1), width = codes.width;
   Tensor values = torch::stable::new_empty(packed, {packed.size(0), width}, ScalarType::Char);
   const Kernels& path = kernels();
-  const uint8_t* const from = static_cast<const uint8_t*>(packed.data_ptr());
+  const uint8_t* const from = static_cast<const uint8_t*>(codes.start);
   uint8_t* const to = static_cast<uint8_t*>(values.data_ptr());
   spread(packed.size(0), width, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

@@ -75,27 +75,17 @@ void int8_rows(const IntegerTile& tile, const int16_t* panel, const int8_t* x, i
     store_sums(sums + r * kPanel, reduce(totals[r][0], totals[r][1], totals[r][2], totals[r][3]));
 }
 
-void multiply_codes(const IntegerTile& tile, int32_t* sums) {
-  const uint8_t* panel = static_cast<const uint8_t*>(tile.panel);
+// By two rows of x at a time, with the functions above for two and for one.
+template <class Code, auto two_rows, auto one_row>
+void multiply(const IntegerTile& tile, int32_t* sums) {
+  const Code* panel = static_cast<const Code*>(tile.panel);
   for (int64_t m = 0; m < tile.rows; m += 2)
     for (int c = 0; c < tile.columns; c += 4) {
-      const uint8_t* from = panel + c * tile.stride;
+      const Code* from = panel + c * tile.stride;
       const int8_t* x = tile.x + m * tile.width;
       int32_t* to = sums + m * kPanel + c;
-      if (m + 1 < tile.rows) codes_rows<2>(tile, from, x, to);
-      else codes_rows<1>(tile, from, x, to);
-    }
-}
-
-void multiply_int8(const IntegerTile& tile, int32_t* sums) {
-  const int16_t* panel = static_cast<const int16_t*>(tile.panel);
-  for (int64_t m = 0; m < tile.rows; m += 2)
-    for (int c = 0; c < tile.columns; c += 4) {
-      const int16_t* from = panel + c * tile.stride;
-      const int8_t* x = tile.x + m * tile.width;
-      int32_t* to = sums + m * kPanel + c;
-      if (m + 1 < tile.rows) int8_rows<2>(tile, from, x, to);
-      else int8_rows<1>(tile, from, x, to);
+      if (m + 1 < tile.rows) two_rows(tile, from, x, to);
+      else one_row(tile, from, x, to);
     }
 }
 
@@ -108,7 +98,9 @@ void hold_int8(const int8_t* codes, int64_t width, void* panel) {
 
 namespace questtrain::cpu {
 
-const Kernels kAvx2 = {"avx2",    unpack,         centre,        examine, 2,      0,
-                       hold_int8, multiply_codes, multiply_int8, scale,   rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
+const Kernels kAvx2 = {"avx2", unpack, centre, examine, 2, 0, hold_int8,
+                       multiply<uint8_t, codes_rows<2>, codes_rows<1>>,
+                       multiply<int16_t, int8_rows<2>, int8_rows<1>>,
+                       scale, rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
 
 }  // namespace questtrain::cpu

@@ -85,7 +85,8 @@ void hold_int8(const int8_t* codes, int64_t width, void* panel) {
 
 namespace questtrain::cpu {
 
-const Kernels kAvx512Vnni = {"avx512-vnni", unpack,   centre,   examine, 1,      128,
-                             hold_int8,     multiply, multiply, scale,   rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
+const Kernels kAvx512Vnni = {
+    "avx512-vnni", unpack, centre, examine, 1, 128, hold_int8, multiply, multiply,
+    scale, rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
 
 }  // namespace questtrain::cpu

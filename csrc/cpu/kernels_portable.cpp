@@ -61,9 +61,8 @@ void multiply(const IntegerTile& tile, int32_t* sums) {
 
 namespace questtrain::cpu {
 
-const Kernels kPortable = {"portable",       unpack,           centre,
-                           examine,          1,                0,
-                           hold_int8,        multiply<uint8_t>, multiply<int8_t>,
-                           scale,            rotate,           multiply_floats, quantize_row, rotate_back, dequantize_row};
+const Kernels kPortable = {
+    "portable", unpack, centre, examine, 1, 0, hold_int8, multiply<uint8_t>, multiply<int8_t>,
+    scale, rotate, multiply_floats, quantize_row, rotate_back, dequantize_row};
 
 }  // namespace questtrain::cpu

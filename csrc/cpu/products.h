@@ -1,38 +1,14 @@
-// What the bindings on the CPU share: checked layouts, room for panels, and how work is spread.
+// What the bindings on the CPU share: room for panels, and how work is spread.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <new>
 
-#include "../checks.h"
+#include "../operands.h"
 #include "kernels.h"
 
 namespace questtrain::cpu {
-
-inline void check_layout(const Tensor& tensor, const char* op, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on cpu");
-  check_contiguous(tensor, op, name);
-}
-
-inline void check_matrix(const Tensor& tensor, int64_t rows, int64_t columns, ScalarType type,
-                         const char* op, const char* name) {
-  check_rows_and_columns(tensor, rows, columns, op, name);
-  check_dtype(tensor, type, op, name);
-  check_layout(tensor, op, name);
-}
-
-inline void check_vector(const Tensor& tensor, int64_t length, ScalarType type, const char* op,
-                         const char* name) {
-  check_length(tensor, length, op, name);
-  check_dtype(tensor, type, op, name);
-  check_layout(tensor, op, name);
-}
-
-inline void check_multiple(int64_t size, int64_t divisor, const char* op, const char* what) {
-  STD_TORCH_CHECK(size > 0 && size % divisor == 0, op, ": ", what, " ", size,
-                  " must be a multiple of ", divisor);
-}
 
 // Uninitialized memory that starts a cache line.
 template <typename T>

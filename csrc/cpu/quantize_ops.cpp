@@ -20,23 +20,14 @@ void for_each_row(int64_t rows, int64_t width, const Work& work) {
   });
 }
 
-void check_rows(const Tensor& x, int64_t block, const char* op, const char* name) {
-  check_two_dimensional(x, op, name);
-  check_floating(x.scalar_type(), op, name);
-  check_layout(x, op, name);
-  check_block(x.size(1), block, op);
-}
-
 using Quantized = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Quantized hadamard_quantize(Tensor x, int64_t levels, double alpha, int64_t block, bool packed,
                             std::optional<double> trust) {
-  const char* op = "hadamard_quantize";
-  check_rows(x, block, op, "x");
-  check_levels(levels, kOffsetLevels, op);
-  check_scaled_rows(x.size(1), alpha, op);
+  const Check check("hadamard_quantize", x);
+  const void* const from = check.matrix("x", x, kAny, kAny, kFloating);
   const int64_t rows = x.size(0), width = x.size(1);
-  const int bits = packed ? container_bits(levels, op) : 8;
+  const int bits = check.format(width, levels, kOffsetLevels, alpha, block, packed);
   const int64_t bytes = width * bits / 8, mask_bytes = trust ? width / 8 : 0;
   const auto code_type = packed ? ScalarType::Byte : ScalarType::Char;
   Tensor codes = torch::stable::new_empty(x, {rows, bytes}, code_type);
@@ -51,7 +42,6 @@ Quantized hadamard_quantize(Tensor x, int64_t levels, double alpha, int64_t bloc
                          levels == kOffsetLevels,
                          static_cast<float>(alpha),
                          static_cast<float>(trust.value_or(0.0))};
-  const void* const from = x.data_ptr();
   const ScalarType type = x.scalar_type();
   auto* const to = static_cast<uint8_t*>(codes.data_ptr());
   auto* const scale = static_cast<float*>(scales.data_ptr());
@@ -68,22 +58,17 @@ Quantized hadamard_quantize(Tensor x, int64_t levels, double alpha, int64_t bloc
 }
 
 Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
-  const char* op = "hadamard_backward";
-  check_rows(grad, block, op, "grad");
-  const int64_t rows = grad.size(0), width = grad.size(1);
-  check_two_dimensional(mask, op, "mask");
-  const int64_t mask_bytes = mask.size(1) == 0 ? 0 : width / 8;
-  check_matrix(mask, rows, mask_bytes, ScalarType::Byte, op, "mask");
+  const Check check("hadamard_backward", grad);
+  const MaskedGradient masked = masked_gradient(check, grad, mask, kAny, block);
+  const int64_t rows = masked.rows, width = masked.width, mask_bytes = width / 8;
   Tensor result = torch::stable::new_empty(grad, {rows, width});
 
-  const void* const from = grad.data_ptr();
   void* const to = result.data_ptr();
   const ScalarType type = grad.scalar_type();
-  const auto* const passes = mask_bytes ? static_cast<const uint8_t*>(mask.data_ptr()) : nullptr;
   const Kernels& path = kernels();
   for_each_row(rows, width, [&](int64_t row, float* values, uint8_t*) {
-    load_floats(from, row * width, width, type, values);
-    path.rotate_back(values, width, passes ? passes + row * mask_bytes : nullptr,
+    load_floats(masked.grad, row * width, width, type, values);
+    path.rotate_back(values, width, masked.mask ? masked.mask + row * mask_bytes : nullptr,
                      static_cast<int>(block));
     store_floats(values, static_cast<int>(width), to, row * width, type);
   });
@@ -91,25 +76,20 @@ Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
 }
 
 Tensor dequantize(Tensor codes, Tensor scales, int64_t levels, ScalarType dtype) {
-  const char* op = "dequantize";
-  check_floating(dtype, op, "dtype");
-  check_two_dimensional(codes, op, "codes");
-  const int64_t rows = codes.size(0);
-  const bool packed = codes.scalar_type() == ScalarType::Byte;
-  const int bits = packed ? container_bits(levels, op) : 8;
-  const int64_t bytes = codes.size(1), width = bytes * 8 / bits;
-  check_matrix(codes, rows, bytes, packed ? ScalarType::Byte : ScalarType::Char, op, "codes");
-  check_multiple(width, 32, op, packed ? "the unpacked width" : "the width");
-  check_vector(scales, rows, ScalarType::Float, op, "scales");
+  const Check check("dequantize", codes);
+  check.output(dtype);
+  const CodeRows found = codes_of(check, codes, levels);
+  const int bits = found.bits;
+  const int64_t rows = codes.size(0), bytes = codes.size(1), width = found.width;
+  const float* const scale = check.vector<float>("scales", scales, rows);
   Tensor result = torch::stable::new_empty(codes, {rows, width}, dtype);
 
-  const auto* const from = static_cast<const uint8_t*>(codes.data_ptr());
-  const auto* const scale = static_cast<const float*>(scales.data_ptr());
+  const auto* const from = static_cast<const uint8_t*>(found.start);
   void* const to = result.data_ptr();
   const Kernels& path = kernels();
   for_each_row(rows, width, [&](int64_t row, float* values, uint8_t* unpacked) {
     const uint8_t* of_row = from + row * bytes;
-    if (packed) {
+    if (bits < 8) {
       path.unpack(of_row, bytes, bits, unpacked);
       path.centre(unpacked, width, static_cast<int>(levels));
       of_row = unpacked;

@@ -11,10 +11,21 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "int4_sm80.h"
+#include "../stable.h"
 
 namespace questtrain {
 namespace {
+
+struct Int4SparseArguments {
+  const uint8_t* x;            // [rows, width / 2]
+  const uint8_t* weight;       // [columns, width / 4]: the kept indices
+  const uint8_t* metadata;     // [columns, width / 16]: which pairs they are
+  const float* x_scales;       // [rows]
+  const float* weight_scales;  // [columns]
+  void* y;                     // [rows, columns]
+  Output output;
+  int rows, columns, width;
+};
 
 constexpr int kWarps = 4, kColumnsOfWarp = 16, kRowTiles = 4, kRowsOfBlock = 8 * kRowTiles;
 constexpr int kStep = 128;
@@ -100,14 +111,42 @@ __global__ void __launch_bounds__(32 * kWarps) int4_sparse_kernel(Int4SparseArgu
     }
 }
 
-}  // namespace
-
-cudaError_t int4_sparse_sm80(const Int4SparseArguments& a, cudaStream_t stream) {
+cudaError_t launch(const Int4SparseArguments& a, cudaStream_t stream) {
   const int columns_of_block = kWarps * kColumnsOfWarp;
   const dim3 grid((a.columns + columns_of_block - 1) / columns_of_block,
                   (a.rows + kRowsOfBlock - 1) / kRowsOfBlock);
   int4_sparse_kernel<<<grid, 32 * kWarps, 0, stream>>>(a);
   return cudaGetLastError();
+}
+
+// ---- the op
+
+Tensor int4_sparse_linear(Tensor x, Tensor x_scales, Tensor weight, Tensor metadata,
+                          Tensor weight_scales, ScalarType dtype) {
+  const Check check("int4_sparse_linear", x);
+  const ProductOperands operands = product_operands<uint8_t, uint8_t>(
+      check, x, x_scales, 2, weight, weight_scales, 2, {128, 16}, dtype);
+  Int4SparseArguments arguments{};
+  arguments.x = static_cast<const uint8_t*>(operands.x);
+  arguments.weight = static_cast<const uint8_t*>(operands.weight);
+  arguments.metadata = check.matrix<uint8_t>("metadata", metadata, operands.columns,
+                                            operands.width / 16);
+  arguments.x_scales = operands.x_scales;
+  arguments.weight_scales = operands.weight_scales;
+  arguments.output = output_of(dtype);
+  arguments.rows = static_cast<int>(operands.rows);
+  arguments.columns = static_cast<int>(operands.columns);
+  arguments.width = static_cast<int>(operands.width);
+  Tensor y = torch::stable::new_empty(x, {operands.rows, operands.columns}, dtype);
+  arguments.y = y.data_ptr();
+  if (operands.rows) launch_op(check, launch, arguments);
+  return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
+  m.impl("int4_sparse_linear", TORCH_BOX(&int4_sparse_linear));
 }
 
 }  // namespace questtrain

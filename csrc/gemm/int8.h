@@ -10,8 +10,8 @@
 namespace questtrain {
 
 struct Int8Arguments {
-  const int8_t* x;             // [rows, width]
-  const int8_t* weight;        // [columns, width]
+  const void* x;               // [rows, width] int8; int4: [rows, width / 2] bytes
+  const void* weight;          // [columns, width], likewise
   const float* x_scales;       // [rows]
   const float* weight_scales;  // [columns]
   void* y;                     // [rows, columns]
@@ -20,15 +20,16 @@ struct Int8Arguments {
   bool along_columns;  // the order of output tiles
 };
 
-// Where a side has 256 levels its int8 codes c stand for 2c + 1, and the sum of the integers'
-// products is made of that of the codes':
+// Where codes c are not the integers v, the sum of the integers' products is made of that of the
+// codes':
 //
 //   Σ v_x·v_w = product_factor · Σ c_x·c_w + sum_factor · (x_sum + weight_sum) + constant
 //
-// in int32, which holds it for all widths up to 33,024: 255² · 33,024 < 2^31.
+// in int32. int8 codes of 256 levels stand for 2c + 1: int32 holds it for all widths up to 33,024,
+// 255² · 33,024 < 2^31. 4-bit indices stand for 2c - 15.
 struct OffsetArguments : Int8Arguments {
-  const int32_t* x_sums;       // [rows] of codes; null where the weight has fewer levels
-  const int32_t* weight_sums;  // [columns] of codes; null where x has fewer levels
+  const int32_t* x_sums;       // [rows], of codes or, int4, of integers; null: none
+  const int32_t* weight_sums;  // [columns]
   int32_t product_factor, sum_factor, constant;
 };
 

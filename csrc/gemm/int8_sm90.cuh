@@ -107,8 +107,8 @@ struct Int8Gemm {
 
   static cudaError_t run(const Arguments& a, cudaStream_t stream) {
     const int m = swapped ? a.columns : a.rows, n = swapped ? a.rows : a.columns, k = a.width;
-    const int8_t* first = swapped ? a.weight : a.x;
-    const int8_t* second = swapped ? a.x : a.weight;
+    const auto* first = static_cast<const int8_t*>(swapped ? a.weight : a.x);
+    const auto* second = static_cast<const int8_t*>(swapped ? a.x : a.weight);
     const auto stride_a =
         cutlass::make_cute_packed_stride(typename Kernel::StrideA{}, cute::make_shape(m, k, 1));
     const auto stride_b =

@@ -6,43 +6,21 @@
 
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 
 #include "int8.h"
 
 namespace questtrain {
 
-cudaError_t int8_128x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_cluster_12_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_256x128_cooperative(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_192x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x128_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x128_pingpong_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x16_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_cooperative(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_swapped(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x192_pingpong_cluster_12(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_half(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped_half(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_128x128_pingpong_float(const Int8Arguments&, cudaStream_t);
-cudaError_t int8_64x64_swapped_float(const Int8Arguments&, cudaStream_t);
+#define OTHER_TILE(name, Arguments, ...) cudaError_t name(const Arguments&, cudaStream_t);
+#include "configurations_sm90.inc"
 
 constexpr Int8Kernel kTiles[] = {
-    int8_128x128_pingpong,
-    int8_128x192_pingpong_cluster_12_swapped,
-    int8_256x128_cooperative,
-    int8_192x128_pingpong,
-    int8_64x128_pingpong,
-    int8_64x128_pingpong_swapped,
-    int8_64x64_swapped,
-    int8_64x16_swapped,
-    int8_128x192_cooperative,
-    int8_128x192_pingpong,
-    int8_128x192_pingpong_swapped,
-    int8_128x192_pingpong_cluster_12,
+#define NUMBERED_TILE(name, ...) name,
+#define OTHER_TILE(...)
+#include "configurations_sm90.inc"
 };
-constexpr int kConfigurations = 12, kSwizzles = 4;
+constexpr int kConfigurations = std::size(kTiles), kSwizzles = 4;
 constexpr int64_t kTileNumbers = kConfigurations * kSwizzles * 2;
 
 struct TunedShape {
@@ -79,6 +57,24 @@ inline void set_order(int tile, Int8Arguments& arguments) {
 inline cudaError_t run_tile(int tile, Int8Arguments arguments, cudaStream_t stream) {
   set_order(tile, arguments);
   return kTiles[tile % kConfigurations](arguments, stream);
+}
+
+// With a side of 256 levels: the same tile, or the nearest that has been compiled; its order of tiles
+// and its swizzle too.
+inline cudaError_t run_offset(Output output, OffsetArguments arguments, cudaStream_t stream) {
+  const int tile = tile_for(arguments.rows, arguments.columns, arguments.width);
+  set_order(tile, arguments);
+  if (output == Output::half) return int8_128x128_pingpong_offset_half(arguments, stream);
+  if (output == Output::float32) return int8_128x128_pingpong_offset_float(arguments, stream);
+  switch (tile % kConfigurations) {
+    case 6: case 7: return int8_64x64_swapped_offset(arguments, stream);
+    case 0: case 4: case 5: return int8_128x128_pingpong_offset(arguments, stream);
+    case 1: case 10:  // 128 × 192 of yᵀ, whose columns are y's rows
+      arguments.along_columns = !arguments.along_columns;
+      [[fallthrough]];
+    case 2: case 3: return int8_192x128_pingpong_offset(arguments, stream);
+    default: return int8_128x192_pingpong_offset(arguments, stream);
+  }
 }
 
 }  // namespace questtrain

@@ -33,6 +33,15 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_gpus(name: str, wanted: int) -> None:
+    """UserError unless so many processes on this machine, none on the CPU, each find a GPU."""
+    choose_device(name)
+    count = torch.cuda.device_count()
+    if count < wanted:
+        advice = f"gpus={count} takes all" if count else "device=cpu starts them on its cores"
+        raise UserError(f"gpus={wanted}: this machine has {count or 'no'} GPUs; {advice}.")
+
+
 def choose_device_of_rank(name: str, local_rank: int) -> torch.device:
     """The same for one of several processes on a machine, each with a GPU of its own."""
     device = choose_device(name)

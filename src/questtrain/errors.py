@@ -41,7 +41,7 @@ class WriteFailed(TrainingStopped, OSError):
         return f"{self.filename} cannot be written: {self.strerror}{self.room}{advice}"
 
 
-class Elsewhere(TrainingStopped):
+class ErrorOnAnotherRank(TrainingStopped):
     """Another process of the same run says why it ends; this one only exits, with its code."""
 
     def __init__(self, exit_code: int) -> None:

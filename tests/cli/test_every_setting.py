@@ -43,6 +43,8 @@ from questtrain.config.ranges import Interval, rules_of
 from questtrain.data.sources import KINDS
 from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions
+from questtrain.sweep.launchers import KINDS as KINDS_OF_LAUNCHERS
+from questtrain.sweep.launchers import launcher_class
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import World
 from tests.cli.setting_values import NUMBERS, STRANGE, values_of
@@ -175,7 +177,7 @@ def test_every_word_makes_a_run_or_one_message(
 
 def test_every_number_says_what_it_may_be() -> None:
     """A field of numbers without an `Interval` would take nan, and 10**99."""
-    for kind in (TrainConfig, *COMMANDS.values()):
+    for kind in (TrainConfig, *COMMANDS.values(), *map(launcher_class, KINDS_OF_LAUNCHERS)):
         for key in setting_names(kind):
             *groups, name = key.split(".")
             owner: Any = kind

@@ -64,7 +64,7 @@ def test_what_it_cannot_take_is_refused():
     for index, name in enumerate(names):
         for change, message in (
             (torch.Tensor.double, f"{name} must be float32"),
-            (torch.Tensor.cpu, f"{name} must be on CUDA device"),
+            (torch.Tensor.cpu, f"{name} must be on cuda:0, not cpu"),
         ):
             operands = list(random_adamw((4, 6), (3,), device="cuda"))
             operands[index][1] = change(operands[index][1])

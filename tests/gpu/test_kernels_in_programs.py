@@ -84,7 +84,10 @@ def test_arguments_elsewhere_or_scattered_are_refused(op):
             continue
         about = f"{op}: {re.escape(names[index])} must be"
         if several:
-            with pytest.raises(RuntimeError, match=f"{about} on CUDA device"):
+            # The first one says where all should be.
+            other = rf"{op}: \w+ must be on cpu, not cuda:0"
+            words = f"{about} on cuda:0, not cpu" if index else other
+            with pytest.raises(RuntimeError, match=words):
                 function(*replaced(operands, index, torch.Tensor.cpu))
         if value.dim():
             with pytest.raises(RuntimeError, match=f"{about} contiguous"):

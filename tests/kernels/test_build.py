@@ -8,7 +8,6 @@ import fcntl
 import importlib.util
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,8 +26,6 @@ here = Path(__file__).resolve().parents[1]
 words = sys.argv[1:]
 if "--version" in words:
     sys.exit(print("Cuda compilation tools, release {release}, V{release}.88"))
-if "--dryrun" in words:
-    sys.exit(print(f"#$ TOP={{here}}", file=sys.stderr))
 target = Path(words[words.index("-o") + 1])
 if "-shared" in words:
     sys.exit(target.write_text("linked") and None)
@@ -58,7 +55,6 @@ class Checkout:
             self.write(f"csrc/gemm/{source}", '#include "tile.h"\n')
         self.write("csrc/gemm/tile.h", "")
         self.write("cutlass/include/cutlass/cutlass.h", "")
-        self.write("cuda/include/cuda_runtime.h", "")
         self.nvcc()
         self.library = folder / "src/questtrain_kernels.so"
         self.library.parent.mkdir()
@@ -76,7 +72,6 @@ class Checkout:
         for name in ("CUDA_PATH", "ARCHS"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("CUDA_HOME", str(self.toolkit))
-        monkeypatch.setenv("CXX", shlex.quote(str(self.toolkit / "bin/nvcc")))
         monkeypatch.setenv("CUTLASS_PATH", str(folder / "cutlass"))
 
     def write(self, name, text):
@@ -145,6 +140,27 @@ def test_what_has_not_changed_is_not_compiled_again(checkout):
     assert checkout.run() == (0, EVERYTHING)
     checkout.write("csrc/gemm/tile.h", "// changed")  # touched, the same content
     assert checkout.run() == (0, [])
+
+
+def test_an_object_for_each_value_that_a_source_asks_for(checkout):
+    """In the source, or in the file that it names; a new one is compiled alone."""
+    checkout.write("csrc/rows.cu", "// What it is.\n//\n// An object for each BITS: 1 2\n")
+    checkout.write("csrc/gemm/tile_sm90.cu", "// Tiles, an object for each TILE: tiles.inc\n")
+    listed = checkout.write("csrc/gemm/tiles.inc", "NUMBERED_TILE(a, 1)\nOTHER_TILE(b, 2)\n")
+    jobs = checkout.build.jobs(checkout.build.find_toolkit(()), ("90a",))
+    several = [job for job in jobs if job.macro]
+    assert [job.name for job in several] == [
+        "gemm/tile_sm90.cu TILE=a",
+        "gemm/tile_sm90.cu TILE=b",
+        "rows.cu BITS=1",
+        "rows.cu BITS=2",
+    ]
+    assert all(f"-D{job.macro}" in job.command for job in several)
+    assert len({job.target for job in jobs}) == len(jobs)
+    everything = ["ops.cpp", "rows.cu", "rows.cu", "rows.cu", "tile_sm80.cu"]
+    assert checkout.run() == (0, [*everything, "tile_sm90.cu", "tile_sm90.cu"])
+    listed.write_text(listed.read_text() + "OTHER_TILE(c, 3)\n")
+    assert checkout.run() == (0, ["tile_sm90.cu"])
 
 
 def test_other_flags_and_lost_objects_compile_again(checkout):
@@ -315,11 +331,11 @@ def test_no_torch(checkout, capsys, monkeypatch):
         checkout.build.choose_architectures(None)
 
 
-def test_no_cpp_compiler(checkout, capsys, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler -O1")
-    code, _ = checkout.run()
-    assert code == 2
-    assert "ops.cpp: no-such-compiler cannot be run" in capsys.readouterr().err
+def test_a_compiler_that_does_not_run(checkout, capsys):
+    (checkout.toolkit / "bin/nvcc").chmod(0o644)
+    err = message(checkout, capsys)
+    assert "bin/nvcc cannot be run: " in err
+    assert "CUDA_HOME" in err
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])

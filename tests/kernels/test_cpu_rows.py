@@ -121,20 +121,3 @@ def test_a_rotation_has_its_gradient():
     torch.testing.assert_close(y, hadamard_transform(x, signs))
     (ours,) = torch.autograd.grad(y, x, grad)
     torch.testing.assert_close(ours, hadamard_transform(grad, signs))
-
-
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        (lambda x: ops.hadamard_quantize(x, 5, 1.0, 32, False, None), "levels must be 3 or"),
-        (lambda x: ops.hadamard_quantize(x, 4, -1.0, 32, False, None), "alpha must be positive"),
-        (lambda x: ops.hadamard_quantize(x[:, :48], 4, 1.0, 16, False, None), "contiguous"),
-        (lambda x: ops.hadamard_quantize(x, 4, 1.0, 48, False, None), "block must be 1"),
-        (lambda x: ops.hadamard_quantize(x, 32, 1.0, 32, True, None), "hold 2 to 16 levels"),
-        (lambda x: ops.hadamard_backward(x, torch.zeros(4, 5).byte(), 32), "mask must be"),
-        (lambda x: ops.dequantize(x.char(), torch.ones(3), 16, FP32), "scales must be"),
-    ],
-)
-def test_wrong_arguments_are_named(call, words):
-    with pytest.raises(RuntimeError, match=words):
-        call(random_rows(4, 64, FP32))

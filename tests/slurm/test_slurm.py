@@ -16,8 +16,8 @@ import pytest
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.sweep.attempt import read_outcome
 from questtrain.sweep.job import Job
+from questtrain.sweep.launchers.slurm_queue import read_submissions
 from questtrain.sweep.manifest import read_manifest
-from questtrain.sweep.slurm_queue import read_submissions
 from tests.slurm.cluster import missing_programs, running_cluster, slurm
 from tests.training_data import TINY, rows
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
+from questtrain.config.ranges import check_fields
 from questtrain.errors import UserError
 from questtrain.sweep.estimate import ASSUMED_MFU, choose_speed
-from questtrain.sweep.launchers.config import LocalConfig, check_local
-from questtrain.sweep.launchers.local import own_words
-from questtrain.sweep.launchers.places import find_places
+from questtrain.sweep.launchers.local import LocalLauncher, own_words
 from questtrain.sweep.machine import available_cores, visible_gpus
 from tests.sweep.test_state import job_in, outcome, write
 
@@ -50,7 +49,7 @@ def test_runs_share_a_gpu_as_far_as_its_memory_goes(smi, tmp_path):
     """30 GiB and a context each: two fit into 0.9 · 80 GiB, the third does not."""
     smi(*TWO)
     jobs = [replace(job_in(tmp_path, f"r{i}"), memory_bytes=30 * GIB) for i in range(5)]
-    places = find_places(jobs, LocalConfig())
+    places = LocalLauncher().places(jobs)
     taken = [places.take(job) for job in jobs]
     assert [place and place.environment["CUDA_VISIBLE_DEVICES"] for place in taken] == [
         *("0", "1", "0", "1"),
@@ -63,7 +62,7 @@ def test_runs_share_a_gpu_as_far_as_its_memory_goes(smi, tmp_path):
 def test_a_run_too_large_by_the_estimate_has_a_gpu_of_its_own(smi, tmp_path):
     smi(TWO[0])
     large, small = replace(job_in(tmp_path), memory_bytes=200 * GIB), job_in(tmp_path, "small")
-    places = find_places([large, small], LocalConfig())
+    places = LocalLauncher().places([large, small])
     assert places.take(large) is not None
     assert places.take(small) is None
 
@@ -72,12 +71,12 @@ def test_small_runs_are_four_a_gpu_unless_another_number_is_given(smi, tmp_path)
     smi(TWO[1])
     jobs = [job_in(tmp_path, f"r{i}") for i in range(8)]
     for config, expected in (
-        (LocalConfig(), 4),
-        (LocalConfig(runs_per_gpu=6), 6),
-        (LocalConfig(runs_per_gpu=1), 1),
-        (LocalConfig(workers=2), 2),
+        (LocalLauncher(), 4),
+        (LocalLauncher(runs_per_gpu=6), 6),
+        (LocalLauncher(runs_per_gpu=1), 1),
+        (LocalLauncher(workers=2), 2),
     ):
-        places = find_places(jobs, config)
+        places = config.places(jobs)
         assert sum(places.take(job) is not None for job in jobs) == expected
 
 
@@ -86,11 +85,11 @@ def test_cpu_slots_are_cores_by_threads(smi, tmp_path):
     smi(*TWO)
     jobs = [replace(job_in(tmp_path, f"r{i}"), words=("device=cpu",)) for i in range(99)]
     for config, expected in (
-        (LocalConfig(), available_cores()),
-        (LocalConfig(threads=10**6), 1),
-        (LocalConfig(workers=7), 7),
+        (LocalLauncher(), available_cores()),
+        (LocalLauncher(threads=10**6), 1),
+        (LocalLauncher(workers=7), 7),
     ):
-        places = find_places(jobs, config)
+        places = config.places(jobs)
         taken = [place for job in jobs if (place := places.take(job))]
         assert len(taken) == expected
         assert taken[0].threads == config.threads
@@ -101,7 +100,7 @@ def test_a_run_on_cpus_keeps_its_number_of_threads(smi, tmp_path):
     """Its sums depend on it; a number among the sweep's own words wins over the launcher's."""
     smi()
     job = job_in(tmp_path)
-    place = find_places([job], LocalConfig(threads=2)).take(job)
+    place = LocalLauncher(threads=2).places([job]).take(job)
     assert own_words(job, place) == ("train.threads=2",)
     write(job.attempt_file, outcome(143) | {"extra": ["train.threads=1"]})
     assert own_words(job, place) == ("train.threads=1",)
@@ -113,11 +112,14 @@ def test_mistakes_in_places(smi, tmp_path):
     smi(*TWO)
     job = replace(job_in(tmp_path), words=("device=cuda:1",))
     with pytest.raises(UserError, match=r"launcher\.gpus=\[1\] keeps to that one"):
-        find_places([job], LocalConfig())
+        LocalLauncher().places([job])
+    job = replace(job_in(tmp_path), words=("gpus=2",))
+    with pytest.raises(UserError, match=r"gpus=2: launcher=local gives each run one GPU"):
+        LocalLauncher().places([job])
     with pytest.raises(UserError, match=r"there is no GPU 7; visible: 0, 1\."):
-        find_places([job_in(tmp_path)], LocalConfig(gpus=[7]))
+        LocalLauncher(gpus=[7]).places([job_in(tmp_path)])
     with pytest.raises(UserError, match=r"launcher\.workers=0 must be at least 1"):
-        check_local(LocalConfig(workers=0))
+        check_fields(LocalLauncher(workers=0), "launcher.")
 
 
 def test_the_speed_is_given_measured_or_assumed(smi, tmp_path):

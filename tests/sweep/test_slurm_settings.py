@@ -12,8 +12,7 @@ from questtrain.cli.main import main
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers.config import SlurmConfig, check_sbatch
-from questtrain.sweep.launchers.slurm import check_slurm, minutes, run_slurm
+from questtrain.sweep.launchers.slurm import SlurmLauncher, check_sbatch, minutes
 
 
 @pytest.mark.parametrize(
@@ -33,7 +32,7 @@ def test_what_is_no_time(text) -> None:
 def test_a_machine_without_slurm(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="no sbatch and srun; start the sweep on the cluster's"):
-        check_slurm(SlurmConfig())
+        SlurmLauncher().check([])
 
 
 @pytest.fixture
@@ -53,7 +52,9 @@ def submitted(monkeypatch, tmp_path) -> Callable[..., str]:
         folder = tmp_path / "sweep"
         (folder / ".sweep").mkdir(parents=True)
         job = Job("run", (), folder / "run", "30M", "w4a4", "quest", 1, 1, 1.0, 1)
-        assert run_slurm([job], folder, SlurmConfig(**settings), "questtrain sweep s") == 0
+        launcher = SlurmLauncher(**settings)
+        launcher.check([job])
+        assert launcher.run([job], folder, "questtrain sweep s") is None
         return script.read_text()
 
     return submit
@@ -100,7 +101,7 @@ def test_options_of_sbatch_come_from_the_command_line(tmp_path, capsys) -> None:
 
 def test_other_options_of_sbatch_are_text_numbers_or_truth_values() -> None:
     given = {"kind": "slurm", "sbatch": {"wckey": "ours", "nice": 5, "exclusive": True}}
-    assert config_from_mapping(SlurmConfig, given).sbatch == given["sbatch"]
-    assert config_from_mapping(SlurmConfig, {"kind": "slurm", "sbatch": {}}).sbatch == {}
+    assert config_from_mapping(SlurmLauncher, given).sbatch == given["sbatch"]
+    assert config_from_mapping(SlurmLauncher, {"kind": "slurm", "sbatch": {}}).sbatch == {}
     with pytest.raises(UserError, match=r"sbatch\.wckey is empty"):
-        config_from_mapping(SlurmConfig, {"kind": "slurm", "sbatch": {"wckey": ""}})
+        config_from_mapping(SlurmLauncher, {"kind": "slurm", "sbatch": {"wckey": ""}})

@@ -250,7 +250,7 @@ def test_ranks_that_read_other_data(make_run_data) -> None:
     first, mine = (make_run_data("text", max_tokens=limit) for limit in (100, 101))
 
     class Second(World):
-        def from_first(self, value):
+        def broadcast_object(self, value):
             return first
 
     check_same_on_all(first, Second(1, 1))

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from questtrain import __version__
 from questtrain.cli.commands import COMMANDS
-from questtrain.errors import Elsewhere, TrainingStopped, UserError, unknown
+from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError, unknown
 from questtrain.process.signals import StopSignal, stops_raise
 
 SECONDS_TO_SPEAK = 1.0
@@ -68,7 +68,7 @@ def _answer(words: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Elsewhere as error:
+    except ErrorOnAnotherRank as error:
         time.sleep(SECONDS_TO_SPEAK)
         return error.exit_code
     except TrainingStopped as error:

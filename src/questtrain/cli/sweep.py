@@ -6,11 +6,11 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from questtrain.cli.arguments import Arguments, parse_arguments
+from questtrain.cli.arguments import Arguments, parse_arguments, refuse_options
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.cli.sweep_jobs import make_jobs
 from questtrain.config import TrainConfig
@@ -27,11 +27,10 @@ from questtrain.sweep.display import (
     status_json,
     status_view,
     summary,
-    watcher,
 )
 from questtrain.sweep.estimate import choose_speed
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers.config import LocalConfig, SlurmConfig
+from questtrain.sweep.launchers import Launcher, launcher_class, queued_runs
 from questtrain.sweep.manifest import read_manifest, record_jobs
 from questtrain.sweep.state import State, ended, progress, read_states
 
@@ -75,20 +74,6 @@ class SweepConfig:
 
 
 @dataclass
-class LocalSweep(SweepConfig):
-    launcher: LocalConfig
-
-
-@dataclass
-class SlurmSweep(SweepConfig):
-    launcher: SlurmConfig
-
-
-KINDS: dict[str, type[LocalSweep] | type[SlurmSweep]] = {"local": LocalSweep, "slurm": SlurmSweep}
-"""By the launcher's ``kind``: what its YAML file is read as."""
-
-
-@dataclass
 class Request:
     """The command line, taken apart; ``words`` are all of it, options left out."""
 
@@ -119,21 +104,33 @@ def main(words: Sequence[str]) -> int:
     request = parse_request(arguments)
     sweep = read_sweep(request.name)
     folder = Path(request.runs_dir).expanduser() / sweep.name
-    config = _sweep_config(request)
+    config, launcher = _sweep_config(request)
     manifest = read_manifest(folder) if "--status" in chosen and not request.settings else None
     jobs = (
         manifest.jobs
         if manifest
         else make_jobs(sweep, folder, request.settings, request.config_dir)
     )
+
+    def states() -> list[State]:
+        return read_states(jobs, queued_runs(folder))
+
     if "--status" in chosen:
-        return _status(jobs, request.json)
+        live = not request.json and sys.stdout.isatty()
+        _show(follow(states) if live else states(), request.json)
+        return 0
     if "--dry-run" in chosen:
-        return _plan(jobs, config, request.json)
+        return _plan(states(), config, request.json)
+    launcher.check(jobs)
     record_jobs(sweep, folder, jobs)
     if "--retry-failed" in chosen:
         _forget_failures(jobs)
-    return _train(jobs, folder, config, request)
+    stopped_by = launcher.run(jobs, folder, request.command)
+    if stopped_by is None:
+        return 0
+    ended_as = states()
+    _show(ended_as, request.json)
+    return _verdict(ended_as, stopped_by, request.command)
 
 
 def help_page() -> str:
@@ -151,7 +148,7 @@ def parse_request(arguments: Arguments) -> Request:
     words = arguments.overrides
     names = [word for word in words if "=" not in word]
     if len(names) != 1 or names[0].startswith("-"):
-        _refuse_options(names)
+        refuse_options(names, *OPTIONS, "--json", "--config-dir", "--help")
         raise UserError(f"name one sweep: {', '.join(sweep_names())}, or the path of a .yaml file.")
     own, runs_dir, settings = [], [], []
     for word in words:
@@ -176,15 +173,8 @@ def parse_request(arguments: Arguments) -> Request:
     )
 
 
-def _refuse_options(names: Sequence[str]) -> None:
-    known = [*OPTIONS, "--json", "--config-dir", "--help"]
-    for word in names:
-        if word.startswith("-"):
-            raise unknown("option", word, known)
-
-
-def _sweep_config(request: Request) -> LocalSweep | SlurmSweep:
-    """``conf/sweep.yaml`` with the chosen launcher's file, read as what its ``kind`` says."""
+def _sweep_config(request: Request) -> tuple[SweepConfig, Launcher]:
+    """``conf/sweep.yaml``, and the chosen launcher's file as the settings of its ``kind``."""
     chosen, own = "local", []
     for word in request.own:
         key, _, value = word.partition("=")
@@ -197,26 +187,19 @@ def _sweep_config(request: Request) -> LocalSweep | SlurmSweep:
         raise unknown("launcher", chosen, choices)
     group = f"+launcher={chosen}"
     plain = compose_mapping("sweep", SweepConfig, [group], request.config_dir)
-    kind = plain["launcher"].get("kind")
-    if kind not in KINDS:
-        raise unknown("launcher.kind", kind, KINDS)
-    mapping = compose_mapping("sweep", KINDS[kind], [group, *own], request.config_dir)
-    return config_from_mapping(KINDS[kind], mapping)
+    settings = [("launcher", launcher_class(plain["launcher"].get("kind")))]
+    kind = make_dataclass("SweepConfigWithLauncher", settings, bases=(SweepConfig,))
+    mapping = compose_mapping("sweep", kind, [group, *own], request.config_dir)
+    config: Any = config_from_mapping(kind, mapping)
+    return config, config.launcher
 
 
-def _plan(jobs: list[Job], config: SweepConfig, as_json: bool) -> int:
-    speed, states = choose_speed(jobs, config.mfu, config.gpu), read_states(jobs)
+def _plan(states: list[State], config: SweepConfig, as_json: bool) -> int:
+    speed = choose_speed([state.job for state in states], config.mfu, config.gpu)
     if as_json:
         print(json.dumps(plan_json(states, speed), indent=2))
     else:
         console().print(plan_view(states, speed))
-    return 0
-
-
-def _status(jobs: list[Job], as_json: bool) -> int:
-    if not as_json and sys.stdout.isatty():
-        follow(jobs)
-    _show(read_states(jobs), as_json)
     return 0
 
 
@@ -232,25 +215,6 @@ def _forget_failures(jobs: list[Job]) -> None:
         descriptor = claim(job) if ended(job) == "failed" else None
         if descriptor is not None:
             forget_failure(job, descriptor)
-
-
-def _train(jobs: list[Job], folder: Path, config: LocalSweep | SlurmSweep, request: Request) -> int:
-    """Hand the jobs to the launcher; 0 when all are done or submitted to Slurm, 1 when some
-    failed, 128 + a signal."""
-    if isinstance(config, SlurmSweep):
-        from questtrain.sweep.launchers.slurm import run_slurm
-
-        stopped_by = run_slurm(jobs, folder, config.launcher, request.command)
-        if stopped_by or not config.launcher.wait:
-            return 128 + stopped_by if stopped_by else 0
-    else:
-        from questtrain.sweep.launchers.local import run_local
-
-        with watcher(jobs) as who:
-            stopped_by = run_local(jobs, config.launcher, who)
-    states = read_states(jobs)
-    _show(states, request.json)
-    return _verdict(states, stopped_by, request.command)
 
 
 def _verdict(states: list[State], stopped_by: int, command: str) -> int:

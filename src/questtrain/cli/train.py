@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,11 @@ from textwrap import fill
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.hydra_config import GROUPS, group_choices, to_yaml
 from questtrain.cli.settings_page import settings_page
-from questtrain.errors import Elsewhere, UserError
+from questtrain.config import TrainConfig
+from questtrain.config.loading import config_from_mapping
+from questtrain.errors import ErrorOnAnotherRank, UserError
+from questtrain.process.ranks import HAS_PARENT, read_task, run_ranks
+from questtrain.process.start import python_command
 
 SETTINGS = {
     "model": "size: {model}",
@@ -30,12 +35,16 @@ SETTINGS = {
     "runs_dir": "[runs]",
     "seed": "of the initial weights and of the data's order   [0]",
     "device": "auto, cpu, cuda, cuda:N   [auto]",
+    "gpus": "train on so many GPUs of this machine, a process each   [one process on device]",
     "compile": "torch.compile: auto (on GPUs), true, false   [auto]",
     "log_every": "steps between rows of metrics   [10]",
     "eval_every": "steps between validations   [500; nano 100]",
     "checkpoint_every": "steps between checkpoints   [1000; nano 200]",
     "resume": "auto: go on where the folder stopped; never; must   [auto]",
 }
+
+RANK = "--rank"
+"""The one word of a process that gpus=N starts: its config comes frozen, as its task."""
 
 EXAMPLES = """
   questtrain train model=nano bits=w4a4 data=stdlib          minutes on two CPU cores
@@ -75,23 +84,50 @@ def main(words: Sequence[str]) -> int:
     if "--settings" in words:
         print(settings_page(), end="")
         return 0
+    if list(words) == [RANK] and HAS_PARENT in os.environ:
+        return _train(config_from_mapping(TrainConfig, json.loads(read_task())))
     arguments = parse_arguments(words)
     if arguments.help:
         print(help_page(), end="")
         return 0
-    speaks = os.environ.get("RANK", "0") == "0"  # of the processes of one run
     try:
         config = train_config(arguments)
+        _check_one_launcher(config)
     except UserError as error:
-        if speaks:
+        if _speaks():
             raise
-        raise Elsewhere(error.exit_code) from error
+        raise ErrorOnAnotherRank(error.exit_code) from error
     if arguments.show_config:
         print(to_yaml(asdict(config)), end="")
         return 0
+    if config.gpus is None or config.gpus == 1:
+        return _train(config)
+    if config.device != "cpu":
+        from questtrain.device import check_gpus
+
+        check_gpus(config.device, config.gpus)
+    command = [*python_command("questtrain.cli.main"), "train", RANK]
+    return run_ranks(command, config.gpus, json.dumps(asdict(config)))
+
+
+def _train(config: TrainConfig) -> int:
     from questtrain.train.run import train
 
     folder, _ = train(config)
-    if speaks:
+    if _speaks():
         print(folder)
     return 0
+
+
+def _speaks() -> bool:
+    """Whether this process prints what is of all processes of its run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _check_one_launcher(config: TrainConfig) -> None:
+    size = os.environ.get("WORLD_SIZE", "1")
+    if config.gpus is not None and size != "1":
+        raise UserError(
+            f"gpus={config.gpus} starts the processes itself, and WORLD_SIZE={size} says that"
+            " torchrun or srun has started them: leave one of the two out."
+        )

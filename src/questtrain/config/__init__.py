@@ -32,6 +32,7 @@ from questtrain.config.skip import is_skipped
 from questtrain.config.validation import (
     check_sparse_width,
     hadamard_block,
+    rows_per_process,
     validate,
     validate_quant,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "pair_rotations",
     "parse_bits",
     "quantized_params",
+    "rows_per_process",
     "steps",
     "tokens",
     "total_params",

@@ -179,10 +179,12 @@ class TrainConfig:
     eval_every: Annotated[int, Interval(COUNT)]
     checkpoint_every: Annotated[int, Interval(COUNT)]
     resume: Annotated[str, Choices(("auto", "never", "must"))]
+    gpus: Annotated[int | None, Interval("[1, 4096]")] = None
 
 
 OPERATIONAL = (
     "device",
+    "gpus",
     "compile",
     "log_every",
     "eval_every",

@@ -201,6 +201,8 @@ def _check_run(config: TrainConfig) -> None:
             f"micro_batch_size={micro} does not divide batch_size={config.batch_size};"
             f" the nearest that does is {close}."
         )
+    if config.gpus is not None:
+        rows_per_process(config.batch_size, config.gpus, f"gpus={config.gpus}")
     count = steps(config)
     tokens = (
         f"tokens_per_param={config.tokens_per_param:g} of"
@@ -217,6 +219,19 @@ def _check_run(config: TrainConfig) -> None:
             f"{tokens} in batches of {batch} are {count:.2g} steps, which would not end:"
             f" {MAX_STEPS:,} at the most. Lower tokens_per_param, or give max_steps."
         )
+
+
+def rows_per_process(batch_size: int, processes: int, named: str) -> int:
+    """How many sequences of a batch each of the processes, ``named`` so, takes; UserError if that
+    is not the same number for all."""
+    rows, left = divmod(batch_size, processes)
+    if left:
+        close = max(1, round(batch_size / processes)) * processes
+        raise UserError(
+            f"batch_size={batch_size} does not divide among {named}; the nearest that does is"
+            f" {close}."
+        )
+    return rows
 
 
 def hadamard_block(width: int, block: int) -> int:

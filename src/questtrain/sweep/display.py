@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,15 @@ from questtrain.sweep.attempt import Outcome
 from questtrain.sweep.console import console, literal_console
 from questtrain.sweep.estimate import Speed
 from questtrain.sweep.job import Job
-from questtrain.sweep.state import STATUSES, Progress, State, Status, progress, read_states
+from questtrain.sweep.state import (
+    STATUSES,
+    Progress,
+    State,
+    Status,
+    progress,
+    read_state,
+    read_states,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,14 +101,7 @@ def status_json(states: Sequence[State]) -> dict[str, Any]:
         "runs": [
             {
                 **_job_json(state.job),
-                "status": state.status,
-                "step": state.step,
-                "train_loss": state.train_loss,
-                "val_loss": state.val_loss,
-                "tokens_per_second": state.tokens_per_second,
-                "mfu": state.mfu,
-                "seconds_left": state.seconds_left,
-                "reason": state.reason,
+                **{key: value for key, value in vars(state).items() if key != "job"},
                 "log": str(state.job.log_file),
             }
             for state in states
@@ -167,7 +168,7 @@ class Lines:
             why = f": {outcome.unasked}" if outcome.unasked else ""
             self._say(f"stopped {job.name}{why}; it goes on when the sweep is started again")
         else:
-            loss = read_states([job])[0].val_loss
+            loss = read_state(job).val_loss
             text = "" if loss is None else f"val_loss {loss:.4f}, "
             self._say(f"done    {job.name}: {text}{duration(seconds)}")
 
@@ -215,16 +216,18 @@ def live_view(states: Sequence[State]) -> RenderableType:
     return status_view(states, [state for state in states if state.status == "running"])
 
 
-def follow(jobs: Sequence[Job]) -> None:
-    """``--status`` on a terminal: the live view until nothing runs any more, or Ctrl-C."""
+def follow(read: Callable[[], list[State]]) -> list[State]:
+    """``--status`` on a terminal: the live view of what ``read`` returns, until nothing runs any
+    more (or Ctrl-C); returns the last states."""
     from rich.live import Live
 
     with Live(console=console(), auto_refresh=False, transient=True) as live:
-        states = read_states(jobs)
+        states = read()
         while any(state.status == "running" for state in states):
             live.update(live_view(states), refresh=True)
             time.sleep(SECONDS_BETWEEN_FRAMES)
-            states = read_states(jobs)
+            states = read()
+    return states
 
 
 def _hours(hours: float) -> str:
@@ -232,17 +235,8 @@ def _hours(hours: float) -> str:
 
 
 def _job_json(job: Job) -> dict[str, Any]:
-    return {
-        "name": job.name,
-        "folder": str(job.folder),
-        "model": job.model,
-        "bits": job.bits,
-        "method": job.method,
-        "steps": job.steps,
-        "tokens": job.tokens,
-        "flops": job.flops,
-        "memory_bytes": job.memory_bytes,
-    }
+    facts = {k: value for k, value in vars(job).items() if k not in ("words", "name", "folder")}
+    return {"name": job.name, "folder": str(job.folder), **facts}
 
 
 def _colored(status: Status) -> Text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,6 @@ from questtrain.store.json_object import read_json_object
 from questtrain.store.metric_rows import metric_row
 from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
-from questtrain.sweep.slurm_queue import Task, tasks_in_queue
 
 Status: TypeAlias = Literal["done", "running", "failed", "waiting"]
 STATUSES: tuple[Status, ...] = ("done", "running", "failed", "waiting")
@@ -28,7 +27,7 @@ class State:
 
     ``step`` is the last one logged. ``seconds_left`` is of a running run, at its present rate.
     ``reason`` says why a run failed, why one that waits was left unfinished (killed, a full disk),
-    or where in Slurm it is.
+    or where in a launcher's queue it is.
     """
 
     job: Job
@@ -53,6 +52,14 @@ class State:
 
 
 @dataclass(frozen=True)
+class QueuedRun:
+    """What a launcher's queue knows of a run: whether it is ``running``; ``where``, in words."""
+
+    running: bool
+    where: str
+
+
+@dataclass(frozen=True)
 class Progress:
     """A whole sweep: runs by status, the done share of its FLOPs, the seconds left (None where no
     run has shown its speed yet)."""
@@ -62,23 +69,16 @@ class Progress:
     seconds_left: float | None
 
 
-def read_states(jobs: Iterable[Job]) -> list[State]:
-    """The state of each job, in the same order; waiting ones that are in Slurm's queue say so."""
-    queues: dict[Path, dict[str, Task]] = {}
-    states = []
-    for job in jobs:
-        if job.sweep_folder not in queues:
-            queues[job.sweep_folder] = tasks_in_queue(job.sweep_folder)
-        states.append(_in_queue(read_state(job), queues[job.sweep_folder].get(job.name)))
-    return states
+def read_states(jobs: Iterable[Job], queued: Mapping[str, QueuedRun] | None = None) -> list[State]:
+    """The state of each job, in the same order; those that are ``queued``, by name, say so."""
+    return [_in_queue(read_state(job), (queued or {}).get(job.name)) for job in jobs]
 
 
-def _in_queue(state: State, task: Task | None) -> State:
-    """What Slurm knows of a run that has not ended. A file lock may not be seen across nodes."""
-    if task is None or state.status in ("done", "running"):
+def _in_queue(state: State, queued: QueuedRun | None) -> State:
+    """A run that has not ended is what its queue says: a file lock may not be seen across nodes."""
+    if queued is None or state.status in ("done", "running"):
         return state
-    status: Status = "running" if task.state == "RUNNING" else "waiting"
-    return replace(state, status=status, reason=f"Slurm job {task.task_id}: {task.state.lower()}")
+    return replace(state, status="running" if queued.running else "waiting", reason=queued.where)
 
 
 def read_state(job: Job) -> State:

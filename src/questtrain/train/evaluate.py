@@ -68,5 +68,5 @@ def validation_loss(
             inputs = F.pad(inputs, (0, 0, 0, missing))
             targets = F.pad(targets, (0, 0, 0, missing), value=IGNORED)
         total += loss_of(inputs.contiguous(), targets.contiguous())
-    world.sum([total, count])
+    world.all_reduce([total, count])
     return float(total) / float(count)

@@ -25,13 +25,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from questtrain.errors import Elsewhere, TrainingStopped, UserError
+from questtrain.config import rows_per_process
+from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError
+from questtrain.process.ranks import HAS_PARENT, PEER_LOST
 from questtrain.process.signals import StopSignal
 
 T = TypeVar("T")
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun sets for each process; under srun, see docs/cluster.md."""
+"""What torchrun, or our own `questtrain.process.ranks`, sets for each process; under srun, see
+docs/cluster.md."""
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others to start, or for their gradients."""
@@ -43,9 +46,13 @@ MESSAGE_BYTES = 64 << 20
 """Gradients are summed in flat pieces of about this size: few messages, little extra memory."""
 
 
-class EndsAlone(TrainingStopped):
-    """Ends this process without the others' consent: it is out of memory, or one of them is gone.
-    A collective may be under way."""
+class RankEndsAlone(TrainingStopped):
+    """This rank ends without the others' consent: it is out of memory, or one of them is gone. A
+    collective may be under way."""
+
+
+class PeerLost(RankEndsAlone, ErrorOnAnotherRank):
+    """This rank ends because another one is gone: which, their parent says."""
 
 
 @dataclass(frozen=True)
@@ -64,70 +71,67 @@ class World:
 
     def rows(self, batch_size: int) -> slice:
         """This rank's rows of a batch; UserError if they cannot be the same number on all."""
-        per_rank, left = divmod(batch_size, self.size)
-        if left:
-            close = max(1, round(batch_size / self.size)) * self.size
-            raise UserError(
-                f"batch_size={batch_size} does not divide among {self.size} processes; the nearest"
-                f" that does is {close}."
-            )
+        per_rank = rows_per_process(batch_size, self.size, f"{self.size} processes")
         return slice(self.rank * per_rank, (self.rank + 1) * per_rank)
 
     @torch.no_grad()
-    def sum(self, tensors: Iterable[Tensor]) -> None:
-        """Sum each tensor (all of one dtype, on one device) over the ranks, in place."""
+    def all_reduce(self, tensors: Iterable[Tensor]) -> None:
+        """Sum each tensor (all of one dtype, on one device) over the ranks, in place; see
+        `torch.distributed.all_reduce`."""
         if self.size == 1:
             return
         for piece in _pieces(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in piece])
-            with _peers():
+            with _noticing_lost_peers():
                 dist.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in piece])
             for tensor, part in zip(piece, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     @torch.no_grad()
-    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite each tensor with rank 0's."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite each tensor with rank 0's, in place."""
         if self.size > 1:
             for tensor in tensors:
-                with _peers():
+                with _noticing_lost_peers():
                     dist.broadcast(tensor, src=0)
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the ranks' numbers."""
         if self.size == 1:
             return number
         numbers = torch.tensor([number])
-        with _peers():
+        with _noticing_lost_peers():
             dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.control)
         return int(numbers)
 
-    def from_first(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """Rank 0's value, which must pickle."""
         if self.size == 1:
             return value
         values = [value]
-        with _peers():
+        with _noticing_lost_peers():
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
-    def together(self, work: Callable[[], T]) -> T:
-        """Do ``work`` on every rank. If it raises UserError, TrainingStopped or StopSignal on some,
-        it ends on all: the first of them raises its error, the others Elsewhere."""
+    def agree(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on this rank, once every rank has done it. If it raises UserError,
+        TrainingStopped or StopSignal on some, all end: the first of these ranks raises its error,
+        the others ErrorOnAnotherRank."""
         if self.size == 1:
             return work()
         result: list[T] = []
         error: UserError | TrainingStopped | StopSignal | None = None
         try:
             result.append(work())
-        except EndsAlone:
+        except RankEndsAlone:
             raise
         except (UserError, TrainingStopped, StopSignal) as raised:
             error = raised
         codes = torch.zeros(self.size, dtype=torch.int64)
-        codes[self.rank] = 0 if error is None or isinstance(error, Elsewhere) else error.exit_code
-        with _peers():
+        if error is not None and not isinstance(error, ErrorOnAnotherRank):
+            codes[self.rank] = error.exit_code
+        with _noticing_lost_peers():
             dist.all_reduce(codes, group=self.control)
         if not codes.any():
             return result[0]
@@ -136,26 +140,26 @@ class World:
             if isinstance(error, StopSignal):
                 error.is_spokesman = True
             raise error
-        raise Elsewhere(int(codes[speaker])) from error
+        raise ErrorOnAnotherRank(int(codes[speaker])) from error
 
-    def alone(self, work: Callable[[], T]) -> T:
+    def fail_alone(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which this rank does at a moment of its own: where it has peers, a
-        UserError ends it without their consent."""
+        UserError becomes RankEndsAlone."""
         try:
             return work()
         except UserError as error:
             if self.size == 1:
                 raise
-            raise EndsAlone(str(error)) from error
+            raise RankEndsAlone(str(error)) from error
 
-    def first_then_others(self, work: Callable[[], T]) -> T:
-        """`together`, where the others begin when rank 0 has left its result on disk for them."""
+    def agree_rank_0_first(self, work: Callable[[], T]) -> T:
+        """`agree`, where the others begin when rank 0 has left its result on disk for them."""
         if self.is_first:
-            result = self.together(work)
-            self.together(lambda: None)
+            result = self.agree(work)
+            self.agree(lambda: None)
             return result
-        self.together(lambda: None)
-        return self.together(work)
+        self.agree(lambda: None)
+        return self.agree(work)
 
 
 def world_from(environment: Mapping[str, str]) -> World:
@@ -185,8 +189,8 @@ def world_from(environment: Mapping[str, str]) -> World:
 def join_world(on_gpus: bool) -> Iterator[World]:
     """The World of the environment, its groups made and closed again.
 
-    A process that `EndsAlone` on a GPU says why and is gone at once: closing would wait for the
-    gradients of a dead rank.
+    At `RankEndsAlone` a process on a GPU says why and is gone at once: closing the groups would
+    wait for the gradients of a dead rank.
     """
     world = world_from(os.environ)
     if world.size == 1:
@@ -202,11 +206,13 @@ def join_world(on_gpus: bool) -> Iterator[World]:
             f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
         ) from error
     try:
-        control = dist.new_group(backend="gloo", timeout=PREPARATION)
+        with _noticing_lost_peers():
+            control = dist.new_group(backend="gloo", timeout=PREPARATION)
         yield World(world.rank, world.size, world.local_rank, control)
-    except EndsAlone as error:
+    except RankEndsAlone as error:
         if on_gpus:
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, PeerLost):
+                print(f"stopped: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
         raise
     finally:
@@ -214,12 +220,14 @@ def join_world(on_gpus: bool) -> Iterator[World]:
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
-    """A collective fails when a rank is gone."""
+def _noticing_lost_peers() -> Iterator[None]:
+    """A collective inside the block fails when a rank is gone: this one then ends alone."""
     try:
         yield
     except RuntimeError as error:
-        raise EndsAlone(
+        if HAS_PARENT in os.environ:
+            raise PeerLost(PEER_LOST) from error
+        raise RankEndsAlone(
             "another process of this run has ended without a word to this one. The same command"
             " continues from the last checkpoint."
         ) from error

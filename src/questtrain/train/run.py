@@ -15,7 +15,7 @@ from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.train.machine import check_memory, set_threads
-from questtrain.train.parallel import EndsAlone, World, join_world
+from questtrain.train.parallel import RankEndsAlone, World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
     claim_run,
@@ -43,20 +43,22 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
     kept = saying_what_is_kept(run_folder(config))
     with kept, join_world(on_gpus) as world, ExitStack() as claims:
-        device = world.together(lambda: _device(config, world))
-        folder = world.together(lambda: _claim(config, world, claims))
-        dataset = world.first_then_others(lambda: _dataset(config, device, world))
+        device = world.agree(lambda: _device(config, world))
+        folder = world.agree(lambda: _claim(config, world, claims))
+        dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))
         check_same_on_all(DataIdentity.of(dataset), world)
-        record = world.from_first(world.together(lambda: _settle(config, dataset, folder, world)))
+        record = world.broadcast_object(
+            world.agree(lambda: _settle(config, dataset, folder, world))
+        )
         if record is not None and record["status"] == "completed":
             log.info("%s is already complete", folder)
             return folder, record
         _announce(config, dataset, device, world)
         try:
-            trainer = world.together(lambda: Trainer(config, dataset, folder, device, world))
-            record = world.together(trainer.run)
+            trainer = world.agree(lambda: Trainer(config, dataset, folder, device, world))
+            record = world.agree(trainer.run)
         except torch.OutOfMemoryError as error:
-            raise EndsAlone(_out_of_memory(config, device, world)) from error
+            raise RankEndsAlone(_out_of_memory(config, device, world)) from error
         log.info(
             "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
             record["val_loss"],
@@ -93,7 +95,7 @@ def _dataset(config: TrainConfig, device: torch.device, world: World) -> TokenDa
 def check_same_on_all(mine: DataIdentity, world: World) -> None:
     """UserError on a rank that reads other data than rank 0: hosts with folders of their own may
     hold different files under one name."""
-    first = world.from_first(mine)
+    first = world.broadcast_object(mine)
 
     def check() -> None:
         if differences := first.differences(mine, before="on rank 0", after="here"):
@@ -101,7 +103,7 @@ def check_same_on_all(mine: DataIdentity, world: World) -> None:
                 f"rank {world.rank} reads other data than rank 0:\n" + "\n".join(differences)
             )
 
-    world.together(check)
+    world.agree(check)
 
 
 def _settle(

@@ -136,7 +136,7 @@ class TrainingStep:
                 torch.autograd.backward(loss)
                 total += loss.detach()
             if self.world.size > 1:
-                self.world.sum([*self._gradients(), total])
+                self.world.all_reduce([*self._gradients(), total])
         return total
 
     def _loss_and_gradients(self, batch: Tensor) -> tuple[Tensor, list[Tensor | None]]:

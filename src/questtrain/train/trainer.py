@@ -20,7 +20,7 @@ import torch
 from questtrain.config import TrainConfig, flops_per_token, steps
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
-from questtrain.errors import Elsewhere, TrainingStopped
+from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
 from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
@@ -90,11 +90,11 @@ class Trainer:
         with on_stop_signals(self._on_signal):
             self._restore()
             self._initialise_scales()
-            world.copy_from_first(self.model.parameters())
-            with world.together(self._metrics) as metrics:
+            world.broadcast(self.model.parameters())
+            with world.agree(self._metrics) as metrics:
                 self._train(metrics)
-            record = world.together(lambda: self._finish("completed") if world.is_first else {})
-        return world.from_first(record)
+            record = world.agree(lambda: self._finish("completed") if world.is_first else {})
+        return world.broadcast_object(record)
 
     def _metrics(self) -> Metrics:
         resolved = asdict(self.config)
@@ -114,7 +114,7 @@ class Trainer:
                 self.step += 1
                 progress.advance()
                 last = self.step == self.total_steps
-                stop = self.world.largest(self.asked.number)
+                stop = self.world.all_reduce_max(self.asked.number)
                 if last or self.step % config.log_every == 0:
                     self._check_finite()
                     row = self._logged(row, rate.since_last(self.step))
@@ -141,21 +141,21 @@ class Trainer:
             self._check_finite()
             if loss is None:
                 self._require_finite_loss()
-            self.world.together(self._save)
+            self.world.agree(self._save)
 
     def _stop_if_asked(self) -> None:
-        stop = self.world.largest(self.asked.number)
+        stop = self.world.all_reduce_max(self.asked.number)
         if stop:
             raise Interrupted(stop, self.step)
 
     def _write(self, metrics: Metrics, row: dict[str, Any]) -> None:
-        self.world.together(lambda: metrics.write(row))
+        self.world.agree(lambda: metrics.write(row))
 
     def _update(self) -> dict[str, Any]:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        batch = self.world.alone(lambda: self.loader.batch(self.step, self.rows))
+        batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
         loss, norm = self.update(batch, lr)
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         is_first = ~finite & (self._first_bad_step < 0)
@@ -201,7 +201,7 @@ class Trainer:
         """The last update may have made weights that are of no use: they reach no checkpoint. One
         window, eagerly, because a signal leaves no time to compile anything."""
         finite = math.isfinite(self._between_steps(self._loss_of_one_window))
-        if self.world.largest(int(not finite)):
+        if self.world.all_reduce_max(int(not finite)):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
 
     @torch.no_grad()
@@ -225,7 +225,7 @@ class Trainer:
 
     def _between_steps(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which looks at the model, and at shards that may be damaged."""
-        return self.world.alone(lambda: self.update.between_steps(work))
+        return self.world.fail_alone(lambda: self.update.between_steps(work))
 
     def _diagnose(self) -> dict[str, Any]:
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
@@ -242,7 +242,7 @@ class Trainer:
 
     def _diverged(self, what: str) -> NoReturn:
         if not self.world.is_first:
-            raise Elsewhere(TrainingStopped.exit_code)
+            raise ErrorOnAnotherRank(TrainingStopped.exit_code)
         self._finish("diverged")
         raise TrainingStopped(
             f"{what}. Last good checkpoint: {last_good_checkpoint(self.folder)}."
@@ -252,8 +252,8 @@ class Trainer:
 
     def _restore(self) -> None:
         world, folder = self.world, self.folder
-        found = world.together(lambda: latest_checkpoint(folder) if world.is_first else None)
-        checkpoint = world.from_first(found)
+        found = world.agree(lambda: latest_checkpoint(folder) if world.is_first else None)
+        checkpoint = world.broadcast_object(found)
         if checkpoint is None:
             return
         checkpoint.load_weights(self.model)

@@ -5,53 +5,67 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
+from questtrain.config.ranges import SIZE, Choices, Interval
 from questtrain.process.signals import StopRequests, on_stop_signals
-from questtrain.sweep.attempt import Attempt, Outcome, claim, read_outcome
+from questtrain.sweep.attempt import Attempt, claim, read_outcome
+from questtrain.sweep.display import Lines, watcher
 from questtrain.sweep.job import Job, longest_first
-from questtrain.sweep.launchers.config import LocalConfig, check_local
-from questtrain.sweep.launchers.places import Place, find_places
-from questtrain.sweep.state import Status, ended
+from questtrain.sweep.launchers.local_places import Place, Places, find_places
+from questtrain.sweep.state import QueuedRun, ended
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_CLAIMS = 1.0
 """How often a run that another sweeper trains is asked for."""
 
-
 SIGNALS = {1: signal.SIGINT, 2: signal.SIGINT}
 """To a run, by urgency: the first lets it save a checkpoint, the second stops it at once."""
 
 
-class Watcher(Protocol):
-    """Who is told what the pool does; see `questtrain.sweep.display`."""
+@dataclass
+class LocalLauncher:
+    """A pool over this machine's GPUs, or its CPU cores where it has none.
 
-    def began(self, places: str, runs: int) -> None: ...
-    def started(self, job: Job, place: str) -> None: ...
-    def elsewhere(self, job: Job) -> None: ...
-    def over(self, job: Job, outcome: Outcome) -> None: ...
-    def found(self, job: Job, status: Status) -> None: ...
-    def stopping(self, runs: int) -> None: ...
-    def tick(self) -> None: ...
-
-
-def run_local(jobs: Sequence[Job], config: LocalConfig, watcher: Watcher) -> int:
-    """Train what is neither done nor failed, longest first, until nothing is left.
-
-    Returns the number of the signal that stopped it, 0 otherwise. Runs that other sweepers train
-    are waited for, and taken over if they are left unfinished. UserError for bad settings.
+    ``workers`` bounds the runs at a time; None: as many as ``gpus`` (None: all that are visible)
+    hold, ``runs_per_gpu`` each (None: as many as fit into memory, at most four), or one for every
+    ``threads`` cores.
     """
-    check_local(config)
-    return _Pool(jobs, config, watcher).run()
+
+    kind: Annotated[str, Choices(("local",))] = "local"
+    workers: Annotated[int | None, Interval(SIZE)] = None
+    gpus: Annotated[list[int] | None, Interval("[0, 2^31)")] = None
+    runs_per_gpu: Annotated[int | None, Interval(SIZE)] = None
+    threads: Annotated[int, Interval(SIZE)] = 1
+
+    def places(self, jobs: Sequence[Job]) -> Places:
+        """Where the runs can train; UserError where that cannot be on this machine."""
+        return find_places(jobs, self.workers, self.gpus, self.runs_per_gpu, self.threads)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """UserError for GPUs that are not there, or that the runs do not ask for."""
+        self.places(jobs)
+
+    def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int:
+        """Train what is neither done nor failed, longest first, until nothing is left. Runs that
+        other sweepers train are waited for, and taken over if they are left unfinished."""
+        with watcher(jobs) as lines:
+            return _Pool(jobs, self.places(jobs), lines).run()
+
+    @staticmethod
+    def queued(folder: Path) -> Mapping[str, QueuedRun]:
+        """None: what runs here holds its claim, what does not is not begun."""
+        return {}
 
 
 class _Pool:
     """The runs that wait, those that train, and what has been asked by signals."""
 
-    def __init__(self, jobs: Sequence[Job], config: LocalConfig, watcher: Watcher) -> None:
-        self.places = find_places(jobs, config)
-        self.watcher = watcher
+    def __init__(self, jobs: Sequence[Job], places: Places, watcher: Lines) -> None:
+        self.places, self.watcher = places, watcher
         self.waiting = [job for job in longest_first(jobs) if ended(job) is None]
         self.running: list[tuple[Attempt, Place]] = []
         self.asked_again: dict[str, float] = {}  # name → when a run of others is next asked for

@@ -1,9 +1,6 @@
 """The Slurm launcher: one job array of all runs still to do, through submitit.
 
-In the cluster every task of a job runs `SlurmRun`. It starts ``questtrain train`` as a child; with
-several tasks a run, each child is a rank of torch.distributed. When Slurm wants the job back (its
-time is nearly over, or it is preempted) the child saves a checkpoint first; then submitit's own
-handler puts the job into the queue again, and the same command goes on from there.
+In the cluster every task of a job runs `SlurmRun` (`questtrain.sweep.launchers.slurm_task`).
 """
 
 from __future__ import annotations
@@ -11,79 +8,122 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import io
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
+from questtrain.config.ranges import SIZE, Choices, Interval
 from questtrain.errors import UserError
 from questtrain.process.signals import StopSignal
-from questtrain.sweep.attempt import STOPPED, TRAIN, Attempt, claim, is_claimed
+from questtrain.sweep.attempt import is_claimed
 from questtrain.sweep.job import Job, longest_first
-from questtrain.sweep.launchers.config import SlurmConfig, check_sbatch
-from questtrain.sweep.slurm_queue import record_submissions, tasks_in_queue
-from questtrain.sweep.state import ended
+from questtrain.sweep.launchers.slurm_queue import record_submissions, tasks_in_queue
+from questtrain.sweep.launchers.slurm_task import SlurmRun
+from questtrain.sweep.state import QueuedRun, ended
 
-if TYPE_CHECKING:
-    import submitit
-
-SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_QUESTIONS = 2.0
 """How often squeue is asked with launcher.wait=true."""
 
+OWN_NAMES = {
+    "ntasks-per-node": "tasks_per_node",
+    "mem": "mem_gb",
+    "signal": "grace",
+    "no-requeue": "requeue",
+    "array": "array_parallelism",
+}
+"""Options of sbatch that a setting gives by another name than theirs."""
 
-def run_slurm(jobs: Sequence[Job], folder: Path, config: SlurmConfig, command: str) -> int:
-    """Submit what is neither done, failed, running nor queued, longest first.
+RESERVED = ("output", "error", "open-mode", "job-name", "wait", "parsable", "wrap", "test-only")
+"""Options of sbatch that the launcher itself depends on."""
 
-    With ``launcher.wait`` it returns when no run is queued any more, or the number of the signal
-    that ended the waiting (the jobs stay in the queue); else 0 at once. UserError for bad settings
-    and for what Slurm refuses.
+
+@dataclass
+class SlurmLauncher:
+    """One job array; settings are what ``sbatch`` calls the same. None leaves it to the cluster.
+
+    ``time`` is minutes, or ``HH:MM:SS``; ``grace`` the seconds before its end at which a run saves
+    and its job is requeued, ``requeue`` times at most. ``tasks_per_node``, the ranks of a run on a
+    node, is one a GPU if None. ``setup`` are shell lines that run before the training. ``wait``:
+    the command returns when Slurm has finished. ``sbatch`` are options of sbatch by their long
+    names, for what has no setting here; a value of true gives an option that takes none.
     """
-    check_slurm(config)
-    with _only_submitter(folder):
-        queued = tasks_in_queue(folder, fresh=True)
-        open_jobs = [job for job in longest_first(jobs) if ended(job) is None]
-        waiting = [job for job in open_jobs if job.name not in queued and not is_claimed(job)]
-        if waiting:
-            task_ids = _submit(waiting, folder, config)
-            record_submissions(folder, task_ids)
-            _announce(task_ids, len(open_jobs) - len(waiting), config, command)
-        else:
-            _say(f"nothing to submit: {len(open_jobs)} of {len(jobs)} runs are queued or running.")
-    return _wait(folder) if config.wait else 0
+
+    kind: Annotated[str, Choices(("slurm",))] = "slurm"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = "24:00:00"
+    nodes: Annotated[int, Interval(SIZE)] = 1
+    gpus_per_node: Annotated[int, Interval("[0, 2^31)")] = 1
+    tasks_per_node: Annotated[int | None, Interval(SIZE)] = None
+    cpus_per_task: Annotated[int, Interval(SIZE)] = 8
+    mem_gb: Annotated[int | None, Interval(SIZE)] = None
+    array_parallelism: Annotated[int, Interval(SIZE)] = 256
+    setup: list[str] = field(default_factory=list)
+    requeue: Annotated[int, Interval("[0, 2^31)")] = 100
+    grace: Annotated[int, Interval(SIZE)] = 120
+    wait: bool = False
+    sbatch: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, jobs: Sequence[Job]) -> None:
+        """UserError for a time that is none, an option of sbatch that cannot be given, a machine
+        without Slurm or submitit."""
+        minutes(self.time)
+        check_sbatch(self.sbatch)
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            raise UserError(
+                "launcher=slurm: this machine has no sbatch and srun; start the sweep on the"
+                " cluster's login node, or choose launcher=local."
+            )
+        if find_spec("submitit") is None:
+            raise UserError("launcher=slurm needs submitit: pip install 'questtrain[slurm]'.")
+
+    def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int | None:
+        """Submit what is neither done, failed, running nor queued, longest first; None, or 0 when
+        no run is queued any more, with ``wait``. UserError for what Slurm refuses."""
+        with _only_submitter(folder):
+            queued = tasks_in_queue(folder, fresh=True)
+            open_jobs = [job for job in longest_first(jobs) if ended(job) is None]
+            waiting = [job for job in open_jobs if job.name not in queued and not is_claimed(job)]
+            if waiting:
+                task_ids = _submit(waiting, folder, self)
+                record_submissions(folder, task_ids)
+                _announce(task_ids, len(open_jobs) - len(waiting), self, command)
+            else:
+                count = f"{len(open_jobs)} of {len(jobs)} runs"
+                _say(f"nothing to submit: {count} are queued or running.")
+        if not self.wait:
+            return None
+        _wait(folder)
+        return 0
+
+    @staticmethod
+    def queued(folder: Path) -> Mapping[str, QueuedRun]:
+        """The sweep's runs that Slurm has not finished with, at most ten seconds ago."""
+        return tasks_in_queue(folder)
 
 
-def check_slurm(config: SlurmConfig) -> None:
-    """UserError for a number that cannot be, a time that is none, a machine without Slurm or
-    submitit."""
-    least = {"nodes": 1, "gpus_per_node": 0, "cpus_per_task": 1, "array_parallelism": 1}
-    for key, minimum in {**least, "requeue": 0, "grace": 1}.items():
-        value = getattr(config, key)
-        if value < minimum:
-            raise UserError(f"launcher.{key}={value} must be at least {minimum}.")
-    for key in ("tasks_per_node", "mem_gb"):
-        value = getattr(config, key)
-        if value is not None and value < 1:
-            raise UserError(f"launcher.{key}={value} must be at least 1.")
-    minutes(config.time)
-    check_sbatch(config.sbatch)
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise UserError(
-            "launcher=slurm: this machine has no sbatch and srun; start the sweep on the cluster's"
-            " login node, or choose launcher=local."
-        )
-    if find_spec("submitit") is None:
-        raise UserError("launcher=slurm needs submitit: pip install 'questtrain[slurm]'.")
+def check_sbatch(options: Mapping[str, Any]) -> None:
+    """UserError for what is no option of sbatch, or is the launcher's own."""
+    for name, value in options.items():
+        where = f"launcher.sbatch: {name}"
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise UserError(f"{where} is no long option of sbatch, such as wckey or mail-type.")
+        setting = OWN_NAMES.get(name, name.replace("-", "_"))
+        if setting != "wait" and setting in SlurmLauncher.__dataclass_fields__:
+            raise UserError(f"{where} is launcher.{setting}: set that instead.")
+        if name in RESERVED:
+            raise UserError(f"{where} is the launcher's own, and cannot be changed.")
+        if value is False or (isinstance(value, str) and not value.isprintable()):
+            raise UserError(f"{where}={value!r}: give text or a number, or true for a bare option.")
 
 
 def minutes(text: str) -> int:
@@ -98,13 +138,13 @@ def minutes(text: str) -> int:
     return plain or -(-(((days * 24 + hours) * 60 + mins) * 60 + seconds) // 60)
 
 
-def _submit(jobs: Sequence[Job], folder: Path, config: SlurmConfig) -> dict[str, str]:
+def _submit(jobs: Sequence[Job], folder: Path, launcher: SlurmLauncher) -> dict[str, str]:
     """Hand the jobs to sbatch as one array; run name → task id."""
     import submitit
 
     place = folder / ".sweep" / "slurm"
-    executor = submitit.SlurmExecutor(place, max_num_timeout=config.requeue)
-    executor.update_parameters(**_parameters(folder.name, config))
+    executor = submitit.SlurmExecutor(place, max_num_timeout=launcher.requeue)
+    executor.update_parameters(**_parameters(folder.name, launcher))
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -117,37 +157,37 @@ def _submit(jobs: Sequence[Job], folder: Path, config: SlurmConfig) -> dict[str,
     return {job.name: task.job_id for job, task in zip(jobs, submitted, strict=True)}
 
 
-def _parameters(name: str, config: SlurmConfig) -> dict[str, Any]:
+def _parameters(name: str, launcher: SlurmLauncher) -> dict[str, Any]:
     """submitit's names for ours; what is None is left to the cluster."""
-    tasks = config.tasks_per_node or max(1, config.gpus_per_node)
+    tasks = launcher.tasks_per_node or max(1, launcher.gpus_per_node)
     parameters = {
         "job_name": f"questtrain-{name}",
-        "partition": config.partition,
-        "account": config.account,
-        "qos": config.qos,
-        "constraint": config.constraint,
-        "time": minutes(config.time),
-        "nodes": config.nodes,
+        "partition": launcher.partition,
+        "account": launcher.account,
+        "qos": launcher.qos,
+        "constraint": launcher.constraint,
+        "time": minutes(launcher.time),
+        "nodes": launcher.nodes,
         "ntasks_per_node": tasks,
-        "gpus_per_node": config.gpus_per_node or None,
-        "cpus_per_task": config.cpus_per_task,
-        "mem": None if config.mem_gb is None else f"{config.mem_gb}GB",
-        "signal_delay_s": config.grace,
-        "array_parallelism": config.array_parallelism,
-        "setup": config.setup or None,
-        "additional_parameters": {"requeue": True, **config.sbatch},
+        "gpus_per_node": launcher.gpus_per_node or None,
+        "cpus_per_task": launcher.cpus_per_task,
+        "mem": None if launcher.mem_gb is None else f"{launcher.mem_gb}GB",
+        "signal_delay_s": launcher.grace,
+        "array_parallelism": launcher.array_parallelism,
+        "setup": launcher.setup or None,
+        "additional_parameters": {"requeue": True, **launcher.sbatch},
         "srun_args": ["--kill-on-bad-exit=1"],
     }
     given = {key: value for key, value in parameters.items() if value is not None}
     return {**given, "wckey": None}  # submitit's own, "submitit", is unknown to most clusters
 
 
-def _announce(task_ids: dict[str, str], others: int, config: SlurmConfig, command: str) -> None:
+def _announce(task_ids: dict[str, str], others: int, launcher: SlurmLauncher, command: str) -> None:
     (array,) = {task_id.split("_")[0] for task_id in task_ids.values()}
     runs = "1 run" if len(task_ids) == 1 else f"{len(task_ids)} runs"
     elsewhere = f" ({others} more are queued or running)" if others else ""
     _say(
-        f"submitted {runs} as Slurm job {array}, {config.array_parallelism} at a time at most"
+        f"submitted {runs} as Slurm job {array}, {launcher.array_parallelism} at a time at most"
         f"{elsewhere}\n  follow: {command} --status\n  cancel: scancel {array}"
     )
 
@@ -164,124 +204,13 @@ def _only_submitter(folder: Path) -> Iterator[None]:
         yield
 
 
-def _wait(folder: Path) -> int:
-    """Until Slurm has none of the sweep's tasks left; the number of the signal that ended it."""
+def _wait(folder: Path) -> None:
+    """Until Slurm has none of the sweep's tasks left; a StopSignal that ends the waiting goes on,
+    with nothing more to say."""
     try:
         while tasks_in_queue(folder, fresh=True):
             time.sleep(SECONDS_BETWEEN_QUESTIONS)
     except StopSignal as stop:
         _say("no longer waiting; the jobs stay in Slurm's queue.")
-        return stop.number
-    return 0
-
-
-class RunFailed(Exception):
-    """A training process ended with an error; Slurm shall show its job as failed."""
-
-
-class SlurmRun:
-    """What submitit calls in each task of a job."""
-
-    def __call__(self, job: Job) -> None:
-        if ended(job) == "done":
-            return
-        if int(os.environ["SLURM_PROCID"]) == 0:
-            _lead(job)
-        else:
-            _follow(job)
-
-    def checkpoint(self, job: Job) -> submitit.helpers.DelayedSubmission:
-        """submitit asks this for what to requeue: the same; the run's state is in its folder."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self, job)
-
-
-def _lead(job: Job) -> None:
-    """Rank 0: claim the run, train it, record how it ended; requeued if Slurm wants the job back.
-
-    RunFailed where training failed or another process holds the run.
-    """
-    descriptor = claim(job)
-    if descriptor is None:
-        raise RunFailed(f"{job.name} is being trained by another process")
-    with _noting_signals() as noted:
-        attempt = Attempt(job, descriptor, environment=_torch_environment())
-        _until_ended(attempt.process, noted)
-        outcome = attempt.finish()
-    assert outcome is not None
-    if noted.signals and outcome.exit_code in STOPPED and _job_state() == "RUNNING":
-        signal.raise_signal(signal.SIGUSR2)  # to submitit, which requeues the job and exits
-    if outcome.failed:
-        raise RunFailed(outcome.reason)
-
-
-def _follow(job: Job) -> None:
-    """Any other rank: train, in the same log. How the run ended is rank 0's to say."""
-    with job.log_file.open("a", encoding="utf-8") as log, _noting_signals() as noted:
-        process = subprocess.Popen(
-            [*TRAIN, *job.words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **_torch_environment()},
-        )
-        _until_ended(process, noted)
-
-
-@dataclass
-class _Noted:
-    signals: int = 0
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
-
-
-@contextmanager
-def _noting_signals() -> Iterator[_Noted]:
-    """SIGTERM and SIGUSR2 are counted, and then again submitit's.
-
-    Slurm sends both to every process of the job. A child that has hardly begun would die of
-    SIGUSR2, so it is born with it blocked; only the parent hears it, and passes on SIGTERM.
-    """
-    noted = _Noted()
-    numbers = (signal.SIGTERM, signal.SIGUSR2)
-    handlers = {number: signal.signal(number, noted.note) for number in numbers}
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
-    try:
-        yield noted
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def _until_ended(process: subprocess.Popen[bytes], noted: _Noted) -> None:
-    """Wait for the child, which is asked to save and stop when a signal has been noted."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR2])
-    asked = False
-    while process.poll() is None:
-        if noted.signals and not asked:
-            process.send_signal(signal.SIGTERM)
-            asked = True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _torch_environment() -> dict[str, str]:
-    """What torch.distributed wants of each rank, read off the Slurm job's variables."""
-    from submitit.helpers import TorchDistributedEnvironment
-
-    world = TorchDistributedEnvironment()
-    return {
-        "RANK": str(world.rank),
-        "WORLD_SIZE": str(world.world_size),
-        "LOCAL_RANK": str(world.local_rank),
-        "MASTER_ADDR": world.master_addr,
-        "MASTER_PORT": str(world.master_port),
-    }
-
-
-def _job_state() -> str:
-    """The state of this job: RUNNING, or what it has become by a scancel or a requeue."""
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ['SLURM_JOB_ID']}"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        stop.is_spokesman = False
+        raise

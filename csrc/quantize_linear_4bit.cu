@@ -1,8 +1,0 @@
-#include "packed_resident.cuh"
-
-cudaError_t questtrain::quantize_linear_4bit(Operand operand, bool half,
-                                            const PackedLinearArguments& a,
-                                            const QuantizeArguments& q, cudaStream_t stream) {
-  return half ? launch_elements<4, __half>(operand, a, q, stream)
-              : launch_elements<4, __nv_bfloat16>(operand, a, q, stream);
-}
