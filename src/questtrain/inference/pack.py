@@ -10,7 +10,6 @@ from torch import nn
 from questtrain.errors import UserError, unknown
 from questtrain.model import Llama, PackedLlama
 from questtrain.quant import (
-    PackedLinear,
     PackedWeightLinear,
     QuantConv1D,
     QuantLinear,
@@ -33,9 +32,7 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     """
     if prefill not in PREFILL:
         raise unknown("prefill", prefill, PREFILL)
-    linears = _packed_linears(model)
-    replaced: dict[int, nn.Module] = {id(layer): linears[layer] for layer in linears}
-    packed = copy.deepcopy(model, replaced)
+    packed = copy.deepcopy(model, _packed_linears(model))
     if isinstance(packed, Llama):
         packed = PackedLlama.of(packed) or packed
     if prefill == "int8":
@@ -47,10 +44,11 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     return packed.eval().requires_grad_(False)
 
 
-def _packed_linears(model: nn.Module) -> dict[nn.Module, PackedLinear | PackedWeightLinear]:
-    """The packed form of each quantized layer; layers of 16-bit weights stay what they are."""
-    packed: dict[nn.Module, PackedLinear | PackedWeightLinear] = {
-        module: pack_linear(
+def _packed_linears(model: nn.Module) -> dict[int, nn.Module]:
+    """The packed form of each quantized layer, by its id: what a deep copy is to find already
+    copied. Layers of 16-bit weights stay what they are."""
+    packed: dict[int, nn.Module] = {
+        id(module): pack_linear(
             module.as_linear() if isinstance(module, QuantConv1D) else module,
             name or type(module).__name__,
         )
