@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from questtrain.cuda_graph import capture
+
 Calls = Sequence[Callable[[], object]]
 
 GRAPH_MICROSECONDS = 400.0
@@ -185,16 +187,9 @@ class GraphCase:
             return microseconds(start, mark(self._stream.device))
 
     def _capture(self, calls: Calls, passes: int) -> torch.cuda.CUDAGraph:
-        """`torch.cuda.graph` without its garbage collection and emptied cache, which take longer
-        than the measurement."""
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
-            try:
-                for _ in range(passes):
-                    for call in calls:
-                        call()
-            finally:
-                graph.capture_end()
-        return graph
+        def run() -> None:
+            for _ in range(passes):
+                for call in calls:
+                    call()
+
+        return capture(run, self._stream, self._pool)[0]

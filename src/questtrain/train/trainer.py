@@ -136,7 +136,7 @@ class Trainer:
             tokens = self.step * config.batch_size * config.sequence_length
             self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
-            self._write(metrics, self._beside(self._diagnose))
+            self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
             self._check_finite()
             if loss is None:
@@ -192,7 +192,7 @@ class Trainer:
 
     def _validation_loss(self) -> float:
         """The run has diverged where it is not finite."""
-        loss = self._beside(self._measure)
+        loss = self._between_steps(self._measure)
         if not math.isfinite(loss):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
         return loss
@@ -200,7 +200,7 @@ class Trainer:
     def _require_finite_loss(self) -> None:
         """The last update may have made weights that are of no use: they reach no checkpoint. One
         window, eagerly, because a signal leaves no time to compile anything."""
-        finite = math.isfinite(self._beside(self._loss_of_one_window))
+        finite = math.isfinite(self._between_steps(self._loss_of_one_window))
         if self.world.all_reduce_max(int(not finite)):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
 
@@ -223,9 +223,9 @@ class Trainer:
         )
         return validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
 
-    def _beside(self, work: Callable[[], T]) -> T:
+    def _between_steps(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which looks at the model, and at shards that may be damaged."""
-        return self.world.fail_alone(lambda: self.update.beside(work))
+        return self.world.fail_alone(lambda: self.update.between_steps(work))
 
     def _diagnose(self) -> dict[str, Any]:
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)

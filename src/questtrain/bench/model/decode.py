@@ -25,7 +25,7 @@ from questtrain.bench.settings import DecodeConfig
 from questtrain.bench.timing import Timing, mark, microseconds, timing, turns
 from questtrain.config import ModelConfig, parse_bits
 from questtrain.inference import Decoder
-from questtrain.inference.packed_llama import PackedLlama
+from questtrain.model import PackedLlama
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from questtrain.bench.dense import stacked
+from questtrain.bench.model.dense import stacked
 from questtrain.config import Bits, ModelConfig, QuantConfig
 from questtrain.inference import pack
 from questtrain.model import Llama

@@ -28,8 +28,8 @@ from questtrain.bench.timing import mark, microseconds, timing, turns
 from questtrain.bench.train.plain_llama import PlainStep
 from questtrain.bench.train.profile import profile_step
 from questtrain.config import TrainConfig
-from questtrain.train.step import TrainingStep
-from questtrain.train.step_graph import WARM_CALLS
+from questtrain.cuda_graph import capture
+from questtrain.train.step import WARM_STEPS, TrainingStep
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Contender:
         self.peak_bytes: int | None = None
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats(device)
-            for _ in range(WARM_CALLS):
+            for _ in range(WARM_STEPS):
                 self.take_step()
             self.peak_bytes = torch.cuda.max_memory_allocated(device) - before
 
@@ -207,8 +207,8 @@ def _make_workspaces(device: torch.device) -> None:
     that graphs are captured in: made first, it is counted in no case."""
     x = torch.ones(16, 16, dtype=torch.bfloat16, device=device, requires_grad=True)
     torch.autograd.backward((x @ x).sum())
-    with torch.cuda.device(device), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        torch.autograd.backward((x @ x).sum())
+    with torch.cuda.device(device):
+        capture(lambda: torch.autograd.backward((x @ x).sum()))
 
 
 def _release_memory(device: torch.device) -> None:

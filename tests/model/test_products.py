@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from questtrain.quant import QuantLinear
-from questtrain.quant.step_products import (
-    DenseMatrix,
-    QuantizedMatrix,
-    operand_of,
-    stacked_matrix,
+from questtrain.model.products import (
+    DenseProduct,
+    QuantizedProduct,
+    stacked_product,
+    step_format,
 )
-from questtrain.quant.step_weights import Matrix
+from questtrain.quant import QuantLinear
 
 BITS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w2a8", "w8a4")
 METHODS = ("quest", "quest-noht", "clip", "ste")
@@ -32,11 +31,11 @@ def layer_of(bits: str, method: str, seed: int = 1) -> QuantLinear:
     return layer
 
 
-def matrix_of(*layers: nn.Module) -> Matrix:
-    matrix = stacked_matrix(layers, torch.float32, "codes")
-    assert matrix is not None
-    matrix.refresh()
-    return matrix
+def product_of(*layers: nn.Module) -> DenseProduct | QuantizedProduct:
+    product = stacked_product(layers, torch.float32, "codes")
+    assert product is not None
+    product.refresh()
+    return product
 
 
 @pytest.mark.parametrize("bits", [*BITS, *BY_VALUES])
@@ -44,11 +43,11 @@ def matrix_of(*layers: nn.Module) -> Matrix:
 def test_a_layer_by_what_is_derived_once(bits: str, method: str) -> None:
     """Values, and the gradients of input and weight, but for fp32's rounding."""
     layer = layer_of(bits, method)
-    matrix = matrix_of(layer)
-    assert isinstance(matrix, QuantizedMatrix if bits in BITS else DenseMatrix)
+    product = product_of(layer)
+    assert isinstance(product, QuantizedProduct if bits in BITS else DenseProduct)
     x, grad = random(ROWS, WIDTH, seed=2), random(ROWS, COLUMNS, seed=3)
     results = []
-    for forward in (layer, matrix.plain):
+    for forward in (layer, product.plain):
         layer.zero_grad()
         fed = x.clone().requires_grad_()
         y = forward(fed)
@@ -64,7 +63,7 @@ def test_layers_that_share_an_input_are_one_product() -> None:
     layers = [layer_of("w4a4", "quest", seed) for seed in (1, 2, 3)]
     x = random(ROWS, WIDTH)
     expected = torch.cat([layer(x) for layer in layers], dim=1)
-    torch.testing.assert_close(matrix_of(*layers).plain(x), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product_of(*layers).plain(x), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -74,25 +73,25 @@ def test_layers_that_share_an_input_are_one_product() -> None:
 def test_what_is_no_one_product(first: str, second: str) -> None:
     """Layers of different formats."""
     layers = [layer_of(bits, "quest") for bits in (first, second)]
-    assert stacked_matrix(layers, torch.float32, "codes") is None
+    assert stacked_product(layers, torch.float32, "codes") is None
 
 
 @pytest.mark.parametrize(("width", "columns"), [(80, 64), (64, 20)])
 @pytest.mark.parametrize("bits", ["bf16", "w4a4"])
 def test_sizes_that_the_kernels_do_not_take(bits: str, width: int, columns: int) -> None:
-    assert stacked_matrix([QuantLinear(width, columns, bits=bits)], torch.float32, "codes") is None
+    assert stacked_product([QuantLinear(width, columns, bits=bits)], torch.float32, "codes") is None
 
 
 @pytest.mark.parametrize("method", ["lsq", "lsq-plus", "pact"])
 def test_layers_with_scales_of_their_own_are_no_one_product(method: str) -> None:
-    assert stacked_matrix([layer_of("w4a4", method)], torch.float32, "codes") is None
+    assert stacked_product([layer_of("w4a4", method)], torch.float32, "codes") is None
 
 
 def test_a_bias_is_no_part_of_it() -> None:
     layer = QuantLinear(WIDTH, COLUMNS, bias=True)
-    assert stacked_matrix([layer], torch.float32, "codes") is None
+    assert stacked_product([layer], torch.float32, "codes") is None
 
 
 def test_trust_by_error_has_no_kernel() -> None:
     layer = QuantLinear(WIDTH, COLUMNS, bits="w4s24a4")
-    assert operand_of(layer.weight_quantizer) is None
+    assert step_format(layer.weight_quantizer) is None

@@ -2,8 +2,8 @@
 
 import torch
 
-from questtrain.bench.dense import stacked
 from questtrain.bench.model.decode import compile_blocks, measure_steps
+from questtrain.bench.model.dense import stacked
 from questtrain.bench.model.random_models import stacked_model
 from questtrain.config import ModelConfig, QuantConfig
 from questtrain.inference import Decoder
