@@ -59,6 +59,7 @@ class Regression:
 
     @property
     def parameters(self) -> int:
+        """How many numbers the law is fitted with."""
         return SHARED + len(self.labels) * (2 if self.free_alpha else 1)
 
     def predict(self, x_Bp: Array) -> Array:

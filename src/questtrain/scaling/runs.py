@@ -61,10 +61,12 @@ class Run:
 
     @property
     def model(self) -> str | None:
+        """The name of the model's size."""
         return self.text("model")
 
     @property
     def method(self) -> str | None:
+        """The name of the method, ``none`` where nothing is quantized."""
         return self.text("method")
 
     @property

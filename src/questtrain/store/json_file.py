@@ -9,12 +9,13 @@ what it holds and what it should be.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt
 from pydantic import ConfigDict, RootModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from questtrain.config.ranges import shown
 from questtrain.errors import UserError
 
 Content = TypeVar("Content")
@@ -68,12 +69,12 @@ def _problem(error: ErrorDetails) -> str:
     if error["type"] == "json_invalid":
         return f"it cannot be read as JSON: {error['ctx']['error']}"
     if not error["loc"]:
-        return f"it holds {_short(error['input'])}; it {_expected(error)}"
+        return f"it holds {shown(repr(error['input']))}; it {_expected(error)}"
     *place, key = map(str, error["loc"])
     where = f"{'.'.join(place)}: " if place else ""
     if error["type"] == "missing":
         return f"{where}{key!r} is missing"
-    return f"{where}{key!r} holds {_short(error['input'])}; it {_expected(error)}"
+    return f"{where}{key!r} holds {shown(repr(error['input']))}; it {_expected(error)}"
 
 
 def _expected(error: ErrorDetails) -> str:
@@ -81,8 +82,3 @@ def _expected(error: ErrorDetails) -> str:
     ("Input", "List", …) the message has named."""
     _, should, rest = error["msg"].partition("should")
     return should + rest or error["msg"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
