@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from questtrain import __version__
 from questtrain.cli.commands import ANSWER_WITHOUT_WORDS, COMMANDS
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError, unknown
 from questtrain.process.signals import StopSignal, stops_raise
+from questtrain.version import __version__
 
 SECONDS_TO_SPEAK = 1.0
 """torchrun ends all processes of a run when one does: the one that says why goes first."""

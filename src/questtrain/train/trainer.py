@@ -26,13 +26,14 @@ from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
 from questtrain.store.files import write_json
 from questtrain.store.metric_rows import read_metric_rows
+from questtrain.store.run_record import FILE, RunRecord, Status
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
 from questtrain.train.picture import draw_loss
-from questtrain.train.record import build_record, data_record
+from questtrain.train.record import build_record
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 
@@ -84,7 +85,7 @@ class Trainer:
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self._first_bad_step = torch.full((), -1, device=device)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunRecord:
         """Train to the end and return the run record; raises TrainingStopped."""
         world = self.world
         with on_stop_signals(self._on_signal):
@@ -93,8 +94,10 @@ class Trainer:
             world.broadcast(self.model.parameters())
             with world.agree(self._metrics) as metrics:
                 self._train(metrics)
-            record = world.agree(lambda: self._finish("completed") if world.is_first else {})
-        return world.broadcast_object(record)
+            record = world.agree(lambda: self._finish("completed") if world.is_first else None)
+        record = world.broadcast_object(record)
+        assert record is not None
+        return record
 
     def _metrics(self) -> Metrics:
         resolved = asdict(self.config)
@@ -273,24 +276,24 @@ class Trainer:
         save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep, self.saved)
         self.saved.add(self.step)
 
-    def _finish(self, status: str) -> dict[str, Any]:
+    def _finish(self, status: Status) -> RunRecord:
         rows = read_metric_rows(self.folder / "metrics.jsonl")
         record = build_record(
             self.config,
             status,
-            self.dataset.tokenizer.label,
+            self.dataset,
             rows,
             self._wall_seconds(),
             self.device,
             self.world.size,
-        ) | data_record(self.config, self.dataset)
+        )
         draw_loss(
             rows,
             f"{self.config.model.name} {self.config.bits}",
             self.folder / "figures" / "loss.png",
             self.dataset.unigram_entropy,
         )
-        write_json(self.folder / "run.json", record)
+        write_json(self.folder / FILE, record.columns)
         return record
 
     def _wall_seconds(self) -> float:

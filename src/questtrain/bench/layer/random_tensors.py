@@ -10,10 +10,10 @@ from torch import Tensor
 
 from questtrain.bench.timing import copies_beyond_cache
 from questtrain.config import Bits, hadamard_block
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.errors import UserError
 from questtrain.kernels import Int8Matrix, PackedMatrix, RowFormat, hadamard_quantize
 from questtrain.kernels.formats import INTEGER_LEVELS, MAX_PACKED_LEVELS
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 
 Tensors = tuple[Tensor, ...]
 DTYPE = torch.bfloat16

@@ -16,8 +16,8 @@ from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text
 from questtrain.scaling.report import write_report
 from questtrain.scaling.runs import read_runs
-from tests.report import HOSTILE, OWN_LABEL, make_page
 from tests.scaling.law_runs import finish, write_law_table
+from tests.scaling.report import HOSTILE, OWN_LABEL, make_page
 
 pytestmark = pytest.mark.browser
 

@@ -18,9 +18,9 @@ from questtrain.scaling.report.content import Content, default_title, gather
 from questtrain.scaling.report.drawings import inline_svg
 from questtrain.scaling.report.page import page
 from questtrain.scaling.runs import read_runs
-from tests.law.synthetic import grid
-from tests.report import HOSTILE, OWN_LABEL, TITLE, make_page
 from tests.scaling.law_runs import finish, write_law_table, write_table
+from tests.scaling.report import HOSTILE, OWN_LABEL, TITLE, make_page
+from tests.scaling.synthetic import grid
 
 VOID = {"meta", "link", "input", "img", "br", "hr"}
 LOADERS = {"src", "href", "xlink:href", "action", "data", "poster", "srcset", "formaction"}

@@ -10,7 +10,7 @@ from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Estimate, Law
 from questtrain.scaling.paper import PAPER_LAW
 from questtrain.scaling.points import Point
-from tests.law.synthetic import SIZES, TRUTH, grid
+from tests.scaling.synthetic import SIZES, TRUTH, grid
 
 QUICK = FitOptions(bootstrap=0)
 SHARED = ("A", "alpha", "B", "beta", "E")

@@ -9,7 +9,7 @@ import pytest
 from questtrain.scaling import regression as regressions
 from questtrain.scaling.fit import FitOptions, fit_law, leave_one_out
 from questtrain.scaling.regression import E, regression, solve
-from tests.law.synthetic import grid
+from tests.scaling.synthetic import grid
 
 
 @pytest.mark.parametrize("free_alpha", [False, True])

@@ -9,7 +9,7 @@ from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import law_record, read_law, write_law
 from questtrain.scaling.paper import PAPER_LAW
-from tests.law.synthetic import TRUTH, grid
+from tests.scaling.synthetic import TRUTH, grid
 
 
 def test_the_loss_is_the_equation():
@@ -73,20 +73,26 @@ def test_files_that_are_no_laws(tmp_path, content, part):
     ("change", "problem"),
     [
         *(
-            ({name: {"value": value, "low": None, "high": None}}, f"{name}: 'value' holds {value}")
+            ({name: {"value": value, "low": None, "high": None}}, problem)
             for name in ("A", "alpha", "B", "beta")
-            for value in (-1.5, 0.0)
+            for value, problem in (
+                (-1.5, f"{name}: 'value' holds -1.5; it should be greater than or equal to 0"),
+                (0.0, f"'{name}' holds {{'value': 0.0, 'low': None, 'high': None}}; it should be"),
+            )
         ),
         ({"E": {"value": -0.1, "low": None, "high": None}}, "E: 'value' holds -0.1"),
-        ({"E": {"value": 1.0, "low": "0", "high": 2.0}}, "E: 'low' holds '0', not a number"),
+        (
+            {"E": {"value": 1.0, "low": "0", "high": 2.0}},
+            "E: 'low' holds '0'; it should be a valid number",
+        ),
         ({"eff": {"4": {"value": -1.0, "low": 0, "high": 1}}}, "eff.4: 'value' holds -1.0"),
-        ({"eff": []}, "'eff' holds [], not an object"),
-        ({"points": "12"}, "'points' holds '12', not a whole number"),
+        ({"eff": []}, "'eff' holds []; it should be an object"),
+        ({"points": "12"}, "'points' holds '12'; it should be a valid integer"),
         ({"rms_log_residual": -0.1}, "'rms_log_residual' holds -0.1"),
         ({"params_range": [3.0, 1.0]}, "'params_range' holds [3.0, 1.0]"),
-        ({"params_range": [3.0]}, "'params_range' holds [3.0]"),
-        ({"draws": {"A": [1.0, "x"]}}, "draws: 'A' holds 'x'"),
-        ({"warnings": "none"}, "'warnings' holds 'none', not a list"),
+        ({"params_range": [3.0]}, "params_range: '1' is missing"),
+        ({"draws": {"A": [1.0, "x"]}}, "draws.A: '1' holds 'x'"),
+        ({"warnings": "none"}, "'warnings' holds 'none'; it should be a valid array"),
     ],
 )
 def test_numbers_that_no_law_has(tmp_path, change, problem):

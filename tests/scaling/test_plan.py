@@ -11,7 +11,7 @@ from questtrain.scaling.law import Estimate
 from questtrain.scaling.paper import PAPER_LAW
 from questtrain.scaling.plan import Budget, extrapolation, iso_memory, plan
 from questtrain.scaling.precision import weight_bits
-from tests.law.synthetic import TRUTH, grid
+from tests.scaling.synthetic import TRUTH, grid
 
 FREE_ALPHA = replace(
     TRUTH,
