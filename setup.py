@@ -15,7 +15,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "([^"]+)"', (ROOT / "src/questtrain/__init__.py").read_text()
+    r'__version__ = "([^"]+)"', (ROOT / "src/questtrain/version.py").read_text()
 ).group(1)
 
 

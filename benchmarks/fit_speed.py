@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-import questtrain
 from questtrain.scaling.paper import PAPER_LAW
+from questtrain.version import __version__
 
 REPEATS = 7
 SIZES = (30.5e6, 49.6e6, 102.8e6, 203.2e6, 443.1e6, 822.2e6)
@@ -67,7 +67,7 @@ def main(output: Path | None) -> None:
         "command": "python benchmarks/fit_speed.py",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
-        "versions": {"questtrain": questtrain.__version__, "numpy": np.__version__},
+        "versions": {"questtrain": __version__, "numpy": np.__version__},
         "points": POINTS,
         "precisions": len(PRECISIONS),
         "seconds": {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <initializer_list>
 #include <iterator>
 #include <sstream>
@@ -97,7 +98,8 @@ inline std::string text_of(double value) {
     std::ostringstream text;
     text.precision(digits);
     text << value;
-    if (digits == 17 || std::stod(text.str()) == value) return text.str();
+    const std::string written = text.str();
+    if (digits == 17 || std::strtod(written.c_str(), nullptr) == value) return written;
   }
 }
 

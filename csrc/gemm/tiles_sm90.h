@@ -28,7 +28,7 @@ struct TunedShape {
   int tile;
 };
 
-// Measured by `questtrain bench tune`.
+// Measured by `python csrc/tune.py`.
 constexpr TunedShape kTunedShapes[] = {
 #include "tiles_sm90.inc"
 };

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from questtrain.bench import block as bench_block
-from questtrain.bench.block import BlockBenchmark
-from questtrain.bench.operands import Format
+from questtrain.bench.layer import block as bench_block
+from questtrain.bench.layer.block import BlockBenchmark
+from questtrain.bench.layer.random_tensors import Format
 from questtrain.cli.main import main
 from questtrain.config import ModelConfig
 from questtrain.kernels import cpu_library
@@ -188,7 +188,7 @@ def test_decode(tmp_path, capsys):
 
 
 def test_decode_leaves_out_what_does_not_fit(tmp_path, monkeypatch, caplog):
-    from questtrain.bench import decode
+    from questtrain.bench.model import decode
 
     measure = decode.measure_steps
 
@@ -217,22 +217,24 @@ def test_train(tmp_path, capsys):
 
 def test_cases_of_a_training_step():
     """Large models take fewer tokens at once; a case's own settings come last."""
-    from questtrain.cli.arguments import command_config
-    from questtrain.cli.bench import _train_cases
-    from questtrain.cli.bench_settings import TrainStepConfig
+    from questtrain.bench.settings import TrainStepConfig
+    from questtrain.cli.arguments import Arguments, own_config
+    from questtrain.cli.bench_models import training_cases
 
     words = [
+        "models=[800M,100M]",
         "cases=[W4A4,'w4a4 train.keep_checkpoints=3']",
         "overrides=['train.keep_checkpoints=2']",
     ]
-    _, config = command_config(words, "", "bench_train", TrainStepConfig)
-    cases = _train_cases(config, "800M")
+    config = own_config(Arguments(overrides=words), "bench_train", TrainStepConfig)
+    models = training_cases(config)
+    cases = models["800M"]
     kept = {case: typed.train.keep_checkpoints for case, typed in cases.items()}
     assert kept == {"bf16": 2, "w4a4": 2, "w4a4 train.keep_checkpoints=3": 3}
     assert {typed.micro_batch_size for typed in cases.values()} == {32}
     assert {typed.batch_size for typed in cases.values()} == {64}
     assert cases["w4a4"].model.vocab_size == 32_000
-    assert _train_cases(config, "100M")["bf16"].micro_batch_size == 64
+    assert models["100M"]["bf16"].micro_batch_size == 64
 
 
 def test_json_is_the_file(tmp_path, capsys):
@@ -306,7 +308,7 @@ def test_bad_input_is_one_message(capsys, words, message):
     assert shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "train", "tune"])
+@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "train"])
 def test_help_names_every_setting(capsys, action):
     assert main(["bench", action, "--cfg", "job"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != "-"]

@@ -10,7 +10,7 @@ import json
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,19 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, TrainStepConfig
 from questtrain.cli.arguments import parse_arguments, train_config
-from questtrain.cli.bench_settings import (
-    DecodeConfig,
-    LayerConfig,
-    PrefillConfig,
-    TrainStepConfig,
-    TuneConfig,
-)
 from questtrain.cli.diagnose import DiagnoseConfig
 from questtrain.cli.generate import GenerateConfig
-from questtrain.cli.hydra_config import GROUPS, compose_mapping
+from questtrain.cli.hydra_config import compose_mapping
 from questtrain.cli.main import main
 from questtrain.cli.plan import PlanConfig
 from questtrain.cli.run_name import run_name
 from questtrain.cli.sweep import SweepConfig
 from questtrain.config import TrainConfig, validate
 from questtrain.config.loading import config_from_mapping, setting_names
-from questtrain.config.ranges import Interval, rules_of
+from questtrain.config.ranges import Interval, about, rules_of
+from questtrain.config.schema import GROUPS
 from questtrain.data.sources import KINDS
 from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions
@@ -56,7 +51,6 @@ COMMANDS = {
     "bench_prefill": PrefillConfig,
     "bench_decode": DecodeConfig,
     "bench_train": TrainStepConfig,
-    "bench_tune": TuneConfig,
     "diagnose": DiagnoseConfig,
     "fit": FitOptions,
     "generate": GenerateConfig,
@@ -187,6 +181,15 @@ def test_every_number_says_what_it_may_be() -> None:
             if "int" in hint or "float" in hint:
                 rules = rules_of(owner)[name]
                 assert any(isinstance(rule, Interval) for rule in rules), f"{kind.__name__}.{key}"
+
+
+def test_every_setting_says_what_it_is() -> None:
+    """In one line, without what a Markdown table cannot hold: pages of help and docs/settings.md
+    show it."""
+    for kind in (TrainConfig, *typing.get_type_hints(TrainConfig).values(), *COMMANDS.values()):
+        for name, text in about(kind).items() if is_dataclass(kind) else ():
+            assert text, f"{kind.__name__}.{name}"
+            assert not {"|", "\n"} & set(text), f"{kind.__name__}.{name}"
 
 
 def test_declared_choices_are_those_that_there_are() -> None:

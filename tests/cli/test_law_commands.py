@@ -10,7 +10,7 @@ import pytest
 
 from questtrain.cli.main import main
 from questtrain.scaling.law import read_law
-from tests.law.synthetic import grid
+from tests.scaling.synthetic import grid
 
 
 @pytest.fixture

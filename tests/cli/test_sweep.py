@@ -12,7 +12,7 @@ from questtrain.cli.arguments import Arguments, train_config
 from questtrain.cli.main import main
 from questtrain.config import flops_per_token, tokens, training_bytes
 from questtrain.sweep import sweep_names
-from tests.sweep.test_state import trained, write
+from tests.sweep.test_state import RECORD, trained, write
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_status_reads_the_manifest_and_needs_no_overrides(sweep, tmp_path):
     folder = tmp_path / "fig2_alignment"
     jobs = make_jobs(read_sweep("fig2_alignment"), folder, ["tokens_per_param=1"])
     record_jobs(read_sweep("fig2_alignment"), folder, jobs)
-    write(jobs[0].run_file, {"status": "completed", "val_loss": 3.5})
+    write(jobs[0].run_file, RECORD)
     last = {"attempts": 1, "started": "", "ended": "", "extra": []}
     write(jobs[1].attempt_file, last | {"exit_code": 1, "reason": "out of memory"})
     trained(jobs[2], jobs[2].steps // 2)

@@ -250,14 +250,14 @@ def test_folder_can_be_moved(corpus: Path, make_config, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"vocab_size": "300"}, "'vocab_size' holds '300', not a whole number"),
-        ({"vocab_size": -1}, "'vocab_size' holds -1, which cannot be"),
-        ({"dtype": 2}, "'dtype' holds 2, not text"),
-        ({"complete": "yes"}, "'complete' holds 'yes', not true or false"),
-        ({"totals": {"train": 5}}, "totals: 'train' holds 5, not an object"),
+        ({"vocab_size": "300"}, "'vocab_size' holds '300'; it should be a valid integer"),
+        ({"vocab_size": -1}, "'vocab_size' holds -1; it should be greater than or equal to"),
+        ({"dtype": 2}, "'dtype' holds 2; it should be a valid string"),
+        ({"complete": "yes"}, "'complete' holds 'yes'; it should be a valid boolean"),
+        ({"totals": {"train": 5}}, "totals: 'train' holds 5; it should be an object"),
         ({"shards": [{}]}, "shards.0: 'file' is missing"),
-        ({"tokenizer": []}, "'tokenizer' holds [], not an object"),
-        ({"unigram_entropy": None}, "'unigram_entropy' holds None, not a number"),
+        ({"tokenizer": []}, "'tokenizer' holds []; it should be an object"),
+        ({"unigram_entropy": None}, "'unigram_entropy' holds None; it should be a valid number"),
     ],
 )
 def test_a_manifest_s_damaged_field_is_named(corpus: Path, make_config, change, problem) -> None:

@@ -175,3 +175,13 @@ def test_a_file_replaced_with_its_times_is_read_again(tokens, tmp_path: Path) ->
         np.bincount(prepare(config).train.shards[0].tokens), np.bincount(IDS)
     )
     prepare(config).verify()
+
+
+def test_a_name_that_is_not_utf8_is_refused(tokens, tmp_path: Path) -> None:
+    """It could not stand in the manifest."""
+    config = tokens(IDS.astype("<u2").tobytes())
+    odd = tmp_path / "\udce9.bin"
+    odd.write_bytes(IDS.astype("<u2").tobytes())
+    config.files = [str(tmp_path / "?.bin")]
+    with pytest.raises(UserError, match=r"data\.files=.* bytes that are not UTF-8"):
+        prepare(config)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import questtrain.kernels as kernels
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.kernels import Int8Matrix, RowFormat
 from questtrain.quant import PackedLinear, QuantLinear, pack_linear
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.gpu.kernel_cases import assert_linear, call, needs_kernels
 from tests.kernels.arguments import (
     EPSILON,

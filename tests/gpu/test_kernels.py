@@ -9,9 +9,9 @@ import re
 import pytest
 import torch
 
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.kernels.formats import packed_integers
 from questtrain.kernels.library import OPS
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.gpu.kernel_cases import (
     assert_linear,
     assert_near,

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from questtrain.train.step import TrainingStep
-from questtrain.train.step_graph import WARM_CALLS
+from questtrain.train.step import WARM_STEPS, TrainingStep
 from tests.gpu.kernel_cases import needs_kernels, whatever_training_warns_of
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.gpu, needs_kernels, *whatever_training_warns_of]
 
 VOCAB, ROWS, LENGTH = 512, 8, 64
-STEPS = WARM_CALLS + 6
+STEPS = WARM_STEPS + 6
 
 
 def step_of(
@@ -103,7 +102,7 @@ def test_another_device_than_the_current_one(compose: Compose) -> None:
 def test_a_replay_allocates_next_to_nothing(pair: tuple[TrainingStep, TrainingStep]) -> None:
     graphed, eager = pair
     for step in pair:
-        for seed in range(WARM_CALLS + 1):
+        for seed in range(WARM_STEPS + 1):
             step(batch(seed), 1e-3)
     allocations = [_allocations(step) for step in (graphed, eager)]
     assert allocations[0] < allocations[1] / 2
@@ -159,7 +158,7 @@ def test_its_memory_goes_to_who_needs_it(pair: tuple[TrainingStep, TrainingStep]
         if len(reserved) == 1:
             raise torch.OutOfMemoryError("as if it were full")
 
-    pair[0].beside(validate)
+    pair[0].between_steps(validate)
     assert reserved[0] == before > reserved[1]
     for seed in range(STEPS):
         losses = [step(batch(seed), 1e-3)[0] for step in pair]

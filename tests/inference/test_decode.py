@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from questtrain.bench.dense import stacked
+from questtrain.bench.model.dense import stacked
 from questtrain.config import ModelConfig
 from questtrain.inference import Decoder, pack
-from questtrain.inference.cache import StaticCache
-from questtrain.model import Llama
+from questtrain.model import Llama, StaticCache
 from questtrain.quant import convert
 from questtrain.quant.method import method_config
 

@@ -8,10 +8,9 @@ from questtrain.cli.main import main
 from questtrain.inference import generate_text, load_run
 from questtrain.inference.generate import generate_tokens, sample
 from questtrain.inference.load import _for_use
-from questtrain.inference.packed_llama import PackedLlama
 from questtrain.kernels import cpu_library
 from questtrain.kernels.extension import constant_when_compiled
-from questtrain.model import Llama
+from questtrain.model import Llama, PackedLlama
 from questtrain.quant import PackedWeightLinear, QuantLinear
 from questtrain.store.checkpoint import checkpoint_folders, latest_checkpoint
 from tests.training_data import TINY

@@ -8,8 +8,8 @@ import questtrain
 from questtrain.config import ModelConfig
 from questtrain.errors import UserError
 from questtrain.inference import block_weight_bytes, pack
-from questtrain.inference.packed_llama import PackedLlama
-from questtrain.model import Llama
+from questtrain.model import Llama, PackedLlama
+from questtrain.quant import PackedLinear
 from questtrain.quant.method import method_config
 
 SMALL = ModelConfig("small", 1, 2, 128, 2, vocab_size=512)
@@ -88,3 +88,11 @@ def test_bf16_loses_no_more_than_the_unpacked_model_does():
     packed = pack(llama(), torch.bfloat16)(tokens()).float()
     plain = llama().bfloat16()(tokens()).float()
     assert (packed - exact).norm() < 1.2 * (plain - exact).norm()
+
+
+def test_a_quantized_head_is_packed_with_the_blocks():
+    model = questtrain.convert(llama(), bits="w4a4", skip=())
+    packed = pack(model)
+    assert isinstance(packed, PackedLlama)
+    assert isinstance(packed.lm_head, PackedLinear)
+    torch.testing.assert_close(packed(tokens()), model(tokens()), rtol=1e-4, atol=1e-5)

@@ -61,7 +61,7 @@ def wrong_numbers(op: str, device: str = "cpu") -> Iterator[Refusal]:
     block = r"must be one of \(1, 16, 32, 64, 128, 256\), not"
     dtype = "must be bfloat16 or float16 or float32, not"
     table: list[tuple[str, Any, str]] = []
-    for alpha in (0.0, -1.0, -0.1, -1e-7, float("-inf"), float("nan")):
+    for alpha in (0.0, -1.0, -0.1, -1e-320, float("-inf"), float("nan")):
         table.append(("alpha", alpha, f"must be positive, not {alpha}$"))
     table += [("block", wrong, f"{block} {wrong}$") for wrong in (0, 48, 512)]
     table += [("dtype", d, f"{dtype} {d}$") for d in (torch.float64, torch.int8, torch.bool)]
@@ -70,7 +70,8 @@ def wrong_numbers(op: str, device: str = "cpu") -> Iterator[Refusal]:
     elif "levels" in good and op != "dequantize":  # whose codes of 8 bits may have any
         table += [("levels", wrong, f"{few} {wrong}$") for wrong in (1, 17, 32)]
     if op == "int8_offset_linear":
-        table += [(name, 5, f"{levels} 5") for name in ("x_levels", "weight_levels")]
+        sides = ("x_levels", "weight_levels")
+        table += [(name, wrong, f"{levels} {wrong}$") for name in sides for wrong in (0, 5)]
     elif "weight_levels" in good:
         table += [("weight_levels", wrong, f"{few} {wrong}") for wrong in (1, 32)]
     for name, wrong, words in table:

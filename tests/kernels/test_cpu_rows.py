@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from questtrain.config import NumberFormat, QuantConfig
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.kernels import unpack_bits
 from questtrain.kernels.elementwise import hadamard_rows
 from questtrain.kernels.formats import BLOCKS, LEVELS
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.quant.build import build_quantizer
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.kernels.arguments import random_rows, reference_of
 
 pytestmark = pytest.mark.usefixtures("path")

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from questtrain.config import QuantConfig
+from questtrain.kernels.ops.rotary import rotate
 from questtrain.model import Llama
-from questtrain.model.attention import rotary_angles, rotate
+from questtrain.model.rotary import rotary_angles
 from questtrain.quant import QuantLinear
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def test_rotary_is_a_rotation_of_complex_pairs(compose: Compose, past: int) -> N
     model = build(compose)
     x = torch.randn(2, 3, 5, 64, generator=torch.Generator().manual_seed(0))
     angles = rotary_angles(model.config, torch.arange(past, past + 5))
-    rotated = rotate(x, angles).double().numpy()
+    rotated = rotate(x, *angles).double().numpy()
     pairs = x.double().numpy()
     pairs = pairs[..., :32] + 1j * pairs[..., 32:]
     frequency = 10_000.0 ** (-2 * np.arange(32) / 64)

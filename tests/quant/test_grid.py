@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.quant.grid import E2M1Grid, Grid, UniformGrid
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.quant.quest_reference import E2M1
 
 GRIDS: list[Grid] = [*(UniformGrid(levels) for levels in GAUSSIAN_ALPHA), E2M1Grid()]
@@ -101,12 +101,9 @@ def test_fp4_codes_are_bit_patterns_with_one_zero(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("levels", GAUSSIAN_ALPHA)
-def test_half_step_trust_of_a_uniform_grid(levels: int) -> None:
-    """t = n/(n-1): half a step beyond the outermost value; s is (n-1)/2 steps."""
-    grid = UniformGrid(levels)
-    assert grid.half_width == (levels - 1) / 2
-    half_step = 1 / (levels - 1)
-    assert grid.half_step_trust == pytest.approx(1 + half_step, rel=1e-15)
+def test_the_half_width_of_a_uniform_grid(levels: int) -> None:
+    """In steps."""
+    assert UniformGrid(levels).half_width == (levels - 1) / 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -9,7 +9,8 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
 from questtrain.config import parse_bits
-from questtrain.quant.scale import FP4_ALPHA, GAUSSIAN_ALPHA, GaussianScale
+from questtrain.config.gaussian import FP4_ALPHA, GAUSSIAN_ALPHA
+from questtrain.quant.scale import GaussianScale
 from tests.quant.quest_reference import ALPHA, ALPHA_WITH_ZERO, LEVELS, Array, Recipe
 
 # How far the authors' alpha (quest.md's table) lies from the minimum, and what that costs in MSE.

@@ -140,19 +140,23 @@ def test_runs_without_a_record_are_named_and_left_out(tmp_path, name, caplog):
 
 
 DAMAGED = [
-    ("alignment", {"blocks": None}, "'blocks' holds None, not a list"),
-    ("alignment", {"blocks": []}, "'blocks' is empty"),
-    ("alignment", {"blocks": [7]}, "'blocks' holds 7, not an object"),
+    ("alignment", {"blocks": None}, "'blocks' holds None; it should be a valid array"),
+    ("alignment", {"blocks": []}, "'blocks' holds []; it should have at least 1 item"),
+    ("alignment", {"blocks": [7]}, "blocks: '0' holds 7; it should be an object"),
     ("alignment", {"blocks": [{"block": 0, "mean": 0.9}]}, "'std' is missing"),
-    ("alignment", {"blocks": [{"block": 0.5, "mean": 1, "std": 0}]}, "holds 0.5, not a whole"),
-    ("alignment", {"blocks": [{"block": 0, "mean": float("nan"), "std": 0}]}, "not a number"),
-    ("alignment", {"seed": "0"}, "'seed' holds '0', not a whole number"),
-    ("mask", {"points": [{"step": 0, "fraction": True}]}, "holds True, not a number"),
-    ("mask", {"hadamard": 1}, "'hadamard' holds 1, not true or false"),
-    ("mask", {"method": None}, "'method' holds None, not text"),
+    (
+        "alignment",
+        {"blocks": [{"block": 0.5, "mean": 1, "std": 0}]},
+        "holds 0.5; it should be a valid integer",
+    ),
+    ("alignment", {"blocks": [{"block": 0, "mean": float("nan"), "std": 0}]}, "a finite number"),
+    ("alignment", {"seed": "0"}, "'seed' holds '0'; it should be a valid integer"),
+    ("mask", {"points": [{"step": 0, "fraction": True}]}, "holds True; it should be"),
+    ("mask", {"hadamard": 1}, "'hadamard' holds 1; it should be a valid boolean"),
+    ("mask", {"method": None}, "'method' holds None; it should be a valid string"),
     ("persistence", {"steps": [0, 1]}, "'retained' must be square"),
     ("persistence", {"steps": [0], "retained": [[None]]}, "two or more 'steps'"),
-    ("persistence", {"retained": [[None, "x", 0], [], []]}, "'retained' holds 'x'"),
+    ("persistence", {"retained": [[None, "x", 0], [], []]}, "retained.0: '1' holds 'x'"),
 ]
 
 

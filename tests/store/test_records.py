@@ -8,28 +8,27 @@ from typing import Any, Literal
 
 import pytest
 
-from questtrain.store.json_object import DamagedJson, read_json_object
+from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_json
 from questtrain.store.metric_rows import read_metric_rows
-from questtrain.store.typed_record import build_record
 
 
 @dataclass(frozen=True)
 class Part:
-    size: int
+    size: Count
     kind: Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
 class Whole:
     name: str
-    loss: float
+    loss: NotNegative
     done: bool
     note: str | None
     parts: list[Part]
     words: tuple[str, ...]
     counts: dict[str, int | None]
     source: dict[str, Any]
-    tries: int = 1
+    tries: Count = 1
     extra: dict[str, int] = field(default_factory=dict)
 
 
@@ -49,7 +48,7 @@ GOOD = {
 def read(tmp_path, content):
     path = tmp_path / "whole.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return build_record(Whole, read_json_object(path, "Make it anew."), low=0)
+    return read_json(path, Whole, "Make it anew.")
 
 
 def test_a_good_one_is_what_was_written(tmp_path):
@@ -64,26 +63,29 @@ def test_a_good_one_is_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"name": 5}, "'name' holds 5, not text"),
-        ({"name": None}, "'name' holds None, not text"),
-        ({"loss": "2"}, "'loss' holds '2', not a number"),
-        ({"loss": True}, "'loss' holds True, not a number"),
-        ({"loss": float("nan")}, "'loss' holds nan, not a number"),
-        ({"loss": float("inf")}, "'loss' holds inf, not a number"),
-        ({"loss": -1.0}, "'loss' holds -1.0, which cannot be"),
-        ({"loss": 10**400}, "'loss' holds inf, not a number"),
-        ({"done": 1}, "'done' holds 1, not true or false"),
-        ({"note": 5}, "'note' holds 5, not text"),
-        ({"tries": 1.5}, "'tries' holds 1.5, not a whole number"),
-        ({"tries": -1}, "'tries' holds -1, which cannot be"),
-        ({"parts": {}}, "'parts' holds {}, not a list"),
-        ({"parts": [5]}, "parts: '0' holds 5, not an object"),
+        ({"name": 5}, "'name' holds 5; it should be a valid string"),
+        ({"name": None}, "'name' holds None; it should be a valid string"),
+        ({"loss": "2"}, "'loss' holds '2'; it should be a valid number"),
+        ({"loss": True}, "'loss' holds True; it should be a valid number"),
+        ({"loss": float("nan")}, "'loss' holds nan; it should be a finite number"),
+        ({"loss": float("inf")}, "'loss' holds inf; it should be a finite number"),
+        ({"loss": -1.0}, "'loss' holds -1.0; it should be greater than or equal to 0"),
+        ({"loss": 10**400}, "…; it should be a finite number"),
+        ({"done": 1}, "'done' holds 1; it should be a valid boolean"),
+        ({"note": 5}, "'note' holds 5; it should be a valid string"),
+        ({"tries": 1.5}, "'tries' holds 1.5; it should be a valid integer"),
+        ({"tries": -1}, "'tries' holds -1; it should be greater than or equal to 0"),
+        ({"parts": {}}, "'parts' holds {}; it should be a valid array"),
+        ({"parts": [5]}, "parts: '0' holds 5; it should be an object"),
         ({"parts": [{"size": 3}]}, "parts.0: 'kind' is missing"),
         ({"parts": [{"size": "3", "kind": "train"}]}, "parts.0: 'size' holds '3'"),
-        ({"parts": [{"size": 3, "kind": "test"}]}, "'kind' holds 'test', none of train, valid"),
-        ({"words": ["x", 1]}, "words: '1' holds 1, not text"),
-        ({"counts": {"a": "many"}}, "counts: 'a' holds 'many', not a whole number"),
-        ({"source": None}, "'source' holds None, not an object"),
+        (
+            {"parts": [{"size": 3, "kind": "test"}]},
+            "parts.0: 'kind' holds 'test'; it should be 'train' or 'validation'",
+        ),
+        ({"words": ["x", 1]}, "words: '1' holds 1; it should be a valid string"),
+        ({"counts": {"a": "many"}}, "counts: 'a' holds 'many'; it should be a valid integer"),
+        ({"source": None}, "'source' holds None; it should be an object"),
     ],
 )
 def test_a_damaged_field_is_named(tmp_path, change, problem):
@@ -95,7 +97,11 @@ def test_a_damaged_field_is_named(tmp_path, change, problem):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "5", '"x"', "[" * 100_000, '{"a": 1}{"a": 2}', "\x00" * 40]
+    "text",
+    [
+        *("", "{", "null", "[]", "5", '"x"', '{"a": 1}{"a": 2}', "\x00" * 40),
+        *("[" * 100_000, '{"source": ' + "[" * 100_000, '{"loss": ' + "9" * 10_000 + "}"),
+    ],
 )
 def test_what_holds_no_object(tmp_path, text):
     with pytest.raises(DamagedJson, match=r"whole\.json is damaged"):
@@ -106,7 +112,7 @@ def test_bytes_that_are_no_text(tmp_path):
     path = tmp_path / "f.json"
     path.write_bytes(b"\xff\xfe\x00\x01\x80")
     with pytest.raises(DamagedJson, match="cannot be read as JSON"):
-        read_json_object(path)
+        read_json(path, Whole)
 
 
 def test_damaged_rows_of_metrics_are_left_out_and_counted(tmp_path, caplog):

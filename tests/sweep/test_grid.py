@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from questtrain.cli.arguments import Arguments, train_config
-from questtrain.cli.hydra_config import GROUPS as COMMAND_LINE_GROUPS
 from questtrain.errors import UserError
 from questtrain.sweep import overrides, points, read_sweep, sweep_names
-from questtrain.sweep.grid import GROUPS
 
 GRID = """
 title: two axes
@@ -105,11 +103,6 @@ def test_names_are_in_the_papers_order():
     names = sweep_names()
     assert names.index("fig3_lsq") < names.index("fig10_trust_scale")
     assert read_sweep("fig3_lsq").name == "fig3_lsq"
-
-
-def test_the_groups_are_those_of_the_command_line():
-    """The law wing may not import the command line, so that each has its own list."""
-    assert GROUPS == COMMAND_LINE_GROUPS
 
 
 MISTAKES = [

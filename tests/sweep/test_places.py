@@ -14,7 +14,7 @@ from questtrain.errors import UserError
 from questtrain.sweep.estimate import ASSUMED_MFU, choose_speed
 from questtrain.sweep.launchers.local import LocalLauncher, own_words
 from questtrain.sweep.machine import available_cores, visible_gpus
-from tests.sweep.test_state import job_in, outcome, write
+from tests.sweep.test_state import RECORD, job_in, outcome, write
 
 GIB = 2**30
 
@@ -132,12 +132,11 @@ def test_the_speed_is_given_measured_or_assumed(smi, tmp_path):
     assert assumed.gpu_hours(jobs[0]) == pytest.approx(9.89e15 / (989e12 * 0.4) / 3600)
     given = choose_speed(jobs, 0.5, "a100")
     assert (given.gpu, given.peak, given.mfu) == ("A100", 312e12, 0.5)
-    record = {"status": "completed", "model": "30M", "mfu": 0.2}
-    write(tmp_path / "other" / "run" / "run.json", record)
+    write(tmp_path / "other" / "run" / "run.json", RECORD | {"mfu": 0.2})
     assert choose_speed(jobs, None, None).gpu_hours(jobs[0]) == pytest.approx(
         9.89e15 / (989e12 * 0.2) / 3600
     )
-    write(jobs[0].run_file, record | {"mfu": 0.3})
+    write(jobs[0].run_file, RECORD | {"mfu": 0.3})
     measured = choose_speed(jobs, None, None)
     assert "measured" in measured.source
     assert measured.mfu_of_model == {"30M": 0.3}
@@ -156,6 +155,6 @@ def test_the_machines_gpu_counts_and_mistakes_are_said(smi, tmp_path):
 def test_records_that_cannot_be_read_measure_nothing(smi, tmp_path: Path):
     smi()
     jobs = [job_in(tmp_path / "sweep")]
-    write(jobs[0].run_file, {"status": "completed", "model": "30M", "mfu": None})
+    write(jobs[0].run_file, RECORD | {"mfu": None})
     write(tmp_path / "x" / "run.json", json.loads("[]"))
     assert choose_speed(jobs, None, None).mfu == ASSUMED_MFU

@@ -11,8 +11,8 @@ import pytest
 from questtrain.cli.main import main
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
-from questtrain.sweep.job import Job
 from questtrain.sweep.launchers.slurm import SlurmLauncher, check_sbatch, minutes
+from tests.sweep.test_state import job_in
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def submitted(monkeypatch, tmp_path) -> Callable[..., str]:
     def submit(**settings) -> str:
         folder = tmp_path / "sweep"
         (folder / ".sweep").mkdir(parents=True)
-        job = Job("run", (), folder / "run", "30M", "w4a4", "quest", 1, 1, 1.0, 1)
+        job = job_in(folder)
         launcher = SlurmLauncher(**settings)
         launcher.check([job])
         assert launcher.run([job], folder, "questtrain sweep s") is None

@@ -21,11 +21,34 @@ from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.manifest import read_manifest, record_jobs
 from questtrain.sweep.state import ended, progress, read_state
 
+RECORD = {
+    "name": "run",
+    "status": "completed",
+    "model": "30M",
+    "non_embedding_params": 30_482_560,
+    "bits": "w4a4",
+    "method": "quest",
+    "tokens": 100_000,
+    "val_loss": 3.5,
+}
+"""The least that a completed run's record holds."""
+
 
 def job_in(folder: Path, name: str = "run", flops: float = 1e12, model: str = "30M") -> Job:
     """100 steps of 1000 tokens."""
     words = ("bits=w4a4", f"name={name}")
-    return Job(name, words, folder / name, model, "w4a4", "quest", 100, 100_000, flops, 2**30)
+    return Job(
+        name=name,
+        words=words,
+        folder=folder / name,
+        model=model,
+        bits="w4a4",
+        method="quest",
+        steps=100,
+        tokens=100_000,
+        flops=flops,
+        memory_bytes=2**30,
+    )
 
 
 def write(path: Path, *values: object) -> None:
@@ -87,8 +110,7 @@ def test_a_run_that_was_started_by_hand_is_running_and_cannot_be_claimed(tmp_pat
 def test_a_completed_record_is_done_whatever_the_attempt_says(tmp_path):
     job = job_in(tmp_path)
     write(job.attempt_file, outcome(1, "odd"))
-    record = {"status": "completed", "val_loss": 3.5, "tokens_per_second": 10.0, "mfu": 0.3}
-    write(job.run_file, record)
+    write(job.run_file, RECORD | {"val_loss": 3.5, "tokens_per_second": 10.0, "mfu": 0.3})
     state = read_state(job)
     assert (state.status, state.step, state.val_loss, state.mfu) == ("done", 100, 3.5, 0.3)
 
@@ -147,16 +169,16 @@ def test_an_outcome_of_other_types_is_none(tmp_path, content):
 @pytest.mark.parametrize("loss", ["3.5", [3.5], float("nan")])
 def test_a_record_of_other_types_hides_no_state(tmp_path, loss):
     job = job_in(tmp_path)
-    write(job.run_file, {"status": "completed", "val_loss": loss})
+    write(job.run_file, RECORD | {"val_loss": loss})
     assert read_state(job).status == "waiting"
 
 
 @pytest.mark.parametrize(
     ("key", "value", "problem"),
     [
-        ("steps", "100", "jobs.run: 'steps' holds '100', not a whole number"),
-        ("words", "bits=w4a4", "jobs.run: 'words' holds 'bits=w4a4', not a list"),
-        ("flops", -1, "jobs.run: 'flops' holds -1.0, which cannot be"),
+        ("steps", "100", "jobs.run: 'steps' holds '100'; it should be a valid integer"),
+        ("words", "bits=w4a4", "jobs.run: 'words' holds 'bits=w4a4'; it should be a valid array"),
+        ("flops", -1, "jobs.run: 'flops' holds -1; it should be greater than 0"),
     ],
 )
 def test_a_damaged_manifest_names_the_field(tmp_path, key, value, problem):
@@ -175,7 +197,7 @@ def test_a_damaged_manifest_names_the_field(tmp_path, key, value, problem):
 
 def test_a_diverged_run_has_failed_and_starts_over_when_it_is_retried(tmp_path):
     job = job_in(tmp_path)
-    write(job.run_file, {"status": "diverged"})
+    write(job.run_file, RECORD | {"status": "diverged"})
     assert "diverged" in read_state(job).reason
     write(job.attempt_file, outcome(1, "the loss became NaN"))
     assert read_state(job).reason == "the loss became NaN"
@@ -236,4 +258,5 @@ def test_the_manifest_keeps_every_job_and_orders_by_flops(tmp_path):
     record_jobs(sweep, folder, [long])
     manifest = read_manifest(folder)
     assert manifest.jobs == [long, short] == longest_first([short, long])
-    assert (manifest.name, manifest.figure) == ("fig3_lsq", "fig3")
+    content = json.loads((folder / "sweep.json").read_text())
+    assert (content["name"], content["figure"]) == ("fig3_lsq", "fig3")

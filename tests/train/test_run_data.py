@@ -164,7 +164,7 @@ def test_a_damaged_data_json(place: Path, run: Path, capsys, content: str) -> No
     identity = json.loads((run / "data.json").read_text())
     for damaged in (content, json.dumps(identity | {"bos_id": "0"})):
         (run / "data.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"data\.json, which says which data"):
+        with pytest.raises(UserError, match=r"data\.json is damaged: .* Restore it"):
             read_identity(run)
     assert main(words(place)) == 2
     assert "data.json" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def test_out_of_memory_beside_a_step_without_a_graph(compose: Compose) -> None:
         raise torch.OutOfMemoryError("full")
 
     with pytest.raises(torch.OutOfMemoryError, match="full"):
-        step.beside(validate)
+        step.between_steps(validate)
     assert len(calls) == 1, "a second try would find no more memory"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from questtrain import __version__
 from questtrain.device import cpu_instructions, cpu_name, device_name
 from questtrain.kernels import cpu_library, extension
 from questtrain.store.revision import git_revision
+from questtrain.version import __version__
 
 
 def environment(device: torch.device, command: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, safe for colour-blind readers, each with a marker of its own.
 LOOKS = {
-    "qkv": ("#0072B2", "o"),
-    "o": ("#E69F00", "s"),
-    "gate_up": ("#009E73", "^"),
-    "down": ("#CC79A7", "D"),
+    "qkv": ("Q, K, V", "#0072B2", "o"),
+    "o": ("output", "#E69F00", "s"),
+    "gate_up": ("gate, up", "#009E73", "^"),
+    "down": ("down", "#CC79A7", "D"),
 }
 ORDER = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))
 TRAIN_COLOURS = {"plain": "0.75", "bf16": "0.5"}
 BLOCK_COLOUR = "#000000"
-NAMES = {"qkv": "Q, K, V", "o": "output", "gate_up": "gate, up", "down": "down"}
+Line = tuple[Sequence[Row], str, str | None, str, str]
+"""Rows, the case of them that is drawn, its label, colour and marker."""
 
 
 def draw(record: dict[str, Any], path: Path) -> bool:
@@ -39,36 +40,32 @@ def draw(record: dict[str, Any], path: Path) -> bool:
 
 
 def _draw_layer(record: dict[str, Any]) -> Figure:
-    """A panel for each model: each linear and a block's four, quantizers included, and, dashed,
-    without the Hadamard transform."""
-    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
-    figure, panels = _panels(record, models)
-    for axes, model in zip(panels, models, strict=True):
-        rows = [row for row in record["rows"] if row["model"] == model]
-        for linear, (colour, marker) in LOOKS.items():
-            part = [row for row in rows if row.get("linear") == linear]
-            _line(axes, part, "tokens", "quest", NAMES[linear], colour, marker)
-            _line(axes, part, "tokens", "no-hadamard", None, colour, "")
-        block = [row for row in rows if row["part"] == "block"]
-        _line(axes, block, "tokens", "linears", "the block's four", BLOCK_COLOUR, "X")
-        _line(axes, block, "tokens", "linears no-hadamard", None, BLOCK_COLOUR, "")
-        _dress(axes, model, "tokens", rows)
-    _finish(figure, panels[0], "speed-up over BF16 products\n(dashed: without Hadamard)")
-    return figure
+    """Each linear and a block's four, quantizers included, and, dashed, without the Hadamard
+    transform."""
+    label = "speed-up over BF16 products\n(dashed: without Hadamard)"
+    return _speed_ups(record, "tokens", _layer_lines, label)
+
+
+def _layer_lines(rows: Sequence[Row]) -> Iterator[Line]:
+    for linear, (name, colour, marker) in LOOKS.items():
+        part = [row for row in rows if row.get("linear") == linear]
+        yield part, "quest", name, colour, marker
+        yield part, "no-hadamard", None, colour, ""
+    block = [row for row in rows if row["part"] == "block"]
+    yield block, "linears", "the block's four", BLOCK_COLOUR, "X"
+    yield block, "linears no-hadamard", None, BLOCK_COLOUR, ""
 
 
 def _draw_models(record: dict[str, Any]) -> Figure:
-    """A panel for each model: speed-up over the batch."""
-    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
-    figure, panels = _panels(record, models)
-    for axes, model in zip(panels, models, strict=True):
-        rows = [row for row in record["rows"] if row["model"] == model]
-        cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != "bf16"]
-        for case, (colour, marker) in zip(cases, ORDER, strict=False):
-            _line(axes, rows, "batch_size", case, case, colour, marker)
-        _dress(axes, model, "batch_size", rows)
-    _finish(figure, panels[0], f"{record['benchmark']}: speed-up over BF16")
-    return figure
+    """Speed-up over the batch."""
+    label = f"{record['benchmark']}: speed-up over BF16"
+    return _speed_ups(record, "batch_size", _case_lines, label)
+
+
+def _case_lines(rows: Sequence[Row]) -> Iterator[Line]:
+    cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != "bf16"]
+    for case, (colour, marker) in zip(cases, ORDER, strict=False):
+        yield rows, case, case, colour, marker
 
 
 def _draw_train(record: dict[str, Any]) -> Figure:
@@ -97,21 +94,36 @@ def _draw_train(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _panels(record: dict[str, Any], models: Sequence[str]) -> tuple[Figure, list[Axes]]:
+def _speed_ups(
+    record: dict[str, Any], x: str, lines: Callable[[Sequence[Row]], Iterator[Line]], label: str
+) -> Figure:
+    """A panel for each model: its ``lines`` over ``x``, from 0 on, and a legend below."""
     from matplotlib.figure import Figure
 
+    models = list(dict.fromkeys(row["model"] for row in record["rows"]))
     figure = Figure(figsize=(1 + 4.2 * len(models), 4.4), layout="constrained")
-    grid = figure.subplots(1, len(models), sharey=True, squeeze=False)
+    panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
     bits = record["settings"]["bits"]
-    label = bits if isinstance(bits, str) else ", ".join(bits)
-    figure.suptitle(f"{label.upper()} on {record['environment']['device']}", fontsize="medium")
-    return figure, list(grid[0])
+    bits = bits if isinstance(bits, str) else ", ".join(bits)
+    figure.suptitle(f"{bits.upper()} on {record['environment']['device']}", fontsize="medium")
+    for axes, model in zip(panels, models, strict=True):
+        rows = [row for row in record["rows"] if row["model"] == model]
+        for line in lines(rows):
+            _draw_line(axes, x, *line)
+        _dress(axes, model, x, rows)
+    panels[0].set_ylim(bottom=0)
+    panels[0].set_ylabel(label)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize="small"
+    )
+    return figure
 
 
-def _line(
+def _draw_line(
     axes: Axes,
-    rows: Sequence[Row],
     x: str,
+    rows: Sequence[Row],
     case: str,
     label: str | None,
     colour: str,
@@ -134,13 +146,3 @@ def _dress(axes: Axes, title: str, x: str, rows: Sequence[Row]) -> None:
     axes.axhline(1, color="0.6", linewidth=0.8, zorder=0)
     axes.grid(alpha=0.25)
     axes.set(title=title, xlabel=x.replace("_", " "))
-
-
-def _finish(figure: Figure, axes: Axes, label: str) -> None:
-    """What the panels share: an axis from 0, once all lines are there, and a legend below."""
-    axes.set_ylim(bottom=0)
-    axes.set_ylabel(label)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize="small"
-    )

@@ -40,14 +40,17 @@ class Results:
         self._write()
 
     def add(self, rows: list[Row]) -> None:
+        """Rows of a shape that is measured."""
         self.rows += rows
         self._write()
 
     def set_ceilings(self, ceilings: Mapping[str, Any]) -> None:
+        """What the device can do at best, as `questtrain.bench.layer.ceilings` measures it."""
         self.record["ceilings"] = dict(ceilings)
         self._write()
 
     def finish(self) -> None:
+        """Mark the record complete: nothing was cut short."""
         self.record["complete"] = True
         self._write()
 
@@ -60,3 +63,17 @@ class Results:
 def timing_row(what: Mapping[str, Any], case: str, timing: Timing, **numbers: Any) -> Row:
     """One row: what was timed, which case, its microseconds, and numbers that follow."""
     return {**what, "case": case, **asdict(timing), **numbers}
+
+
+def speed_rows(what: Mapping[str, Any], timings: Mapping[str, Timing], tokens: int) -> list[Row]:
+    """A row a case that takes ``tokens`` at once: ``tokens_per_second``, ``speedup`` over BF16."""
+    return [
+        timing_row(
+            what,
+            case,
+            timing,
+            tokens_per_second=tokens / timing.median * 1e6,
+            speedup=timings["bf16"].median / timing.median,
+        )
+        for case, timing in timings.items()
+    ]

@@ -16,72 +16,64 @@ Cells = dict[str, Row]
 """Case → row, of one shape."""
 
 
-def tables(record: dict[str, Any]) -> list[Table]:
+def tables(record: dict[str, Any]) -> Iterator[Table]:
     """All that ``record`` holds, in the order of its models."""
-    rows = record["rows"]
-    match record["benchmark"]:
-        case "layer":
-            return list(_layer_tables(rows, record["settings"]["bits"].upper()))
-        case "prefill":
-            return [_prefill_table(model, part) for model, part in _grouped(rows, "model")]
-        case "train":
-            profiles = record.get("profiles", {})
-            return [
-                table
-                for model, part in _grouped(rows, "model")
-                for table in _train_tables(model, part, profiles.get(model))
-            ]
-        case _:
-            return [_decode_table(model, part) for model, part in _grouped(rows, "model")]
-
-
-def _layer_tables(rows: Sequence[Row], bits: str) -> Iterator[Table]:
-    makers: dict[str, tuple[Callable[[str, Sequence[Row]], Table], ...]] = {
-        "block": (_linears_table, _block_table),
-        "products": (_product_table,),
-        "quantizers": (_quantizer_table,),
+    makers: dict[str, Callable[[str, Sequence[Row], dict[str, Any]], Iterator[Table]]] = {
+        "layer": _layer_tables,
+        "prefill": _prefill_tables,
+        "decode": _decode_tables,
+        "train": _train_tables,
     }
-    for model, of_model in _grouped(rows, "model"):
-        for part, of_part in _grouped(of_model, "part"):
-            for maker in makers[part]:
-                yield maker(f"{model}, {bits}", of_part)
+    for model, rows in _grouped(record["rows"], "model"):
+        yield from makers[record["benchmark"]](model, rows, record)
 
 
-def _linears_table(title: str, rows: Sequence[Row]) -> Table:
+def _layer_tables(model: str, rows: Sequence[Row], record: dict[str, Any]) -> Iterator[Table]:
+    title = f"{model}, {record['settings']['bits'].upper()}"
+    for part, of_part in _grouped(rows, "part"):
+        match part:
+            case "block":
+                yield _rivals_table(
+                    f"{title}: the four linears of a block, ours with quantizers",
+                    of_part,
+                    ("BF16 products", "bf16 products"),
+                    "linears",
+                    ("over BF16 products", "linears", "speedup"),
+                    ("without Hadamard", "linears no-hadamard", "speedup"),
+                )
+                yield _rivals_table(
+                    f"{title}: the same with norms, addition and SiLU·mul between them",
+                    of_part,
+                    ("BF16 block", "bf16 block"),
+                    "block",
+                    ("over BF16 block", "block", "block_speedup"),
+                    ("over BF16 products", "block", "speedup"),
+                )
+            case "products":
+                yield _product_table(title, of_part)
+            case "quantizers":
+                yield _quantizer_table(title, of_part)
+
+
+def _rivals_table(
+    title: str,
+    rows: Sequence[Row],
+    rival: tuple[str, str],
+    ours: str,
+    *ratios: tuple[str, str, str],
+) -> Table:
+    """Microseconds of the ``rival`` (a heading and a case) and of the case ``ours``, and ratios
+    (a heading, a case and its number)."""
+    heading, rival_case = rival
     table = _table(
-        f"{title}: the four linears of a block, ours with quantizers",
-        ("tokens", "weights", "BF16 products µs", "ours µs"),
-        ("over BF16 products", "without Hadamard"),
+        title,
+        ("tokens", "weights", f"{heading} µs", "ours µs"),
+        [heading for heading, _, _ in ratios],
     )
     for (tokens,), cells in _shapes(rows, "tokens"):
-        ours = cells["linears"]
-        table.add_row(
-            str(tokens),
-            ours["weights"],
-            _microseconds(cells["bf16 products"]),
-            _microseconds(ours),
-            _ratio(ours, "speedup"),
-            _ratio(cells["linears no-hadamard"], "speedup"),
-        )
-    return table
-
-
-def _block_table(title: str, rows: Sequence[Row]) -> Table:
-    table = _table(
-        f"{title}: the same with norms, addition and SiLU·mul between them",
-        ("tokens", "weights", "BF16 block µs", "ours µs"),
-        ("over BF16 block", "over BF16 products"),
-    )
-    for (tokens,), cells in _shapes(rows, "tokens"):
-        ours = cells["block"]
-        table.add_row(
-            str(tokens),
-            ours["weights"],
-            _microseconds(cells["bf16 block"]),
-            _microseconds(ours),
-            _ratio(ours, "block_speedup"),
-            _ratio(ours, "speedup"),
-        )
+        times = (_cell(cells.get(case), "median") for case in (rival_case, ours))
+        numbers = (_cell(cells.get(case), key, ".2f") for _, case, key in ratios)
+        table.add_row(str(tokens), cells[ours]["weights"], *times, *numbers)
     return table
 
 
@@ -92,8 +84,8 @@ def _product_table(title: str, rows: Sequence[Row]) -> Table:
         PRODUCT_CASES,
     )
     for (linear, tokens), cells in _shapes(rows, "linear", "tokens"):
-        ratios = (_ratio(cells.get(case), "speedup") for case in PRODUCT_CASES)
-        table.add_row(linear, str(tokens), _microseconds(cells["bf16"]), *ratios)
+        ratios = (_cell(cells.get(case), "speedup", ".2f") for case in PRODUCT_CASES)
+        table.add_row(linear, str(tokens), _cell(cells["bf16"], "median"), *ratios)
     return table
 
 
@@ -114,38 +106,30 @@ def _quantizer_table(title: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _prefill_table(model: str, rows: Sequence[Row]) -> Table:
-    cases = list(dict.fromkeys(row["case"] for row in rows))
-    table = _table(
-        f"{model}: prefill of {rows[0]['sequence_length']} tokens a sequence, tokens/s",
-        ("batch",),
-        [*cases, *(f"× ({case})" for case in cases[1:])],
-    )
-    for (batch,), cells in _shapes(rows, "batch_size"):
-        speeds = (_rate(cells.get(case), "tokens_per_second") for case in cases)
-        ratios = (_ratio(cells.get(case), "speedup") for case in cases[1:])
-        table.add_row(str(batch), *speeds, *ratios)
-    return table
+def _prefill_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterator[Table]:
+    length = rows[0]["sequence_length"]
+    title = f"{model}: prefill of {length} tokens a sequence, tokens/s"
+    yield _batch_table(title, rows, "tokens_per_second")
 
 
-def _decode_table(model: str, rows: Sequence[Row]) -> Table:
-    cases = list(dict.fromkeys(row["case"] for row in rows))
+def _decode_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterator[Table]:
     layers, context = rows[0]["layers"], rows[0]["context"]
-    table = _table(
-        f"{model}, {layers} layers: decoding after {context} tokens, µs a step",
-        ("batch",),
-        [*cases, *(f"× ({case})" for case in cases[1:])],
-    )
+    title = f"{model}, {layers} layers: decoding after {context} tokens, µs a step"
+    yield _batch_table(title, rows, "median")
+
+
+def _batch_table(title: str, rows: Sequence[Row], key: str) -> Table:
+    """A line for each batch: every case's number ``key``, and the ratios to the first case."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    table = _table(title, ("batch",), [*cases, *(f"× ({case})" for case in cases[1:])])
     for (batch,), cells in _shapes(rows, "batch_size"):
-        times = ("" if case not in cells else _microseconds(cells[case]) for case in cases)
-        ratios = (_ratio(cells.get(case), "speedup") for case in cases[1:])
-        table.add_row(str(batch), *times, *ratios)
+        numbers = (_cell(cells.get(case), key) for case in cases)
+        ratios = (_cell(cells.get(case), "speedup", ".2f") for case in cases[1:])
+        table.add_row(str(batch), *numbers, *ratios)
     return table
 
 
-def _train_tables(
-    model: str, rows: Sequence[Row], profiles: dict[str, Any] | None
-) -> Iterator[Table]:
+def _train_tables(model: str, rows: Sequence[Row], record: dict[str, Any]) -> Iterator[Table]:
     table = _table(
         f"{model}: an optimizer step",
         ("case", "ms", "tokens/s", "× (bf16)", "× (plain)"),
@@ -156,15 +140,16 @@ def _train_tables(
         table.add_row(
             row["case"],
             number(row["median"] / 1e3),
-            _rate(row, "tokens_per_second"),
-            _train_number(row["speedup"], ".3f"),
-            _train_number(row["plain_speedup"], ".3f"),
-            _train_number(peak and peak / 2**30, ".2f"),
-            _train_number(row["peak_fraction"], ".3f"),
+            _cell(row, "tokens_per_second"),
+            _cell(row, "speedup", ".3f"),
+            _cell(row, "plain_speedup", ".3f"),
+            "" if peak is None else f"{peak / 2**30:.2f}",
+            _cell(row, "peak_fraction", ".3f"),
             number(row["host_microseconds"] / 1e3),
-            _train_number(row["loss"], ".3f"),
+            _cell(row, "loss", ".3f"),
         )
     yield table
+    profiles = record.get("profiles", {}).get(model)
     if profiles:
         yield _profile_table(model, profiles)
 
@@ -178,10 +163,6 @@ def _profile_table(model: str, profiles: dict[str, Any]) -> Table:
     for name, key in (("device busy", "busy"), ("first to last kernel", "span")):
         table.add_row(name, *(f"{profile[key] / 1e3:.2f}" for profile in profiles.values()))
     return table
-
-
-def _train_number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
 
 
 def _table(title: str, *headings: Sequence[str]) -> Table:
@@ -212,16 +193,26 @@ def _shapes(rows: Sequence[Row], *keys: str) -> Iterator[tuple[tuple[Any, ...], 
     )
 
 
-def _microseconds(row: Row) -> str:
-    return number(row["median"])
+def _cell(row: Row | None, key: str, form: str = "") -> str:
+    """The row's number, by `number` or in a format; empty where there is no such row or number."""
+    if row is None or row[key] is None:
+        return ""
+    return format(row[key], form) if form else number(row[key])
 
 
-def _ratio(row: Row | None, key: str) -> str:
-    return "" if row is None else f"{row[key]:.2f}"
-
-
-def _rate(row: Row | None, key: str) -> str:
-    return "" if row is None else number(row[key])
+def ceilings(measured: dict[str, Any]) -> str:
+    """`: copy 2,900 GB/s, BF16 700 TOPS, …` at the measured limits."""
+    parts = [
+        f"{name} {number(measured[key])} {unit}"
+        for name, key, unit in (
+            ("copy", "copy_gbps", "GB/s"),
+            ("BF16", "bf16_tops", "TOPS"),
+            ("FP8", "fp8_tops", "TOPS"),
+            ("INT8", "int8_tops", "TOPS"),
+        )
+        if key in measured
+    ]
+    return ": " + ", ".join(parts) if parts else ""
 
 
 def number(value: float) -> str:

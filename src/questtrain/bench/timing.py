@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from questtrain.cuda_graph import capture
 
 Calls = Sequence[Callable[[], object]]
 
@@ -35,6 +37,10 @@ class Timing:
     median: float
     low: float
     high: float
+
+
+Sampler = Callable[[Mapping[str, Calls]], dict[str, Timing]]
+"""`measure` with everything but the cases settled."""
 
 
 class Case(Protocol):
@@ -70,18 +76,41 @@ def measure(
         for name, case in prepared.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in cases}
-    order = random.Random(seed)
-    for _ in range(rounds):
-        for name in order.sample(list(prepared), len(prepared)):
-            case, count = prepared[name], repeats[name]
-            samples[name].append(case.sample(count) / (count * case.calls))
+    for _, name in turns(prepared, rounds, seed):
+        case, count = prepared[name], repeats[name]
+        samples[name].append(case.sample(count) / (count * case.calls))
     return {name: timing(values) for name, values in samples.items()}
+
+
+def turns(cases: Iterable[str], rounds: int, seed: int = 0) -> Iterator[tuple[int, str]]:
+    """The round and the case: each case once a round, in a new order."""
+    names, order = list(cases), random.Random(seed)
+    for turn in range(rounds):
+        for name in order.sample(names, len(names)):
+            yield turn, name
 
 
 def timing(samples: Sequence[float]) -> Timing:
     """Median, 10th and 90th percentile of samples in microseconds."""
     low, median, high = np.percentile(samples, (10, 50, 90))
     return Timing(float(median), float(low), float(high))
+
+
+def mark(device: torch.device) -> Any:
+    """Now: an event on the device's current stream, or the host's seconds."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def microseconds(start: Any, end: Any) -> float:
+    """From one `mark` to a later one, which is waited for."""
+    if isinstance(start, float):
+        return float(end - start) * 1e6
+    end.synchronize()
+    return float(start.elapsed_time(end)) * 1e3
 
 
 def cache_bytes(device: torch.device) -> int:
@@ -116,6 +145,7 @@ class CpuCase:
         self.calls = len(calls)
 
     def sample(self, repeats: int) -> float:
+        """As `Case.sample`, by the host's clock."""
         self._run(repeats)
         start = time.perf_counter()
         self._run(repeats)
@@ -147,29 +177,19 @@ class GraphCase:
             self._graph, self.calls = self._capture(calls, passes), passes * len(calls)
 
     def sample(self, repeats: int) -> float:
-        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        """As `Case.sample`, between two events on the stream."""
         with torch.cuda.stream(self._stream):
             for _ in range(repeats):
                 self._graph.replay()
-            start.record(self._stream)
+            start = mark(self._stream.device)
             for _ in range(repeats):
                 self._graph.replay()
-            end.record(self._stream)
-        end.synchronize()
-        return float(start.elapsed_time(end)) * 1e3
+            return microseconds(start, mark(self._stream.device))
 
     def _capture(self, calls: Calls, passes: int) -> torch.cuda.CUDAGraph:
-        """`torch.cuda.graph` without its garbage collection and emptied cache, which take longer
-        than the measurement."""
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool)
-            try:
-                for _ in range(passes):
-                    for call in calls:
-                        call()
-            finally:
-                graph.capture_end()
-        return graph
+        def run() -> None:
+            for _ in range(passes):
+                for call in calls:
+                    call()
+
+        return capture(run, self._stream, self._pool)[0]

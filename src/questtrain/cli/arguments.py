@@ -22,7 +22,6 @@ Config = TypeVar("Config")
 class Arguments:
     """Options taken out of the words; the rest are overrides."""
 
-    help: bool = False
     json: bool = False
     show_config: bool = False
     config_dir: str | None = None
@@ -30,14 +29,12 @@ class Arguments:
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:
-    """``--help``, ``--json``, ``--cfg job`` and ``--config-dir DIR``; UserError for a bad one."""
+    """``--json``, ``--cfg job`` and ``--config-dir DIR``; UserError for a bad one."""
     arguments = Arguments()
     rest = iter(words)
     for word in rest:
         option, separator, value = word.partition("=")
-        if word in ("-h", "--help"):
-            arguments.help = True
-        elif word == "--json":
+        if word == "--json":
             arguments.json = True
         elif option in ("--cfg", "-c"):
             chosen = value if separator else next(rest, None)
@@ -78,20 +75,14 @@ def _check_length(name: str) -> None:
         )
 
 
-def command_config(
-    words: Sequence[str], help_page: str, config_name: str, kind: type[Config]
-) -> tuple[Arguments, Config] | None:
-    """The options and the typed config of a command whose defaults are ``conf/CONFIG_NAME.yaml``;
-    None where only help or the configuration was asked for, which is then printed."""
-    arguments = parse_arguments(words)
-    if arguments.help:
-        print(help_page, end="")
-        return None
+def own_config(arguments: Arguments, config_name: str, kind: type[Config]) -> Config | None:
+    """The typed config of a command whose defaults are ``conf/CONFIG_NAME.yaml``; None where the
+    configuration alone was asked for, which is then printed."""
     mapping = compose_mapping(config_name, kind, arguments.overrides)
     if arguments.show_config:
         print(to_yaml(mapping), end="")
         return None
-    return arguments, config_from_mapping(kind, mapping)
+    return config_from_mapping(kind, mapping)
 
 
 def split_paths(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -16,3 +16,6 @@ COMMANDS = {
     "doctor": "what works on this machine",
     "completion": "shell completion for bash or zsh",
 }
+
+ANSWER_WITHOUT_WORDS = ("train", "generate", "diagnose", "runs", "info", "doctor")
+"""The others show their help page then."""

@@ -6,10 +6,11 @@ import os
 from collections.abc import Sequence
 
 from questtrain.cli.commands import COMMANDS
-from questtrain.cli.hydra_config import GROUPS, group_choices
+from questtrain.cli.hydra_config import group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.bits import COMMON
 from questtrain.config.loading import setting_names
+from questtrain.config.schema import GROUPS
 from questtrain.errors import unknown
 from questtrain.sweep import sweep_names
 
@@ -29,10 +30,13 @@ SCRIPTS = {
 COMMANDS_WITH_SETTINGS = ("train", "sweep", "info", "data")
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain completion --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
+    """Print the script of a shell, or answer its query."""
     if words[0] == "query":
         line = os.environ.get("COMP_LINE", "")
         print("\n".join(candidates(line[: int(os.environ.get("COMP_POINT", len(line)))])))

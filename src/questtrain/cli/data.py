@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.cli.output import plain_table, print_json
 from questtrain.config import tokens
 from questtrain.errors import UserError, unknown
 from questtrain.sweep.console import console
@@ -26,15 +26,15 @@ shard against its checksum.
 ACTIONS = ("prepare", "inspect")
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain data --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP, end="")
-        return 0
+    """Prepare shards, or show what is prepared."""
     action, verify = words[0], "--verify" in words
     arguments = parse_arguments([word for word in words[1:] if word != "--verify"])
-    if arguments.help:
-        print(HELP, end="")
-        return 0
     if action not in ACTIONS:
         raise unknown("action of `questtrain data`", action, ACTIONS)
     if verify and action == "prepare":
@@ -52,18 +52,14 @@ def main(words: Sequence[str]) -> int:
         dataset.verify()
     facts = describe(dataset)
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
     else:
         _print_table(facts)
     return 0
 
 
 def _print_table(facts: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in (facts["name"], "tokens", "documents", "shards", "MiB", "bytes a token"):
-        table.add_column(heading, justify="left" if heading == facts["name"] else "right")
+    table = plain_table([facts["name"]], ["tokens", "documents", "shards", "MiB", "bytes a token"])
     for split in ("train", "validation"):
         part = facts[split]
         ratio = part["bytes_per_token"]

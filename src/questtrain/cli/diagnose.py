@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from questtrain.cli.arguments import command_config
+from questtrain.cli.arguments import own_config, parse_arguments
+from questtrain.cli.help_page import own_settings
+from questtrain.cli.output import print_json
 from questtrain.config.ranges import SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE
 
@@ -22,9 +23,7 @@ Measures a run at its checkpoints and writes DIR/diagnostics/WHAT.json, which
   what=persistence  how many of the weights masked at one checkpoint are masked at a later one
                     (figure 9); train with train.keep_checkpoints=100 to have several
 
-  batches   validation batches of alignment, 8 sequences each   [8]
-  step      the checkpoint of alignment   [the newest]
-  device    auto, cpu, cuda, cuda:N   [auto]
+{settings}
 
 Step 0, the initial weights, needs no checkpoint. To follow the first two while training:
 `questtrain train … train.diagnose_every=500`.
@@ -35,24 +34,34 @@ WHATS = ("alignment", "mask", "persistence")
 
 @dataclass
 class DiagnoseConfig:
-    run: str
-    what: Annotated[str, Choices(WHATS)]
-    batches: Annotated[int, Interval(SIZE)]
-    step: Annotated[int | None, Interval("[0, 2^53]")]
-    device: Annotated[str, DEVICE]
+    """What is measured, and where."""
+
+    run: Annotated[str, "the run's folder, as `questtrain train` printed it"]
+    what: Annotated[str, Choices(WHATS), "see above"]
+    batches: Annotated[int, Interval(SIZE), "validation batches of alignment, 8 sequences each"]
+    step: Annotated[
+        int | None, Interval("[0, 2^53]"), "the checkpoint of alignment; null: the newest"
+    ]
+    device: Annotated[str, DEVICE, "what it runs on"]
+
+
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain diagnose --help`` prints."""
+    return HELP.replace("{settings}", own_settings(DiagnoseConfig, "diagnose"))
 
 
 def main(words: Sequence[str]) -> int:
-    parsed = command_config(words, HELP, "diagnose", DiagnoseConfig)
-    if parsed is None:
+    """Measure, write and show one diagnosis of a run."""
+    arguments = parse_arguments(words)
+    config = own_config(arguments, "diagnose", DiagnoseConfig)
+    if config is None:
         return 0
-    arguments, config = parsed
 
     from questtrain.train.diagnose import diagnose
 
     path, record = diagnose(config.run, config.what, config.batches, config.step, config.device)
     if arguments.json:
-        print(json.dumps(record, indent=2))
+        print_json(record)
         return 0
     print("\n".join(_lines(record)))
     print(f"\n{path}; draw it with: questtrain plot {config.what} {config.run}")

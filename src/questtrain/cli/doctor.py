@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlparse
 
 from questtrain.cli.arguments import parse_arguments
+from questtrain.cli.output import print_json
 from questtrain.config import DataConfig
 from questtrain.data.pool import available_cores
 from questtrain.data.records import MANIFEST
@@ -31,46 +31,37 @@ SIGNS = {"ok": "✓", "note": "·", "problem": "✗"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: ``state`` is ok, note (something optional is absent) or problem."""
+    """What a check found: ``state`` is ok, note (something optional is absent) or problem."""
 
-    what: str
     state: str
     text: str
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain doctor --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
+    """Show all findings; 1 where one is a problem."""
     arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
-        return 0
     findings = examine()
     if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print_json([{"what": what} | asdict(finding) for what, finding in findings.items()])
     else:
-        for finding in findings:
-            print(f"{SIGNS[finding.state]} {finding.what:<10} {finding.text}")
-    return int(any(finding.state == "problem" for finding in findings))
+        for what, finding in findings.items():
+            print(f"{SIGNS[finding.state]} {what:<10} {finding.text}")
+    return int(any(finding.state == "problem" for finding in findings.values()))
 
 
-def examine() -> list[Finding]:
-    """All findings, in the order of what is needed first."""
-    checks: tuple[Callable[[], Finding], ...] = (
-        _python,
-        _packages,
-        _torch,
-        _cpu,
-        _gpu,
-        _compiler,
-        _kernels,
-        _hub,
-        _data,
-        _disk,
-    )
-    return [check() for check in checks]
+def examine() -> dict[str, Finding]:
+    """All findings by what they are about, in the order of what is needed first."""
+    checks = (_python, _packages, _torch, _cpu, _gpu, _compiler, _kernels, _hub, _data, _disk)
+    return {check.__name__.removeprefix("_"): check() for check in checks}
 
 
 def _python() -> Finding:
-    return Finding("python", "ok", f"{platform.python_version()}, {available_cores()} CPU cores")
+    return Finding("ok", f"{platform.python_version()}, {available_cores()} CPU cores")
 
 
 def _packages() -> Finding:
@@ -81,16 +72,16 @@ def _packages() -> Finding:
         except metadata.PackageNotFoundError:
             missing.append(name)
     if missing:
-        return Finding("packages", "problem", f"missing: {', '.join(missing)}; pip install them")
-    return Finding("packages", "ok", ", ".join(versions))
+        return Finding("problem", f"missing: {', '.join(missing)}; pip install them")
+    return Finding("ok", ", ".join(versions))
 
 
 def _torch() -> Finding:
     try:
         import torch
     except ImportError as error:
-        return Finding("torch", "problem", f"cannot be imported: {error}")
-    return Finding("torch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
+        return Finding("problem", f"cannot be imported: {error}")
+    return Finding("ok", f"{torch.__version__}, {torch.get_num_threads()} threads")
 
 
 def _cpu() -> Finding:
@@ -102,20 +93,20 @@ def _cpu() -> Finding:
     try:
         served, found = cpu_library.serves(), cpu_library.load()
     except UserError as error:
-        return Finding("cpu", "problem", str(error))
+        return Finding("problem", str(error))
     if served:
         path = cpu_library.serving_path()
-        return Finding("cpu", "ok", f"{named}; integer products: {found.path.name}, {path}")
+        return Finding("ok", f"{named}; integer products: {found.path.name}, {path}")
     broken = found.path.exists() and not found.left_out
     text = f"{named}; integer products: torch, fp32 products of codes ({found.error})"
-    return Finding("cpu", "problem" if broken else "note", text)
+    return Finding("problem" if broken else "note", text)
 
 
 def _gpu() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        return Finding("gpu", "note", "no CUDA device: training runs on the CPU, for small models")
+        return Finding("note", "no CUDA device: training runs on the CPU, for small models")
     count = torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(0)
     text = (
@@ -123,7 +114,7 @@ def _gpu() -> Finding:
         f" compute capability {properties.major}.{properties.minor}, CUDA {torch.version.cuda}"
     )
     (torch.ones(2, device="cuda") * 2).sum().item()
-    return Finding("gpu", "ok", text)
+    return Finding("ok", text)
 
 
 def _compiler() -> Finding:
@@ -131,9 +122,9 @@ def _compiler() -> Finding:
 
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is not None:
-        return Finding("compiler", "ok", f"{compiler}: torch.compile works")
+        return Finding("ok", f"{compiler}: torch.compile works")
     state = "problem" if torch.cuda.is_available() else "note"
-    return Finding("compiler", state, "no C++ compiler: install one, or train with compile=false")
+    return Finding(state, "no C++ compiler: install one, or train with compile=false")
 
 
 def _kernels() -> Finding:
@@ -144,53 +135,50 @@ def _kernels() -> Finding:
     try:
         chosen, found = extension.backend(), extension.load()
     except UserError as error:
-        return Finding("kernels", "problem", str(error))
+        return Finding("problem", str(error))
     if chosen != "auto":
         chosen += f" ({extension.BACKEND_VARIABLE})"
     if extension.backend() == "reference":
-        return Finding("kernels", "note", f"{chosen}: plain torch serves every device")
+        return Finding("note", f"{chosen}: plain torch serves every device")
     if found.error is not None:
         broken = found.path.exists() and not found.left_out
         text = f"{chosen}: {found.error}; the plain-torch references serve"
-        return Finding("kernels", "problem" if broken else "note", text)
+        return Finding("problem" if broken else "note", text)
     built = f"{chosen}: {found.path.name} says not what it was built for"
     if found.architectures:
         built = f"{chosen}: built for {';'.join(found.architectures)} with CUDA {found.cuda}"
         if found.source_hash:
             built += f" from sources {found.source_hash[:12]}"
     if not torch.cuda.is_available():
-        return Finding("kernels", "ok", f"{built}; they load, but there is no GPU to run them")
+        return Finding("ok", f"{built}; they load, but there is no GPU to run them")
     if not extension.serves("cuda"):
-        return Finding("kernels", "note", f"{built}; the first GPU is older than sm_80")
-    return Finding("kernels", "ok", f"{built}; in use on this GPU")
+        return Finding("note", f"{built}; the first GPU is older than sm_80")
+    return Finding("ok", f"{built}; in use on this GPU")
 
 
 def _hub() -> Finding:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return Finding("hub", "note", "HF_HUB_OFFLINE is set: only what the hub cache holds")
+        return Finding("note", "HF_HUB_OFFLINE is set: only what the hub cache holds")
     address = urlparse(endpoint)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
         socket.create_connection((address.hostname or "", port), timeout=3).close()
     except OSError as error:
-        return Finding(
-            "hub",
-            "note",
-            f"{endpoint} is not reachable ({error}): data=stdlib and data=text work without it",
-        )
-    return Finding("hub", "ok", f"{endpoint} is reachable")
+        offline = "data=stdlib and data=text work without it"
+        return Finding("note", f"{endpoint} is not reachable ({error}): {offline}")
+    return Finding("ok", f"{endpoint} is reachable")
 
 
 def _data() -> Finding:
     cache = Path(os.environ.get("QUESTTRAIN_CACHE", DataConfig.cache_dir)).expanduser()
     prepared = sorted(path.parent.name for path in cache.glob(f"*/{MANIFEST}"))
     if not prepared:
-        return Finding("data", "note", f"nothing prepared yet in {cache}")
-    return Finding("data", "ok", f"prepared in {cache}: {', '.join(prepared)}")
+        return Finding("note", f"nothing prepared yet in {cache}")
+    return Finding("ok", f"prepared in {cache}: {', '.join(prepared)}")
 
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     state = "ok" if free > 2 << 30 else "problem"
-    return Finding("disk", state, f"{free / 2**30:.0f} GiB free here")
+    return Finding(state, f"{free / 2**30:.0f} GiB free here")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
-from questtrain.cli.hydra_config import compose_mapping, to_yaml
-from questtrain.config.loading import config_from_mapping
+from questtrain.cli.arguments import (
+    own_config,
+    parse_arguments,
+    refuse_options,
+    split_paths,
+    take_option,
+)
+from questtrain.cli.help_page import own_settings
+from questtrain.cli.output import plain_table, print_json
 from questtrain.scaling.figures import FIGURES
 from questtrain.scaling.figures.style import file_format, save
 from questtrain.scaling.fit import FitOptions, fit_law
-from questtrain.scaling.law import FORMS, Estimate, Law, law_record, write_law
+from questtrain.scaling.law import Estimate, Law, law_record, write_law
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
@@ -27,19 +32,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = f"""usage: questtrain fit RUNS… [key=value …] [--json [FILE]] [-o PICTURE]
+HELP = """usage: questtrain fit RUNS… [key=value …] [--json [FILE]] [-o PICTURE]
 
 Fits L(N, D, P) = A/(N·eff(P))^α + B/D^β + E to the final validation losses of runs. RUNS are run
 folders, folders of runs (a sweep), or tables (.csv, .jsonl) with at least non_embedding_params,
 tokens, precision and val_loss. Precision 16 (bits=bf16) is the reference, eff(16) = 1.
 
-  form          (or --form) {", ".join(FORMS)}   [quest]
-                chinchilla: unquantized runs alone; free-alpha: an α for each precision
-  huber_delta   residuals of the log loss beyond it count linearly   [0.01]
-  bootstrap     samples for the intervals; 0 gives none   [1000]
-  confidence    of the intervals   [0.9]
-  seed          of the samples   [0]
+{settings}
 
+  --form FORM   the same as form=FORM
   --json FILE   write law.json, which `questtrain plan` reads; without FILE, print it
   -o PICTURE    the picture of the law too: .png, .pdf or .svg (more: questtrain plot)
 
@@ -50,22 +51,25 @@ tokens, precision and val_loss. Precision 16 (bits=bf16) is the reference, eff(1
 SHARED = {"A": "A", "alpha": "α", "B": "B", "beta": "β", "E": "E"}
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain fit --help`` prints."""
+    return HELP.replace("{settings}", own_settings(FitOptions, "fit"))
+
+
 def main(words: Sequence[str]) -> int:
+    """Fit the law of runs, write what was asked for, and show it."""
     file, words = _take_json_file(words)
     form, words = take_option(words, "--form")
     words = words if form is None else [*words, f"form={form}"]
     picture, words = take_option(words, "-o", "--output", what="a file")
     arguments = parse_arguments(words)
-    if arguments.help or not words:
-        print(HELP, end="")
+    paths, arguments.overrides = split_paths(arguments.overrides)
+    refuse_options(
+        arguments.overrides, "--json FILE", "-o PICTURE", "--form FORM", "--cfg job", "--help"
+    )
+    options = own_config(arguments, "fit", FitOptions)
+    if options is None:
         return 0
-    paths, settings = split_paths(arguments.overrides)
-    refuse_options(settings, "--json FILE", "-o PICTURE", "--form FORM", "--cfg job", "--help")
-    mapping = compose_mapping("fit", FitOptions, settings)
-    if arguments.show_config:
-        print(to_yaml(mapping), end="")
-        return 0
-    options = config_from_mapping(FitOptions, mapping)
     if picture is not None:
         file_format(Path(picture))
     points, remarks = law_points(read_runs(paths))
@@ -77,7 +81,7 @@ def main(words: Sequence[str]) -> int:
     if picture is not None:
         _draw(paths, picture)
     if arguments.json:
-        print(json.dumps(law_record(law), indent=2))
+        print_json(law_record(law))
     else:
         _print_law(law)
     return 0
@@ -107,13 +111,9 @@ def _draw(paths: Sequence[str], picture: str) -> None:
 
 
 def _print_law(law: Law) -> None:
-    from rich.table import Table
-
     out = console()
     interval = "" if law.confidence is None else f"{law.confidence:.0%} interval"
-    numbers = Table(box=None, pad_edge=False)
-    for heading in ("", "value", interval):
-        numbers.add_column(heading, justify="right")
+    numbers = plain_table([], ["", "value", interval])
     for key, name in SHARED.items():
         numbers.add_row(name, *_cells(getattr(law, key)))
     for label, estimate in law.alpha_of.items():
@@ -132,13 +132,8 @@ def _print_law(law: Law) -> None:
 
 
 def _eff_table(law: Law, interval: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("precision")
     at = "" if law.eff_at is None else f" at {count_text(law.eff_at)}"
-    for heading in (f"eff(P){at}", interval, "eff(P)/P · 16"):
-        table.add_column(heading, justify="right")
+    table = plain_table(["precision"], [f"eff(P){at}", interval, "eff(P)/P · 16"])
     for label in law.precisions:
         estimate, bits = law.efficiency(label), weight_bits(label)
         ratio = "" if bits is None else f"{estimate.value * 16 / bits:.2f}"

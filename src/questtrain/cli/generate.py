@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from questtrain.cli.arguments import command_config
+from questtrain.cli.arguments import own_config, parse_arguments
+from questtrain.cli.help_page import own_settings
 from questtrain.config.ranges import SEED, SIZE, Interval, Text
 from questtrain.config.schema import DEVICE, SWITCH
 
@@ -14,16 +15,9 @@ HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
 
 Continues a prompt with the newest checkpoint of a run.
 
-  run             the run's folder, as `questtrain train` printed it
-  prompt          the text to continue
-  max_new_tokens  [128]
-  temperature     0 takes the most likely token every time   [0.8]
-  top_p           sample from the smallest set of tokens with this probability   [0.95]
-  seed            [0]
-  step            another checkpoint than the newest
-  device          auto, cpu, cuda, cuda:N   [auto]
-  packed          weights as packed codes, in the low-bit kernels: true, false, or auto, where
-                  the kernels run and the model's weights are quantized   [auto]
+{settings}
+
+  questtrain generate run=runs/first prompt="def " temperature=0
 """
 
 
@@ -32,22 +26,38 @@ PACKED = {"auto": None, "true": True, "false": False}
 
 @dataclass
 class GenerateConfig:
-    run: str
-    prompt: Annotated[str, Text(empty=True, lines=True)]
-    max_new_tokens: Annotated[int, Interval(SIZE)]
-    temperature: Annotated[float, Interval("[1e-3, 1e3]", also=0)]
-    top_p: Annotated[float, Interval("(0, 1]")]
-    seed: Annotated[int, Interval(SEED)]
-    device: Annotated[str, DEVICE]
-    step: Annotated[int | None, Interval("[0, 2^53]")]
-    packed: Annotated[str, SWITCH]
+    """What is continued, how its tokens are chosen, and by what."""
+
+    run: Annotated[str, "the run's folder, as `questtrain train` printed it"]
+    prompt: Annotated[str, Text(empty=True, lines=True), "the text to continue"]
+    max_new_tokens: Annotated[int, Interval(SIZE), "tokens to add at the most"]
+    temperature: Annotated[
+        float, Interval("[1e-3, 1e3]", also=0), "0 takes the most likely token every time"
+    ]
+    top_p: Annotated[
+        float, Interval("(0, 1]"), "sample from the smallest set of tokens with this probability"
+    ]
+    seed: Annotated[int, Interval(SEED), "of the choices of tokens"]
+    device: Annotated[str, DEVICE, "what it runs on"]
+    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
+    packed: Annotated[
+        str,
+        SWITCH,
+        "weights as packed codes, in the low-bit kernels; auto: where the kernels run and the"
+        " model's weights are quantized",
+    ]
+
+
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain generate --help`` prints."""
+    return HELP.replace("{settings}", own_settings(GenerateConfig, "generate"))
 
 
 def main(words: Sequence[str]) -> int:
-    parsed = command_config(words, HELP, "generate", GenerateConfig)
-    if parsed is None:
+    """Print the prompt and what the model makes of it, as it comes."""
+    config = own_config(parse_arguments(words), "generate", GenerateConfig)
+    if config is None:
         return 0
-    _, config = parsed
 
     from questtrain.inference import generate_text, load_run
 

@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from questtrain.cli.hydra_config import GROUPS, compose_mapping, hydra_override
+from questtrain.cli.hydra_config import compose_mapping, hydra_override
 from questtrain.config import TrainConfig
 from questtrain.config.loading import setting_names
+from questtrain.config.schema import GROUPS
 from questtrain.errors import UserError
 
 Values: TypeAlias = dict[str, Any]

@@ -15,9 +15,9 @@ from questtrain.cli.environment import environment_closed
 from questtrain.cli.own_files import check_own_file, own_file, read_own_file, yaml_fault
 from questtrain.config.loading import setting_names
 from questtrain.config.ranges import shown
+from questtrain.config.schema import GROUPS
 from questtrain.errors import UserError, suggestion, unknown
 
-GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 ADDED_GROUPS = ("launcher",)
 """Groups that a command adds to its own settings, with Hydra's ``+``."""
 HUGE_NUMBER = re.compile(r"[+-]?[\d_]{1000,}")
@@ -100,8 +100,9 @@ def hydra_override(override: str, names: Sequence[str], config_dir: str | None =
         raise UserError(f"{override!r} is not a setting: write key=value, such as bits=w4a4.")
     if sign == "+" and key in ADDED_GROUPS:
         return override
-    if key not in names and key not in GROUPS:
-        advice = suggestion(key, [*names, *GROUPS])
+    groups = GROUPS if "model.name" in names else ()  # other commands have none
+    if key not in names and key not in groups:
+        advice = suggestion(key, [*names, *groups])
         raise UserError(f"unknown setting {key!r}.{advice} --help lists the settings.")
     if HUGE_NUMBER.fullmatch(value):
         raise UserError(f"{key}={shown(value)} is too large a number.")
@@ -109,7 +110,7 @@ def hydra_override(override: str, names: Sequence[str], config_dir: str | None =
         raise UserError(
             "quant.method is what a method's file calls it, and no setting: method=… chooses one."
         )
-    if key in GROUPS and separator:
+    if key in groups and separator:
         _check_choice(key, value, config_dir)
     return _literal(f"++{override}" if not sign and "." in key else override)
 

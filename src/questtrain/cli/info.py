@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from questtrain.cli.arguments import parse_arguments, train_config
+from questtrain.cli.output import plain_table, print_json
 from questtrain.config import (
     TrainConfig,
     flops_per_token,
@@ -63,18 +63,20 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain info --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
+    """Show a run's numbers."""
     arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
-        return 0
     facts = describe(train_config(arguments))
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return 0
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = plain_table(["", ""])
+    table.show_header = False
     for label, text in _rows(facts):
         table.add_row(label, text)
     console().print(table)

@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from questtrain import __version__
-from questtrain.cli.commands import COMMANDS
+from questtrain.cli.commands import ANSWER_WITHOUT_WORDS, COMMANDS
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError, unknown
 from questtrain.process.signals import StopSignal, stops_raise
+from questtrain.version import __version__
 
 SECONDS_TO_SPEAK = 1.0
 """torchrun ends all processes of a run when one does: the one that says why goes first."""
@@ -80,9 +80,16 @@ def _answer(words: list[str]) -> int:
 
 
 def _dispatch(command: str, words: list[str]) -> int:
+    """A command is a module of ours with ``help_page(words)`` and ``main(words)``."""
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    code: int = import_module(f"questtrain.cli.{command}").main(words)
+    module = import_module(f"questtrain.cli.{command}")
+    is_query = words[:1] == ["query"]  # of a shell, which repeats words of any line
+    asked = not is_query and {"-h", "--help"} & set(words)
+    if asked or not (words or command in ANSWER_WITHOUT_WORDS):
+        print(module.help_page(words), end="")
+        return 0
+    code: int = module.main(words)
     return code
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
-from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths
-from questtrain.cli.hydra_config import compose_mapping, to_yaml
-from questtrain.config.loading import config_from_mapping
+from questtrain.cli.arguments import own_config, parse_arguments, refuse_options, split_paths
+from questtrain.cli.help_page import own_settings
+from questtrain.cli.output import plain_table, print_json
 from questtrain.errors import UserError
 from questtrain.scaling.fit import fit_law
 from questtrain.scaling.law import Law, read_law
@@ -27,10 +27,7 @@ HELP = """usage: questtrain plan [LAW.json | RUNS…] [key=value …] [--json]
 Which precision, size and token count gives the lowest loss within a budget. The law is that of
 `questtrain fit … --json LAW.json`, or is fitted to RUNS; with neither it is the paper's.
 
-  memory       of the blocks' weights, N·P bits: 1.6GB, 800MB, 2GiB
-  tokens       training tokens at the most: 80B, 100M, 3e9
-  flops        training FLOPs at the most, 6·N·D: 1e21
-  precisions   only these: 4,8,16, or as in training: w4a4,bf16   [all that the law knows]
+{settings}
 
 Give memory and tokens, or flops with or without either. Memory and tokens alone ask for the
 largest model that fits; with flops, size is traded against tokens.
@@ -47,25 +44,32 @@ EXAMPLES = {"memory": "1.6GB", "tokens": "80B", "flops": "1e21"}
 
 @dataclass
 class PlanConfig:
-    memory: str | None
-    tokens: str | None
-    flops: str | None
-    precisions: list[str]
+    """The budget; null sets no limit."""
+
+    memory: Annotated[str | None, "of the blocks' weights, N·P bits: 1.6GB, 800MB, 2GiB"]
+    tokens: Annotated[str | None, "training tokens at the most: 80B, 100M, 3e9"]
+    flops: Annotated[str | None, "training FLOPs at the most, 6·N·D: 1e21"]
+    precisions: Annotated[
+        list[str], "only these: 4,8,16, or as in training: w4a4,bf16; empty: all that the law knows"
+    ]
+
+
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain plan --help`` prints."""
+    return HELP.replace("{settings}", own_settings(PlanConfig, "plan"))
 
 
 def main(words: Sequence[str]) -> int:
+    """Show the choices within a budget, the best first."""
     arguments = parse_arguments(words)
-    if arguments.help or not words:
-        print(HELP, end="")
-        return 0
     paths, settings = split_paths(arguments.overrides)
     refuse_options(settings, "--json", "--cfg job", "--help")
-    settings = [re.sub(r"^precisions=([^\[].*)$", r"precisions=[\1]", word) for word in settings]
-    mapping = compose_mapping("plan", PlanConfig, settings)
-    if arguments.show_config:
-        print(to_yaml(mapping), end="")
+    arguments.overrides = [
+        re.sub(r"^precisions=([^\[].*)$", r"precisions=[\1]", word) for word in settings
+    ]
+    config = own_config(arguments, "plan", PlanConfig)
+    if config is None:
         return 0
-    config = config_from_mapping(PlanConfig, mapping)
     budget = Budget(
         memory_bytes=_quantity("memory", config.memory, BYTES),
         tokens=_quantity("tokens", config.tokens, COUNTS),
@@ -74,7 +78,7 @@ def main(words: Sequence[str]) -> int:
     source, law = _law(paths)
     choices = plan(law, budget, [label_of(precision) for precision in config.precisions])
     if arguments.json:
-        print(json.dumps({"law": source, "choices": [asdict(c) for c in choices]}, indent=2))
+        print_json({"law": source, "choices": [asdict(c) for c in choices]})
     else:
         _print_plan(source, law, choices)
     return 0
@@ -102,15 +106,11 @@ def _quantity(key: str, text: str | None, units: dict[str, float]) -> float | No
 
 
 def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
-    from rich.table import Table
-
     out = console()
-    table = Table(box=None, pad_edge=False)
-    table.add_column("precision")
     has_draws = choices[0].low is not None
     interval = [f"{law.confidence:.0%} interval", "best in"] if has_draws else []
-    for heading in ("params", "tokens", "memory", "FLOPs", "loss", *interval):
-        table.add_column(heading, justify="right")
+    numbers = ("params", "tokens", "memory", "FLOPs", "loss", *interval)
+    table = plain_table(["precision"], numbers)
     for choice in choices:
         table.add_row(
             label_text(choice.precision),

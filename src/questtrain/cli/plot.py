@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from questtrain.cli.arguments import parse_arguments, refuse_options, take_option
+from questtrain.cli.output import print_json
 from questtrain.errors import UserError
 from questtrain.scaling.figures import FIGURES, check_output, figure_name, write
 
@@ -37,12 +37,15 @@ examples
 """
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain plot --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
+    """Draw one figure, or all that the runs allow."""
     output, rest = take_option(words, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)
-    if arguments.help or not words:
-        print(HELP, end="")
-        return 0
     refuse_options(arguments.overrides, "-o FILE", "--json", "--help")
     if not arguments.overrides:
         raise UserError(f"name a figure: {', '.join(FIGURES)}.")
@@ -61,7 +64,7 @@ def _draw(name: str, runs: Sequence[str], output: str | None, as_json: bool) -> 
     check_output(name, path)
     data = FIGURES[name].data(runs)
     if as_json:
-        print(json.dumps({"figure": name} | asdict(data), indent=2))
+        print_json({"figure": name} | asdict(data))
         return 0
     write(name, data, path)
     print(path)

@@ -28,13 +28,16 @@ examples
 """
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain report --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
+    """Write the page."""
     title, rest = take_option(words, "--title")
     output, rest = take_option(rest, "-o", "--output", what="a file")
     arguments = parse_arguments(rest)
-    if arguments.help or not words:
-        print(HELP, end="")
-        return 0
     refuse_options(arguments.overrides, "-o FILE", "--title TEXT", "--help")
     from questtrain.scaling.report import write_report
 

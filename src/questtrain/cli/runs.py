@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
+from questtrain.cli.output import plain_table, print_json
 from questtrain.errors import unknown
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
@@ -35,14 +36,17 @@ The table of runs. RUNS are run folders, folders that hold runs at any depth, or
 """
 
 
+def help_page(words: Sequence[str] = ()) -> str:
+    """What ``questtrain runs --help`` prints."""
+    return HELP
+
+
 def main(words: Sequence[str]) -> int:
+    """Show the table of runs, or write it."""
     csv_file, words = take_option(words, "--csv", what="a file")
     jsonl_file, words = take_option(words, "--jsonl", what="a file")
     sort, words = take_option(words, "--sort", what="a column")
     arguments = parse_arguments(words)
-    if arguments.help:
-        print(HELP, end="")
-        return 0
     paths, filters = split_paths(arguments.overrides)
     refuse_options(filters, "--sort COLUMN", "--csv FILE", "--jsonl FILE", "--json", "--help")
     rows = export_rows(read_runs(paths or ["runs"], nested=True))
@@ -52,7 +56,7 @@ def main(words: Sequence[str]) -> int:
     if jsonl_file is not None:
         _write(jsonl_file, "".join(json.dumps(row) + "\n" for row in rows))
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
     elif csv_file is None and jsonl_file is None:
         _print_table(rows)
     return 0
@@ -130,13 +134,9 @@ def _write(file: str, text: str) -> None:
 
 
 def _print_table(rows: Sequence[Row]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("run", overflow="fold")
-    table.add_column("status")
-    for heading in ("P", "params", "tokens", "val loss", "train loss", "time", "tokens/s"):
-        table.add_column(heading, justify="right")
+    numbers = ("P", "params", "tokens", "val loss", "train loss", "time", "tokens/s")
+    table = plain_table(["run", "status"], numbers)
+    table.columns[0].overflow = "fold"
     for row in rows:
         table.add_row(
             *(str(row.get(key) or "") for key in ("name", "status", "precision")),

@@ -1,4 +1,4 @@
-"""``questtrain train --settings``: every setting with what it may be, as it is declared."""
+"""``questtrain train --settings``: every setting, what it is and may be, as it is declared."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from questtrain.cli.hydra_config import GROUPS, compose_mapping, group_choices
+from questtrain.cli.help_page import default_text
+from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.config import TrainConfig
 from questtrain.config.loading import flatten
-from questtrain.config.ranges import rules_of
+from questtrain.config.ranges import about, rules_of
+from questtrain.config.schema import GROUPS
 
 PAGE = """# Settings
 
-Every setting of `questtrain train` (and of `sweep`, `info`, `data`), what it may be, and its
-default at 30M on C4; the page is what `questtrain train --settings` prints. `[0, 1)` is 0 ≤ x < 1,
-`(0, inf]` is positive, infinity included. A value outside is one message and exit code 2, before
-anything is written.
+Every setting of `questtrain train` (and of `sweep`, `info`, `data`), what it is, what it may be,
+and its default at 30M on C4. The page is what `questtrain train --settings` prints. `[0, 1)` is
+0 ≤ x < 1, `(0, inf]` is positive, infinity included. A value outside is one message and exit code
+2, before anything is written.
 
 Groups are chosen by name. `--config-dir DIR` adds files of your own (`DIR/model/my-size.yaml`),
 which begin with `# @package _global_` if they set more than their group; what is wrong in one is
@@ -24,7 +26,7 @@ said with its file and line.
 
 {groups}
 
-| setting | is | valid | default |
+| setting | what it is | may be | default |
 |---|---|---|---|
 {rows}
 
@@ -57,17 +59,22 @@ def settings_page() -> str:
 
 
 def _rows(kind: Any, prefix: str, given: dict[str, Any]) -> list[str]:
-    hints, rules = typing.get_type_hints(kind), rules_of(kind)
+    """The table's lines of a config dataclass, those of its groups last."""
+    hints, rules, words = typing.get_type_hints(kind), rules_of(kind), about(kind)
     own, below = [], []
     for field in fields(kind):
         key, hint = prefix + field.name, hints[field.name]
         if is_dataclass(hint):
             below += _rows(hint, f"{key}.", given)
             continue
-        default = given.get(key, field.default)
-        valid = ", ".join(map(str, rules[field.name]))
-        cells = (f"`{key}`", _kind_text(hint), valid, _default_text(default))
-        own.append("| " + " | ".join(cells) + " |")
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        valid = [
+            _kind_text(hint),
+            *(text for rule in rules[field.name] if (text := str(rule)) != "text"),
+        ]
+        what = words[field.name].replace("<", "\\<")
+        cells = (what, ": ".join(valid), f"`{default_text(given.get(key, default))}`")
+        own.append(f"| `{key}` | {' | '.join(cells)} |")
     return own + below
 
 
@@ -79,13 +86,3 @@ def _kind_text(hint: Any) -> str:
     if type(None) in options:
         return f"{_kind_text(options[0])} or null"
     return KINDS[hint]
-
-
-def _default_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str | int | float | list):
-        return f"`{value}`"
-    return "[]"

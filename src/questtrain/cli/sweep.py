@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from questtrain.cli.arguments import Arguments, parse_arguments, refuse_options
+from questtrain.cli.help_page import own_settings
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.cli.sweep_jobs import make_jobs
 from questtrain.config import TrainConfig
@@ -48,7 +49,7 @@ settings
   runs_dir          where the sweep's folder goes   [runs]
   launcher          {launchers}   [local]
   launcher.workers  runs at a time; launcher.gpus=[0,1], launcher.runs_per_gpu, launcher.threads
-  mfu, gpu          of the estimated GPU-hours   [measured, or 0.40; this machine's, or H100]
+{settings}
 
 options
   --dry-run         what would be trained: tokens, FLOPs, GPU-hours, memory
@@ -69,8 +70,8 @@ examples
 class SweepConfig:
     """The command's own settings (``conf/sweep.yaml``), without those of the launcher."""
 
-    mfu: Annotated[float | None, Interval("(0, 1]")]
-    gpu: str | None
+    mfu: Annotated[float | None, Interval("(0, 1]"), "of the estimate; null: as measured, or 0.40"]
+    gpu: Annotated[str | None, "of the estimate of GPU-hours; null: this machine's, or H100"]
 
 
 @dataclass
@@ -96,9 +97,6 @@ OPTIONS = ("--dry-run", "--status", "--retry-failed")
 def main(words: Sequence[str]) -> int:
     chosen = {word for word in words if word in OPTIONS}
     arguments = parse_arguments([word for word in words if word not in OPTIONS])
-    if arguments.help or not words:
-        print(help_page(), end="")
-        return 0
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(sorted(chosen))}: one at a time.")
     request = parse_request(arguments)
@@ -133,13 +131,14 @@ def main(words: Sequence[str]) -> int:
     return _verdict(ended_as, stopped_by, request.command)
 
 
-def help_page() -> str:
+def help_page(words: Sequence[str] = ()) -> str:
     """What ``questtrain sweep --help`` prints."""
     titles = {name: read_sweep(name).title for name in sweep_names()}
     width = max(map(len, titles)) + 2
     return HELP.format(
         sweeps="\n".join(f"  {name:<{width}}{title}" for name, title in titles.items()),
         launchers=", ".join(group_choices("launcher")),
+        settings=own_settings(SweepConfig, "sweep", width=20),
     )
 
 

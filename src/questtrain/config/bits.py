@@ -50,6 +50,7 @@ class NumberFormat:
 
     @property
     def quantized(self) -> bool:
+        """Whether an operand in this format is rounded to few bits."""
         return self.kind != "bf16"
 
     @property
@@ -90,6 +91,7 @@ class Bits:
 
     @property
     def quantized(self) -> bool:
+        """Whether weights, activations or both are quantized."""
         return self.weight.quantized or self.activation.quantized
 
     def __str__(self) -> str:

@@ -1,9 +1,10 @@
-"""What a setting may be, said where its field is declared: ``beta1: Annotated[float, Interval("[0,
-1)")]``.
+"""What a setting is and may be, said where its field is declared: ``beta1: Annotated[float,
+Interval("[0, 1)"), "decay of the first moment"]``.
 
-A field's annotation holds its rules; `check_fields` walks over a config dataclass and applies them
-all. Text without a rule must not be empty, and must be printable (`Text`). Rules that concern
-several settings at once are in `questtrain.config.validation`.
+A field's annotation holds its rules, and in words what it is: help pages show both (`about`).
+`check_fields` walks over a config dataclass and applies its rules. Text without a rule must not be
+empty, and must be printable (`Text`). Rules that concern several settings at once are in
+`questtrain.config.validation`.
 """
 
 from __future__ import annotations
@@ -168,9 +169,22 @@ def rules_of(kind: Any) -> dict[str, tuple[Rule, ...]]:
     """Each field's rules, as a config dataclass declares them; `Text` for text without one."""
     found: dict[str, tuple[Rule, ...]] = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        rules = getattr(hint, "__metadata__", ())
+        metadata = getattr(hint, "__metadata__", ())
+        rules = tuple(rule for rule in metadata if not isinstance(rule, str))
         found[name] = rules or ((Text(),) if str in set(_types_in(hint)) else ())
     return found
+
+
+@functools.cache
+def about(kind: Any) -> dict[str, str]:
+    """What each field of a config dataclass is, in words; empty where its declaration says none."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {
+        name: next(
+            (text for text in getattr(hint, "__metadata__", ()) if isinstance(text, str)), ""
+        )
+        for name, hint in hints.items()
+    }
 
 
 def shown(value: Any) -> str:

@@ -1,8 +1,8 @@
 """Typed configuration: one dataclass a component, gathered in `TrainConfig`.
 
 The YAML files under ``conf/`` hold the values; these classes hold the types, and what each value
-may be (`questtrain.config.ranges`). The command line converts Hydra's result into them once, checks
-it, and no component sees anything else.
+is and may be (`questtrain.config.ranges`). The command line converts Hydra's result into them once,
+checks it, and no component sees anything else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from questtrain.config.ranges import COUNT, SEED, SIZE, Choices, Form, Interval,
 DEVICE = Form(r"auto|cpu|cuda(:\d{1,4})?", "auto, cpu, cuda or cuda:N")
 ROTATIONS = Choices(("auto", "none", "hadamard", "hadamard-back"))
 SWITCH = Choices(("auto", "true", "false"))
+GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
+"""Settings that choose a YAML file of ``conf/``."""
 MAX_STEPS = 10**9
 """Steps of a run at the most: at a thousand a second they take twelve days."""
 
@@ -24,162 +26,198 @@ MAX_STEPS = 10**9
 class ModelConfig:
     """Shape of a Llama (quest.md's table 3). ``None`` means derived, see `questtrain.config`."""
 
-    name: Annotated[str, PathName()]
-    nominal_params: Annotated[int, Interval("[1, 1e15]")]
-    num_layers: Annotated[int, Interval("[1, 10_000]")]
-    hidden_size: Annotated[int, Interval("[1, 2^20]")]
-    num_heads: Annotated[int, Interval("[1, 2^20]")]
-    intermediate_size: Annotated[int | None, Interval("[1, 2^24]")] = None
-    vocab_size: Annotated[int | None, Interval(SIZE)] = None
-    norm_eps: Annotated[float, Interval("[0, 1]")] = 1e-5
-    rope_theta: Annotated[float, Interval("[1, 1e12]")] = 10_000.0
-    init_std: Annotated[float, Interval("[1e-6, 10]")] = 0.02
+    name: Annotated[str, PathName(), "the size's name, a part of the run's"]
+    nominal_params: Annotated[int, Interval("[1, 1e15]"), "what tokens_per_param multiplies"]
+    num_layers: Annotated[int, Interval("[1, 10_000]"), "transformer blocks"]
+    hidden_size: Annotated[int, Interval("[1, 2^20]"), "width of the residual stream"]
+    num_heads: Annotated[int, Interval("[1, 2^20]"), "attention heads"]
+    intermediate_size: Annotated[
+        int | None, Interval("[1, 2^24]"), "the MLP's; null: 8/3 of hidden_size, in steps of 256"
+    ] = None
+    vocab_size: Annotated[
+        int | None, Interval(SIZE), "rows of the embedding; null: the tokenizer's"
+    ] = None
+    norm_eps: Annotated[float, Interval("[0, 1]"), "RMSNorm's ε"] = 1e-5
+    rope_theta: Annotated[float, Interval("[1, 1e12]"), "base of the rotary frequencies"] = 10_000.0
+    init_std: Annotated[float, Interval("[1e-6, 10]"), "standard deviation at the start"] = 0.02
 
 
 @dataclass
 class QuantConfig:
     """One method: how an operand is rotated, scaled, rounded, and differentiated.
 
-    ``*_rotation`` is ``hadamard`` (the product is taken in the rotated space), ``hadamard-back``
-    (quantized there, rotated back), ``none``, or ``auto``: the cheapest valid pair.
-
-    ``grid`` is ``centred`` (2^b levels, none of them zero) or ``int`` (2^b - 1 levels with zero).
-    ``scale`` is ``gaussian`` (α·rms of each row), ``learned-step`` (LSQ) or ``learned-clip``
-    (PACT); the learned ones, one a tensor, train at ``lr_scale`` times the learning rate with
-    ``scale_weight_decay``, and ``activation_offset`` (LSQ+) learns an offset for activations too.
-
-    With a Gaussian scale, trust is given as ``trust_scale`` (t: up to t times the grid's
-    half-width) or ``trust_error`` (T: an error of at most T row rms); with neither, the published
-    default of the format.
+    An operand is rotated as ``*_rotation`` says: ``hadamard``, and the product is taken in the
+    rotated space, ``hadamard-back`` (quantized there, rotated back), or ``none``.
     """
 
-    method: Annotated[str, PathName()] = "quest"
-    rotation: Annotated[str, Choices(("none", "hadamard"))] = "hadamard"
-    weight_rotation: Annotated[str, ROTATIONS] = "auto"
-    activation_rotation: Annotated[str, ROTATIONS] = "auto"
-    hadamard_block: Annotated[int, Interval("[16, 2^30]")] = 128
-    grid: Annotated[str, Choices(("centred", "int"))] = "centred"
-    scale: Annotated[str, Choices(("gaussian", "learned-step", "learned-clip"))] = "gaussian"
-    trust_scale: Annotated[float | None, Interval("(0, inf]")] = None
-    trust_error: Annotated[float | None, Interval("(0, inf]")] = None
-    activation_offset: bool = False
-    lr_scale: Annotated[float, Interval("(0, 1e6]")] = 1.0
-    scale_weight_decay: Annotated[float, Interval("[0, 1e6]")] = 0.0
-    skip: Annotated[list[str], Text(empty=True)] = field(default_factory=lambda: ["lm_head"])
+    method: Annotated[str, PathName(), "the method's name, as its file has it"] = "quest"
+    rotation: Annotated[str, Choices(("none", "hadamard")), "of what is quantized"] = "hadamard"
+    weight_rotation: Annotated[
+        str, ROTATIONS, "hadamard-back: rotated, quantized, rotated back; auto: the cheapest"
+    ] = "auto"
+    activation_rotation: Annotated[str, ROTATIONS, "as weight_rotation"] = "auto"
+    hadamard_block: Annotated[int, Interval("[16, 2^30]"), "values rotated together at most"] = 128
+    grid: Annotated[
+        str, Choices(("centred", "int")), "centred: 2^b levels, none zero; int: 2^b - 1 with zero"
+    ] = "centred"
+    scale: Annotated[
+        str,
+        Choices(("gaussian", "learned-step", "learned-clip")),
+        "gaussian: α·rms of each row; learned, one a tensor: LSQ's step, PACT's clipping range",
+    ] = "gaussian"
+    trust_scale: Annotated[
+        float | None,
+        Interval("(0, inf]"),
+        "trust up to so many half-widths; null: the format's own",
+    ] = None
+    trust_error: Annotated[
+        float | None, Interval("(0, inf]"), "its other form: trust up to an error of so many rms"
+    ] = None
+    activation_offset: Annotated[bool, "learn an offset of activations too (LSQ+)"] = False
+    lr_scale: Annotated[float, Interval("(0, 1e6]"), "learned scales train at so many times lr"] = (
+        1.0
+    )
+    scale_weight_decay: Annotated[float, Interval("[0, 1e6]"), "of learned scales"] = 0.0
+    skip: Annotated[
+        list[str], Text(empty=True), "layers that stay unquantized: patterns of their names"
+    ] = field(default_factory=lambda: ["lm_head"])
 
 
 @dataclass
 class DataConfig:
-    """Where the tokens come from; see docs/data.md.
+    """Where the tokens come from; see docs/data.md."""
 
-    ``vocab_size`` is the size to train for stdlib's own tokenizer, the padded size for ``tokens``,
-    and elsewhere what `questtrain info` assumes until the tokenizer is loaded. ``dtype`` is the
-    width of the ids in files of ``tokens``; ``bos_token`` the token that begins documents, None
-    what the tokenizer says.
-    """
-
-    name: Annotated[str, PathName()]
-    source: Annotated[str, Choices(("stdlib", "text", "c4", "tokens"))]
-    files: list[str] = field(default_factory=list)
-    validation_files: list[str] = field(default_factory=list)
-    tokenizer: str | None = None
-    bos_token: str | None = None
-    text_field: str = "text"
-    hub_dataset: str | None = None
-    hub_subset: str | None = None
-    validation_fraction: Annotated[float, Interval("(0, 1)")] = 0.02
-    vocab_size: Annotated[int | None, Interval(SIZE)] = None
-    dtype: Annotated[str, Choices(("auto", "uint16", "uint32", "int32", "int64"))] = "auto"
-    max_tokens: Annotated[int | None, Interval(COUNT)] = None
-    cache_dir: str = "~/.cache/questtrain"
-    num_workers: Annotated[int | None, Interval("[1, 4096]")] = None
+    name: Annotated[str, PathName(), "the data set's name, a part of the run's"]
+    source: Annotated[str, Choices(("stdlib", "text", "c4", "tokens")), "what is read"]
+    files: Annotated[list[str], "paths or patterns"] = field(default_factory=list)
+    validation_files: Annotated[list[str], "of the validation split"] = field(default_factory=list)
+    tokenizer: Annotated[str | None, "a hub name, a folder or a file"] = None
+    bos_token: Annotated[str | None, "begins documents; null: what the tokenizer says"] = None
+    text_field: Annotated[str, "where a row's text is; a.b is nested"] = "text"
+    hub_dataset: Annotated[str | None, "a data set of the hub"] = None
+    hub_subset: Annotated[str | None, "its subset"] = None
+    validation_fraction: Annotated[
+        float, Interval("(0, 1)"), "of the documents, chosen by hash, without validation files"
+    ] = 0.02
+    vocab_size: Annotated[
+        int | None, Interval(SIZE), "to train (stdlib), as padded (tokens), or what info assumes"
+    ] = None
+    dtype: Annotated[
+        str,
+        Choices(("auto", "uint16", "uint32", "int32", "int64")),
+        "of ids in flat files; auto: read off them",
+    ] = "auto"
+    max_tokens: Annotated[int | None, Interval(COUNT), "training tokens at the most"] = None
+    cache_dir: Annotated[str, "where shards are kept"] = "~/.cache/questtrain"
+    num_workers: Annotated[
+        int | None, Interval("[1, 4096]"), "processes that prepare shards; null: one a core"
+    ] = None
 
 
 @dataclass
 class OptimConfig:
-    """AdamW; weight decay applies to the matrices of the blocks' linear layers only.
+    """AdamW, and what is done to gradients before it."""
 
-    ``gradient_clip`` is the largest norm of all gradients together; None or 0 clips nothing.
-    """
-
-    name: Annotated[str, Choices(("adamw",))] = "adamw"
-    beta1: Annotated[float, Interval("[0, 1)")] = 0.9
-    beta2: Annotated[float, Interval("(0, 1)")] = 0.95
-    eps: Annotated[float, Interval("[1e-30, 1]")] = 1e-8
-    weight_decay: Annotated[float, Interval("[0, 1e6]")] = 0.1
-    gradient_clip: Annotated[float | None, Interval("[1e-6, inf]", also=0)] = 1.0
+    name: Annotated[str, Choices(("adamw",)), "the optimizer"] = "adamw"
+    beta1: Annotated[float, Interval("[0, 1)"), "decay of the first moment"] = 0.9
+    beta2: Annotated[float, Interval("(0, 1)"), "decay of the second moment"] = 0.95
+    eps: Annotated[float, Interval("[1e-30, 1]"), "added to the root of the second moment"] = 1e-8
+    weight_decay: Annotated[float, Interval("[0, 1e6]"), "of the blocks' linear layers alone"] = 0.1
+    gradient_clip: Annotated[
+        float | None,
+        Interval("[1e-6, inf]", also=0),
+        "largest norm of all gradients together; null, 0: any",
+    ] = 1.0
 
 
 @dataclass
 class ScheduleConfig:
     """Learning rate as a fraction of its peak; see `questtrain.train.schedule`."""
 
-    name: Annotated[str, Choices(("cosine", "wsd"))] = "cosine"
-    warmup_fraction: Annotated[float, Interval("[0, 1]")] = 0.1
-    start_ratio: Annotated[float, Interval("[0, 1]")] = 0.01
-    final_ratio: Annotated[float, Interval("[0, 1]")] = 0.1
-    decay_fraction: Annotated[float, Interval("[0, 1]")] = 0.2
+    name: Annotated[
+        str, Choices(("cosine", "wsd")), "cosine decay, or a plateau and a linear decay (WSD)"
+    ] = "cosine"
+    warmup_fraction: Annotated[float, Interval("[0, 1]"), "of the steps"] = 0.1
+    start_ratio: Annotated[float, Interval("[0, 1]"), "the first learning rate, of the peak"] = 0.01
+    final_ratio: Annotated[float, Interval("[0, 1]"), "the last learning rate, of the peak"] = 0.1
+    decay_fraction: Annotated[float, Interval("[0, 1]"), "of the steps, at the end (wsd)"] = 0.2
 
 
 @dataclass
 class LoggerConfig:
     """Where metrics go besides ``metrics.jsonl``."""
 
-    name: Annotated[str, Choices(("none", "wandb"))] = "none"
-    project: Annotated[str, Text(longest=128, without="/\\#?%:")] = "questtrain"
-    entity: str | None = None
-    mode: Annotated[str, Choices(("online", "offline", "disabled"))] = "online"
-    tags: Annotated[list[str], Text(longest=64)] = field(default_factory=list)
+    name: Annotated[str, Choices(("none", "wandb")), "what metrics are sent to"] = "none"
+    project: Annotated[str, Text(longest=128, without="/\\#?%:"), "its project"] = "questtrain"
+    entity: Annotated[str | None, "its user or team"] = None
+    mode: Annotated[
+        str, Choices(("online", "offline", "disabled")), "offline: wandb sync sends it later"
+    ] = "online"
+    tags: Annotated[list[str], Text(longest=64), "its tags"] = field(default_factory=list)
 
 
 @dataclass
 class LoopConfig:
-    """The training loop's own settings.
+    """The training loop's own settings."""
 
-    ``save`` is what the backward keeps of quantized operands: ``codes`` (a byte a value) or
-    ``packed`` (their few bits: less memory, a little slower, the same numbers). ``backward`` is
-    ``exact``, or ``fp8``: the quantized layers' two products in FP8, with rounded gradients.
-    ``cuda_graph``: forward and backward are one graph, where kernels serve a run of one process.
-    """
-
-    autocast: Annotated[str, Choices(("auto", "bf16", "none"))] = "auto"
-    save: Annotated[str, Choices(("codes", "packed"))] = "codes"
-    backward: Annotated[str, Choices(("exact", "fp8"))] = "exact"
-    cuda_graph: bool = True
-    validation_tokens: Annotated[int, Interval(COUNT)] = 524_288
-    keep_checkpoints: Annotated[int, Interval(SIZE)] = 2
-    diagnose_every: Annotated[int | None, Interval(COUNT)] = None
-    threads: Annotated[int | None, Interval("[1, 4096]")] = None
+    autocast: Annotated[str, Choices(("auto", "bf16", "none")), "auto: bf16 on a GPU"] = "auto"
+    save: Annotated[
+        str, Choices(("codes", "packed")), "for the backward; packed: fewer bytes, a little slower"
+    ] = "codes"
+    backward: Annotated[
+        str, Choices(("exact", "fp8")), "fp8: faster, by FP8 products of rounded gradients"
+    ] = "exact"
+    cuda_graph: Annotated[bool, "forward and backward as one graph, where kernels serve"] = True
+    validation_tokens: Annotated[int, Interval(COUNT), "tokens of a validation"] = 524_288
+    keep_checkpoints: Annotated[int, Interval(SIZE), "newest checkpoints that are kept"] = 2
+    diagnose_every: Annotated[
+        int | None, Interval(COUNT), "steps between diagnoses; null: none"
+    ] = None
+    threads: Annotated[int | None, Interval("[1, 4096]"), "CPU threads; null: all cores"] = None
 
 
 @dataclass
 class TrainConfig:
     """One run, fully resolved."""
 
-    model: ModelConfig
-    data: DataConfig
-    quant: QuantConfig
-    optim: OptimConfig
-    schedule: ScheduleConfig
-    logger: LoggerConfig
-    train: LoopConfig
-    bits: str
-    name: Annotated[str | None, PathName(nested=True)]
-    runs_dir: str
-    seed: Annotated[int, Interval(SEED)]
-    tokens_per_param: Annotated[float, Interval("(0, 1e9]")]
-    max_steps: Annotated[int | None, Interval("[1, 1e9]")]
-    batch_size: Annotated[int, Interval("[1, 2^20]")]
-    micro_batch_size: Annotated[int | None, Interval("[1, 2^20]")]
-    sequence_length: Annotated[int, Interval("[2, 2^20]")]
-    lr: Annotated[float, Interval("(0, inf)")]
-    device: Annotated[str, DEVICE]
-    compile: Annotated[str, SWITCH]
-    log_every: Annotated[int, Interval(COUNT)]
-    eval_every: Annotated[int, Interval(COUNT)]
-    checkpoint_every: Annotated[int, Interval(COUNT)]
-    resume: Annotated[str, Choices(("auto", "never", "must"))]
-    gpus: Annotated[int | None, Interval("[1, 4096]")] = None
+    model: Annotated[ModelConfig, "size"]
+    data: Annotated[DataConfig, "what is trained on (docs/data.md)"]
+    quant: Annotated[QuantConfig, "how it is quantized (docs/methods.md)"]
+    optim: Annotated[OptimConfig, "optimizer, with optim.weight_decay, optim.beta1, …"]
+    schedule: Annotated[ScheduleConfig, "of the learning rate, with schedule.warmup_fraction, …"]
+    logger: Annotated[LoggerConfig, "where metrics go besides metrics.jsonl"]
+    train: Annotated[LoopConfig, "the training loop"]
+    bits: Annotated[str, "w<W>a<A>; W, A in 1, 1.58, 2..8, fp4, 16 (w4a4, w4s24a4), or bf16"]
+    name: Annotated[
+        str | None,
+        PathName(nested=True),
+        "the run's folder below runs_dir; null: made of the settings",
+    ]
+    runs_dir: Annotated[str, "the folder of runs"]
+    seed: Annotated[int, Interval(SEED), "of the initial weights and of the data's order"]
+    tokens_per_param: Annotated[
+        float, Interval("(0, 1e9]"), "training tokens a parameter of the nominal size"
+    ]
+    max_steps: Annotated[
+        int | None, Interval("[1, 1e9]"), "stop (and end the schedule) after this many steps"
+    ]
+    batch_size: Annotated[int, Interval("[1, 2^20]"), "sequences a step"]
+    micro_batch_size: Annotated[
+        int | None, Interval("[1, 2^20]"), "sequences at once; lower it when memory is short"
+    ]
+    sequence_length: Annotated[int, Interval("[2, 2^20]"), "tokens a sequence"]
+    lr: Annotated[float, Interval("(0, inf)"), "peak learning rate (table 3 of the paper)"]
+    device: Annotated[str, DEVICE, "what it runs on"]
+    compile: Annotated[str, SWITCH, "torch.compile; auto: on GPUs"]
+    log_every: Annotated[int, Interval(COUNT), "steps between rows of metrics"]
+    eval_every: Annotated[int, Interval(COUNT), "steps between validations"]
+    checkpoint_every: Annotated[int, Interval(COUNT), "steps between checkpoints"]
+    resume: Annotated[str, Choices(("auto", "never", "must")), "auto goes on where it stopped"]
+    gpus: Annotated[
+        int | None,
+        Interval("[1, 4096]"),
+        "of this machine, a process each; null: one process on device",
+    ] = None
 
 
 OPERATIONAL = (

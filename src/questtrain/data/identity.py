@@ -11,8 +11,8 @@ from typing import Any
 
 from questtrain.data.records import ShardRecord
 from questtrain.data.shards import TokenDataset, TokenSplit, first_pieces
-from questtrain.errors import UserError
 from questtrain.store.files import write_json
+from questtrain.store.json_file import read_json
 
 IDENTITY = "data.json"
 
@@ -85,25 +85,12 @@ class DataIdentity:
 
 def read_identity(folder: Path) -> DataIdentity | None:
     """What a run's folder says of its data; None where it says nothing, as folders of earlier
-    versions. UserError: a damaged file."""
-    path = folder / IDENTITY
+    versions. DamagedJson names what is wrong with it."""
+    remedy = "Restore it; without it the run goes on with whatever data it is given."
     try:
-        return _checked(json.loads(path.read_text(encoding="utf-8")))
+        return read_json(folder / IDENTITY, DataIdentity, remedy)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}, which says which data the run reads, cannot be read: {error}. Restore it; "
-            "without it the run goes on with whatever data it is given"
-        ) from error
-
-
-def _checked(values: Any) -> DataIdentity:
-    identity = DataIdentity(**values)
-    for key, kind in DataIdentity.__annotations__.items():
-        if type(getattr(identity, key)).__name__ != kind:
-            raise ValueError(f"{key}={getattr(identity, key)!r} is no {kind}")
-    return identity
 
 
 def _split(split: TokenSplit) -> str:

@@ -47,6 +47,7 @@ class _Text:
         self._decoder = json.JSONDecoder()
 
     def error(self, message: str, at: int) -> DamagedArrayError:
+        """That what was read is no array, and at which character of the file."""
         return DamagedArrayError(f"{message} at character {self._dropped + at + 1:,}")
 
     def peek(self) -> str:

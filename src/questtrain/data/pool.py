@@ -9,15 +9,12 @@ import subprocess
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
 from questtrain.process.start import python_command
-from questtrain.store.json_object import JsonObject
-from questtrain.store.typed_record import build_record
 
 
 @dataclass
@@ -183,7 +180,7 @@ def _make_remotely(
         if "tokens" in message:
             events.put(message["tokens"])
         elif "record" in message:
-            return build_record(PieceRecord, JsonObject(message["record"], Path(task.folder)))
+            return PieceRecord.of(message["record"])
         elif "error" in message:
             raise UserError(message["error"])
         else:

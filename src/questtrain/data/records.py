@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_text
-from questtrain.store.json_object import DamagedJson, read_json_object
-from questtrain.store.typed_record import build_record
+from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_json
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -41,12 +40,12 @@ class ShardRecord:
     file: str
     split: Split
     piece: str
-    tokens: int
-    documents: int | None
-    text_bytes: int | None
+    tokens: Count
+    documents: Count | None
+    text_bytes: Count | None
     sha256: str
     dtype: str | None = None
-    offset: int = 0
+    offset: Count = 0
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,14 @@ class PieceRecord:
 
     name: str
     shards: list[ShardRecord]
-    skipped: dict[str, int]
-    unknown_tokens: int = 0
-    lost_characters: int = 0
+    skipped: dict[str, Count]
+    unknown_tokens: Count = 0
+    lost_characters: Count = 0
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> PieceRecord:
+        """The record that `dataclasses.asdict` made ``values`` of."""
+        return cls(**values | {"shards": [ShardRecord(**shard) for shard in values["shards"]]})
 
     @property
     def train_tokens(self) -> int:
@@ -78,21 +82,28 @@ class Manifest:
     source: dict[str, Any]
     source_sha256: str
     tokenizer: dict[str, str]
-    vocab_size: int
-    bos_id: int
+    vocab_size: Count
+    bos_id: Count
     dtype: str
     complete: bool
-    totals: dict[str, dict[str, int | None]]
-    unigram_entropy: float
-    skipped: dict[str, int]
-    unknown_tokens: int
-    lost_characters: int
+    totals: dict[str, dict[str, Count | None]]
+    unigram_entropy: NotNegative
+    skipped: dict[str, Count]
+    unknown_tokens: Count
+    lost_characters: Count
     shards: list[ShardRecord]
     format: int = field(default=FORMAT)
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
         write_text(folder / MANIFEST, json.dumps(asdict(self), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What is read of a manifest first: other versions have other keys."""
+
+    format: int
 
 
 def piece_path(folder: Path, name: str) -> Path:
@@ -113,7 +124,7 @@ def counts_path(folder: Path, name: str) -> Path:
 def read_piece(folder: Path, name: str) -> PieceRecord | None:
     """The record of a finished piece; None when it has yet to be made, or made again."""
     try:
-        return build_record(PieceRecord, read_json_object(piece_path(folder, name)), low=0)
+        return read_json(piece_path(folder, name), PieceRecord)
     except (FileNotFoundError, DamagedJson):
         # Records are written atomically: a damaged one is a bad disk, and making it again is safe.
         return None
@@ -143,10 +154,9 @@ def read_manifest(folder: Path) -> Manifest:
     """Read ``manifest.json``; UserError when it is absent, damaged, or of another version."""
     path = folder / MANIFEST
     try:
-        content = read_json_object(path, MANIFEST_REMEDY)
-        version = content.take("format", int)
+        version = read_json(path, _Version, MANIFEST_REMEDY).format
         if version == FORMAT:
-            return build_record(Manifest, content, low=0)
+            return read_json(path, Manifest, MANIFEST_REMEDY)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} is no prepared data set, or its preparation was cut off: no {MANIFEST}. "

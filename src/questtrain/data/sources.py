@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from questtrain.config.ranges import Text
 from questtrain.config.schema import DataConfig
 from questtrain.data.documents import CODE_SUFFIXES, check_suffix
 from questtrain.data.hub import HubUnreachableError, check_hub
@@ -205,6 +206,8 @@ def _tokens(config: DataConfig) -> Source:
             raise UserError(
                 f"data=tokens needs {key}: flat files of token ids, .npy, or llm.c's .bin"
             )
+        for file in found:  # their names go into the manifest, which is text
+            Text(lines=True).check(key, str(file))
     both = sorted(set(files) & set(validation))
     if both:
         raise UserError(f"{both[0]} stands in data.files and in data.validation_files")

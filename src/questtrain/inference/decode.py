@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from questtrain.inference.cache import StaticCache
-from questtrain.inference.packed_llama import StackedLlama
-from questtrain.model import Llama
+from questtrain.cuda_graph import GraphedCall
+from questtrain.model import Llama, StackedLlama, StaticCache
 
 
 class Decoder:
@@ -24,11 +25,10 @@ class Decoder:
             raise TypeError(f"a Decoder takes a Llama or a PackedLlama, not {type(model).__name__}")
         self.model, self.capacity, self.length = model, capacity, 0
         self.cache = StaticCache(model.config, batch_size, capacity, model.embed_tokens.weight)
-        self.device = self.cache.position.device
-        self._tokens_B = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-        self._is_warm = False
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._logits_BV: Tensor | None = None
+        self._tokens_B = self.cache.position.new_zeros(batch_size)
+        # A method of self would be a cycle: the cache's memory would wait for the collector.
+        work = partial(_next_logits, model, self.cache)
+        self._graph = GraphedCall(work, self._tokens_B, warm_calls=1)
 
     @torch.no_grad()
     def prefill(self, tokens_BT: Tensor) -> Tensor:
@@ -44,27 +44,7 @@ class Decoder:
         """Add one token to each sequence; the logits ``[B, V]`` of what follows, in a buffer that
         the next step overwrites. Raises ValueError when the cache is full."""
         self._reserve(1)
-        self._tokens_B.copy_(tokens_B)
-        if self.device.type != "cuda" or not self._is_warm:
-            self._is_warm = True
-            return self._next()
-        if self._graph is None:
-            self._capture()
-        assert self._graph is not None
-        assert self._logits_BV is not None
-        self._graph.replay()
-        return self._logits_BV
-
-    def _next(self) -> Tensor:
-        logits_BTV: Tensor = self.model(self._tokens_B.unsqueeze(1), self.cache)
-        return logits_BTV[:, -1]
-
-    def _capture(self) -> None:
-        """Record a step; nothing of it is run."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph):
-            self._logits_BV = self._next()
-        self._graph = graph
+        return self._graph(tokens_B.expand_as(self._tokens_B))
 
     def _reserve(self, tokens: int) -> None:
         if self.length + tokens > self.capacity:
@@ -72,3 +52,8 @@ class Decoder:
                 f"{self.length + tokens} tokens do not fit into a cache of {self.capacity}"
             )
         self.length += tokens
+
+
+def _next_logits(model: nn.Module, cache: StaticCache, tokens_B: Tensor) -> Tensor:
+    logits_BTV: Tensor = model(tokens_B.unsqueeze(1), cache)
+    return logits_BTV[:, -1]

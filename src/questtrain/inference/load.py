@@ -19,7 +19,7 @@ from questtrain.kernels.dispatch import serves_cpu
 from questtrain.kernels.extension import serves
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
-from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
+from questtrain.store.checkpoint import checkpoint_at, latest_checkpoint
 from questtrain.store.files import no_such_folder
 
 
@@ -55,7 +55,9 @@ def load_run(
     if not folder.is_dir():
         raise no_such_folder(f"run={run}", folder)
     config = read_config(folder / "config.yaml")
-    checkpoint = _newest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
+    checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
+    if checkpoint is None:
+        raise UserError(f"{folder} holds no checkpoint yet.")
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
     ready = _for_use(model, choose_device(device), packed)
@@ -65,31 +67,17 @@ def load_run(
 def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
     """The model on its device, with packed weights or with the values they stand for."""
     model.to(device).eval().requires_grad_(False)
-    if packed or (packed is None and _may_pack(model, device)):
+    linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
+    has_kernels = serves(device) or serves_cpu(device)
+    quantized = any(linear.bits.weight.quantized for linear in linears)
+    if packed or (packed is None and has_kernels and quantized):
         ready = pack(model, torch.bfloat16 if device.type == "cuda" else None)
         # On a CPU what the library does not multiply as it is stored is faster as values.
         if packed or device.type == "cuda" or multiplies_as_stored(ready):
             return ready
-    for module in model.modules():
-        if isinstance(module, QuantLinear):
-            module.freeze_weight()
+    for linear in linears:
+        linear.freeze_weight()
     return model
-
-
-def _may_pack(model: Llama, device: torch.device) -> bool:
-    return (serves(device) or serves_cpu(device)) and _has_quantized_weights(model)
-
-
-def _has_quantized_weights(model: Llama) -> bool:
-    linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
-    return any(linear.bits.weight.quantized for linear in linears)
-
-
-def _newest_checkpoint(folder: Path) -> Checkpoint:
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        raise UserError(f"{folder} holds no checkpoint yet.")
-    return newest
 
 
 def _tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:

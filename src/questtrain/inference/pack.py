@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from questtrain.errors import UserError, unknown
-from questtrain.inference.packed_llama import PackedLlama, can_fuse
-from questtrain.model import Llama
+from questtrain.model import Llama, PackedLlama
 from questtrain.quant import (
-    PackedLinear,
     PackedWeightLinear,
     QuantConv1D,
     QuantLinear,
@@ -34,19 +32,9 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     """
     if prefill not in PREFILL:
         raise unknown("prefill", prefill, PREFILL)
-    linears = _packed_linears(model)
-    by_name = {
-        name: linears[module]
-        for name, module in model.named_modules(remove_duplicate=False)
-        if module in linears
-    }
-    integer = {name: each for name, each in by_name.items() if isinstance(each, PackedLinear)}
-    packed: nn.Module
-    if isinstance(model, Llama) and can_fuse(model, by_name):
-        packed = PackedLlama(model, integer)
-    else:
-        replaced = {id(layer): linears[layer] for layer in linears}
-        packed = copy.deepcopy(model, dict(replaced))
+    packed = copy.deepcopy(model, _packed_linears(model))
+    if isinstance(packed, Llama):
+        packed = PackedLlama.of(packed) or packed
     if prefill == "int8":
         for module in packed.modules():
             if isinstance(module, IntegerWeight):
@@ -56,10 +44,11 @@ def pack(model: nn.Module, dtype: torch.dtype | None = None, prefill: str = "unp
     return packed.eval().requires_grad_(False)
 
 
-def _packed_linears(model: nn.Module) -> dict[nn.Module, PackedLinear | PackedWeightLinear]:
-    """The packed form of each quantized layer; layers of 16-bit weights stay what they are."""
-    packed: dict[nn.Module, PackedLinear | PackedWeightLinear] = {
-        module: pack_linear(
+def _packed_linears(model: nn.Module) -> dict[int, nn.Module]:
+    """The packed form of each quantized layer, by its id: what a deep copy is to find already
+    copied. Layers of 16-bit weights stay what they are."""
+    packed: dict[int, nn.Module] = {
+        id(module): pack_linear(
             module.as_linear() if isinstance(module, QuantConv1D) else module,
             name or type(module).__name__,
         )

@@ -1,8 +1,9 @@
-"""The Llama of the paper."""
+"""The Llama of the paper: the readable one, and the stacked ones that training and serving run."""
 
-from questtrain.model.attention import Rotary, causal_attention
-from questtrain.model.cache import Cache, LayerCache
+from questtrain.model.cache import StaticCache
 from questtrain.model.fused_llama import FusedLlama
 from questtrain.model.llama import Llama
+from questtrain.model.packed_llama import PackedLlama
+from questtrain.model.stacked_llama import StackedLlama
 
-__all__ = ["Cache", "FusedLlama", "LayerCache", "Llama", "Rotary", "causal_attention"]
+__all__ = ["FusedLlama", "Llama", "PackedLlama", "StackedLlama", "StaticCache"]

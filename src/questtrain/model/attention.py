@@ -1,4 +1,4 @@
-"""Causal attention with rotary positions, with a key/value cache or without: every model's.
+"""Causal attention with rotary positions: with a key/value cache, without, and with a backward.
 
 Shape suffixes: B batch, T tokens, S tokens seen so far (cache included), D hidden size, H heads,
 K head width.
@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from questtrain.config import ModelConfig
-from questtrain.kernels.ops.rotary import rotate as rotate_by
-from questtrain.model.cache import Cache, LayerCache
-
-Rotary = tuple[Tensor, Tensor]
+from questtrain.kernels.elementwise import split_rotary
+from questtrain.kernels.ops.rotary import rotate
+from questtrain.model.cache import StaticCache, StaticLayer
+from questtrain.model.rotary import Rotary, rotary_angles
 
 
 def causal_attention(
@@ -23,19 +23,19 @@ def causal_attention(
     v_BTD: Tensor,
     num_heads: int,
     rotary: Rotary,
-    cache: LayerCache | None = None,
+    cache: StaticLayer | None = None,
 ) -> Tensor:
     """Splits heads, rotates, attends to the tokens so far, joins heads again: ``[B, T, D]``.
 
-    ``rotary`` is cos and sin, fp32 ``[T, K]``. Q, K and V may be column slices of one product. With
-    a ``cache`` they continue what it holds, and are added to it.
+    Q, K and V may be column slices of one product. With a ``cache`` they continue what it holds,
+    and are added to it.
     """
     if cache is not None and q_BTD.shape[1] == 1:
         y_BD = cache.attend_next(q_BTD[:, 0], k_BTD[:, 0], v_BTD[:, 0], rotary)
         if y_BD is not None:
             return y_BD.unsqueeze(1)
-    q_BHTK = rotate(_split_heads(q_BTD, num_heads), rotary)
-    k_BHSK = rotate(_split_heads(k_BTD, num_heads), rotary)
+    q_BHTK = rotate(_split_heads(q_BTD, num_heads), *rotary)
+    k_BHSK = rotate(_split_heads(k_BTD, num_heads), *rotary)
     v_BHSK, mask = _split_heads(v_BTD, num_heads), None
     if cache is not None:
         k_BHSK, v_BHSK, mask = cache.append(k_BHSK, v_BHSK)
@@ -45,26 +45,20 @@ def causal_attention(
     return y_BHTK.transpose(1, 2).flatten(2)
 
 
-def next_angles(config: ModelConfig, tokens_BT: Tensor, cache: Cache | None) -> Rotary:
+def trained_attention(qkv_BT3D: Tensor, num_heads: int, rotary: Rotary) -> Tensor:
+    """`causal_attention` of one product, without a cache: the rotation, in the product's place, and
+    its backward are a kernel each. Heads are a multiple of 16 wide."""
+    q, k, v = (part.transpose(1, 2) for part in split_rotary(qkv_BT3D, *rotary, num_heads))
+    y_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y_BHTK.transpose(1, 2).flatten(2)
+
+
+def next_angles(config: ModelConfig, tokens_BT: Tensor, cache: StaticCache | None = None) -> Rotary:
     """`rotary_angles` of ``tokens_BT``: from position 0, or from where the ``cache`` ends."""
     length = tokens_BT.shape[1]
     if cache is not None:
         return cache.rotary(length)
     return rotary_angles(config, torch.arange(length, device=tokens_BT.device))
-
-
-def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
-    """cos and sin of the rotary angles, fp32 ``[T, K]``, halves repeated."""
-    width = config.hidden_size // config.num_heads
-    even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-    angles = torch.outer(positions_T.float(), config.rope_theta ** (-even / width))
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTK: Tensor, rotary: Rotary) -> Tensor:
-    """Rotary position embedding of queries or keys, at the positions of ``rotary``."""
-    return rotate_by(x_BHTK, *rotary)
 
 
 def _split_heads(x_BTD: Tensor, num_heads: int) -> Tensor:

@@ -22,8 +22,9 @@ from questtrain.config import (
     is_skipped,
     parse_bits,
 )
-from questtrain.model.attention import Rotary, causal_attention, next_angles
-from questtrain.model.cache import Cache, LayerCache
+from questtrain.model.attention import causal_attention, next_angles
+from questtrain.model.cache import StaticCache, StaticLayer
+from questtrain.model.rotary import Rotary
 from questtrain.quant import QuantLinear
 
 
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         self.v_proj = linear(size, size, f"{prefix}.v_proj")
         self.o_proj = linear(size, size, f"{prefix}.o_proj")
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: StaticLayer | None) -> Tensor:
         q_BTD, k_BTD, v_BTD = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
         y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary, cache)
         out: Tensor = self.o_proj(y_BTD)
@@ -81,7 +82,7 @@ class Block(nn.Module):
             "down": (mlp.down_proj,),
         }
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: StaticLayer | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
@@ -114,7 +115,7 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def forward(
-        self, tokens_BT: Tensor, cache: Cache | None = None, logits_to_keep: int = 0
+        self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
     ) -> Tensor:
         """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it.
 

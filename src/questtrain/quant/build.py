@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from questtrain.config import NumberFormat, QuantConfig, check_sparse_width
-from questtrain.quant.estimator import (
-    FP4_TRUST_ERROR,
-    ONE_BIT_TRUST,
-    ONE_BIT_TRUST_UNROTATED,
-    ErrorTrust,
-    Estimator,
-    LearnedRange,
-    OuterTrust,
-)
+from questtrain.config.gaussian import FP4_ALPHA, GAUSSIAN_ALPHA, trust_in_force
+from questtrain.quant.estimator import ErrorTrust, Estimator, LearnedRange, OuterTrust
 from questtrain.quant.grid import E2M1Grid, Grid, UniformGrid
 from questtrain.quant.quantizer import Quantizer, Unquantized
 from questtrain.quant.rotation import NoRotation, build_rotation
-from questtrain.quant.scale import (
-    FP4_ALPHA,
-    GAUSSIAN_ALPHA,
-    GaussianScale,
-    LearnedClip,
-    LearnedOffset,
-    LearnedStep,
-)
+from questtrain.quant.scale import GaussianScale, LearnedClip, LearnedOffset, LearnedStep
 from questtrain.quant.sparsity import PairSparsity
 
 
@@ -52,7 +38,7 @@ def build_quantizer(
         rotation_module,
         _build_scale(quant, grid, alpha),
         grid,
-        _build_estimator(number_format, quant, grid, alpha, rotated),
+        _build_estimator(number_format, quant, alpha, rotated),
         PairSparsity() if number_format.sparse else None,
         LearnedOffset(grid.half_width) if quant.activation_offset and is_activation else None,
         rotate_back=rotation == "hadamard-back",
@@ -80,23 +66,12 @@ def _build_scale(
 
 
 def _build_estimator(
-    number_format: NumberFormat, quant: QuantConfig, grid: Grid, alpha: float, rotated: bool
+    number_format: NumberFormat, quant: QuantConfig, alpha: float, rotated: bool
 ) -> Estimator:
-    """The estimator asked for, or the published default of the format.
-
-    Half a step of error is the outer form only on dense uniform grids (trap 2); 1 bit has a wider
-    clip (trap 3, figure 10), FP4 a T of its own (trap 4).
-    """
-    if quant.scale != "gaussian":
-        return LearnedRange(rounding=quant.scale == "learned-step")
-    if quant.trust_error is not None:
-        return ErrorTrust(quant.trust_error, alpha)
-    if quant.trust_scale is not None:
-        return OuterTrust(quant.trust_scale)
-    if not isinstance(grid, UniformGrid):
-        return ErrorTrust(FP4_TRUST_ERROR, alpha)
-    if number_format.sparse:
-        return ErrorTrust(alpha / (grid.levels - 1), alpha)
-    if grid.levels == 2:
-        return OuterTrust(ONE_BIT_TRUST if rotated else ONE_BIT_TRUST_UNROTATED)
-    return OuterTrust(grid.half_step_trust)
+    """The estimator of the trust in force; of a learned scale where there is none."""
+    trust = trust_in_force(number_format, quant, rotated)
+    if trust.scale is not None:
+        return OuterTrust(trust.scale)
+    if trust.error is not None:
+        return ErrorTrust(trust.error, alpha)
+    return LearnedRange(rounding=quant.scale == "learned-step")

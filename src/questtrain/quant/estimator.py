@@ -14,12 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-ONE_BIT_TRUST = 1.30
-ONE_BIT_TRUST_UNROTATED = 1.25
-FP4_TRUST_ERROR = 0.3186
-"""T of the published FP4 runs: half the last step of a 16-level codebook for N(0, 1), not half of
-FP4's own last step (0.4871)."""
-
 
 class Estimator(Hashable, Protocol):
     """Gives quantized values a gradient towards the operand, and towards a learned scale."""

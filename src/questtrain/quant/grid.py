@@ -61,11 +61,6 @@ class UniformGrid:
         codes, steps = self.encode(x, scale), self.levels - 1
         return codes.mul_(2).sub_(steps).mul_(scale / steps)
 
-    @property
-    def half_step_trust(self) -> float:
-        """The outer trust scale t of a trust of half a step: ``|x| ≤ t·s`` with t = n/(n-1)."""
-        return self.levels / (self.levels - 1)
-
 
 @dataclass(frozen=True)
 class E2M1Grid:

@@ -25,15 +25,11 @@ from questtrain.quant.rotation import HadamardRotation, NoRotation
 from questtrain.quant.scale import GaussianScale
 
 
-def row_format(quantizer: nn.Module) -> RowFormat | None:
-    """The format of an activation's quantizer that the kernels have, None for another one."""
-    if not isinstance(quantizer, Quantizer) or quantizer.rotate_back:
+def row_format(quantizer: nn.Module, may_rotate_back: bool = False) -> RowFormat | None:
+    """The kernels' format of an operand's quantizer, None for a quantizer that they do not have,
+    and for one that rotates back what it has quantized, unless it ``may_rotate_back``."""
+    if not isinstance(quantizer, Quantizer) or (quantizer.rotate_back and not may_rotate_back):
         return None
-    return grid_format(quantizer)
-
-
-def grid_format(quantizer: Quantizer) -> RowFormat | None:
-    """The same of a quantizer that may rotate back what it has quantized."""
     if quantizer.sparsity is not None or quantizer.offset is not None:
         return None
     grid, scale = quantizer.grid, quantizer.scale
@@ -76,7 +72,10 @@ class PackedLinear(nn.Module):
 
 class PackedWeightLinear(nn.Module):
     """``x [..., K] → [..., N]`` with a weight that is unpacked at each call: a few rows at a time
-    where the kernels multiply it (`CodedWeight.multiplies`), else into a matrix of its values."""
+    where the kernels multiply it (`CodedWeight.multiplies`), else into a matrix of its values.
+
+    ``back`` is the rotation that the values still need, ``block`` its block: 1 without one, None
+    where it is no Hadamard transform."""
 
     bias: Tensor | None
 
@@ -90,13 +89,9 @@ class PackedWeightLinear(nn.Module):
         super().__init__()
         self.weight = weight
         self.back = back
+        self.block = 1 if back is None else rotation_block(back)
         self.activation_quantizer = activation_quantizer
         self.register_buffer("bias", bias)
-
-    @property
-    def block(self) -> int | None:
-        """Of the rotation that the weight's values still need: 1 is none, None another one."""
-        return 1 if self.back is None else rotation_block(self.back)
 
     def multiplies_as_stored(self, dtype: torch.dtype) -> bool:
         """Whether activations of this dtype are multiplied without making the weight's values."""
@@ -106,9 +101,8 @@ class PackedWeightLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation_quantizer(x)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        block = self.block
-        if block is not None and self.weight.multiplies(x, block):
-            y = self.weight.product(x.reshape(-1, x.shape[-1]).contiguous(), block)
+        if self.block is not None and self.weight.multiplies(x, self.block):
+            y = self.weight.product(x.reshape(-1, x.shape[-1]).contiguous(), self.block)
             y = y if bias is None else y + bias
             return y.reshape(*x.shape[:-1], y.shape[-1])
         values = self.weight.values()

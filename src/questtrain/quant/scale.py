@@ -1,12 +1,7 @@
 """Scales: the half-width ``s`` of a grid, from the operand's root mean square.
 
-``s = α·rms`` a row, with the α that minimises the mean squared error of the format's grid on
-N(0, 1) (quest.md 2), or one trained number a tensor, which starts there.
-
-The constants of the centred grids and of FP4 are the authors', so that runs compare. The tests
-recompute the minima: up to 5 bits they agree within 1e-4; the true ones of 6, 7 and 8 bits lie near
-3.278, 3.611 and 3.922, where the error is smaller by 2e-6, 1e-4 and 2e-3 of itself. Those of the
-grids with zero (odd numbers of levels from 7) are the minima.
+``s = α·rms`` a row, with the α of the format (`questtrain.config.gaussian`), or one trained number
+a tensor, which starts there.
 """
 
 from __future__ import annotations
@@ -21,28 +16,6 @@ from torch import Tensor, nn
 from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
 from questtrain.kernels.ops.quantize import row_rms
-
-GAUSSIAN_ALPHA = {
-    2: 0.797885,
-    3: 1.224009,
-    4: 1.493535,
-    7: 1.952309,
-    8: 2.051068,
-    15: 2.473879,
-    16: 2.513931,
-    31: 2.898728,
-    32: 2.916094,
-    63: 3.270115,
-    64: 3.276597,
-    127: 3.607461,
-    128: 3.601050,
-    255: 3.920501,
-    256: 3.884939,
-}
-"""Levels of a uniform grid → its MSE-optimal half-width on N(0, 1)."""
-
-FP4_ALPHA = 2.922479
-"""The same for E2M1: where its largest value sits."""
 
 TINY = 1e-30
 """Smallest rms: an all-zero row quantizes to finite values. Power-of-two scaling is exact where

@@ -11,64 +11,79 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from annotated_types import MinLen
 
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError
-from questtrain.store.json_object import JsonObject, read_json_object
+from questtrain.store.json_file import DamagedJson, read_json
 from questtrain.store.metric_rows import read_metric_rows
+from questtrain.store.run_record import HEAD_COLUMNS, identity_columns
 
 log = logging.getLogger(__name__)
 
-Record = TypeVar("Record")
+Record = TypeVar("Record", bound="RunHead")
 
 FRACTION, EXPECTED = "weight_masked_fraction", "expected_masked_fraction"
 """The keys of a mask row in ``metrics.jsonl``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunHead:
-    """Which run a record is of; ``folder`` is its path as the user gave it."""
+    """Which run a record is of; no file holds ``folder``, its path as the user gave it."""
 
-    folder: str
     name: str
     model: str
     bits: str
     method: str
     hadamard: bool
     seed: int
+    folder: str = ""
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Cosine similarity of the gradient after each block with that of unquantized activations: mean
-    and std over batches, in order of depth."""
+class Block:
+    """Cosine similarity of the gradient after one block with that of unquantized activations: mean
+    and std over batches."""
 
-    run: RunHead
+    block: int
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment(RunHead):
+    """Figure 2: the alignment of the gradients, block by block in order of depth."""
+
     step: int
-    mean: list[float]
-    std: list[float]
+    blocks: Annotated[list[Block], MinLen(1)]
 
 
 @dataclass(frozen=True)
-class MaskHistory:
-    """Fraction of the weights with M = 0 at some steps; ``expected`` is that of exactly Gaussian
+class MaskPoint:
+    """Fraction of the weights with M = 0 at one step."""
+
+    step: int
+    fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskHistory(RunHead):
+    """Figure 8: the masked fraction over training; ``expected`` is that of exactly Gaussian
     weights, None for a method that has no such value."""
 
-    run: RunHead
-    steps: list[int]
-    fractions: list[float]
+    points: Annotated[list[MaskPoint], MinLen(1)]
     expected: float | None
 
 
-@dataclass(frozen=True)
-class Persistence:
-    """``retained[old][new]``: the fraction of the values masked at the old step that are still
-    masked at the new one; None where new is not later than old, or nothing was masked."""
+@dataclass(frozen=True, kw_only=True)
+class Persistence(RunHead):
+    """Figure 9: ``retained[old][new]``, the fraction of the values masked at the old step that are
+    still masked at the new one; None where new is not later than old, or nothing was masked."""
 
-    run: RunHead
     steps: list[int]
     retained: list[list[float | None]]
 
@@ -92,48 +107,34 @@ def read_all(
 
 def read_alignment(run: Path) -> Alignment | None:
     """``diagnostics/alignment.json``, its blocks in order of depth."""
-    record = _read(run, "alignment")
+    record = _read(run, "alignment", Alignment)
     if record is None:
         return None
-    blocks = sorted(record.objects("blocks"), key=lambda block: block.take("block", int))
-    return Alignment(
-        run=_head(run, record),
-        step=record.take("step", int),
-        mean=[block.take("mean", float) for block in blocks],
-        std=[block.take("std", float) for block in blocks],
-    )
+    return replace(record, blocks=sorted(record.blocks, key=lambda block: block.block))
 
 
 def read_mask(run: Path) -> MaskHistory | None:
     """``diagnostics/mask.json``; where it is absent, what the run's metrics say of the mask."""
-    record = _read(run, "mask")
+    record = _read(run, "mask", MaskHistory) or _mask_from_metrics(run)
     if record is None:
-        return _mask_from_metrics(run)
-    points = sorted(record.objects("points"), key=lambda point: point.take("step", int))
-    return MaskHistory(
-        run=_head(run, record),
-        steps=[point.take("step", int) for point in points],
-        fractions=[point.take("fraction", float) for point in points],
-        expected=record.take_or_none("expected", float),
-    )
+        return None
+    return replace(record, points=sorted(record.points, key=lambda point: point.step))
 
 
 def read_persistence(run: Path) -> Persistence | None:
     """``diagnostics/persistence.json``: a square matrix over two steps or more."""
-    record = _read(run, "persistence")
+    record = _read(run, "persistence", Persistence)
     if record is None:
         return None
-    steps = record.items("steps", int)
+    size = len(record.steps)
+    if size < 2 or {len(record.retained), *map(len, record.retained)} != {size}:
+        problem = "'retained' must be square, a row for each of two or more 'steps'"
+        raise DamagedJson(_file(run, "persistence"), problem, _remedy(run, "persistence"))
     retained = [
-        [
-            record.check("retained", value, float) if new > old and value is not None else None
-            for new, value in enumerate(row)
-        ]
-        for old, row in enumerate(record.items("retained", list))
+        [value if new > old else None for new, value in enumerate(row)]
+        for old, row in enumerate(record.retained)
     ]
-    if len(steps) < 2 or {len(retained), *map(len, retained)} != {len(steps)}:
-        raise record.damaged("'retained' must be square, a row for each of two or more 'steps'")
-    return Persistence(_head(run, record), steps, retained)
+    return replace(record, retained=retained)
 
 
 def _command(run: Path, what: str) -> str:
@@ -144,52 +145,31 @@ def _remedy(run: Path, what: str) -> str:
     return f"Make it anew: {_command(run, what)}"
 
 
-def _read(run: Path, what: str) -> JsonObject | None:
+def _file(run: Path, what: str) -> Path:
+    return run / "diagnostics" / f"{what}.json"
+
+
+def _read(run: Path, what: str, kind: type[Record]) -> Record | None:
     """A run's record of ``what``, or None where there is none."""
     try:
-        return read_json_object(run / "diagnostics" / f"{what}.json", _remedy(run, what))
+        return replace(read_json(_file(run, what), kind, _remedy(run, what)), folder=str(run))
     except FileNotFoundError:
         return None
 
 
-def _head(run: Path, record: JsonObject) -> RunHead:
-    return RunHead(
-        folder=str(run),
-        name=record.take("name", str),
-        model=record.take("model", str),
-        bits=record.take("bits", str),
-        method=record.take("method", str),
-        hadamard=record.take("hadamard", bool),
-        seed=record.take("seed", int),
-    )
-
-
 def _mask_from_metrics(run: Path) -> MaskHistory | None:
     """The rows that training wrote."""
-    path = run / "metrics.jsonl"
     rows = [
-        JsonObject(row, path, _remedy(run, "mask"))
-        for row in read_metric_rows(path)
+        row
+        for row in read_metric_rows(run / "metrics.jsonl")
         if row.get(FRACTION) is not None and EXPECTED in row
     ]
     if not rows:
         return None
+    columns = identity_columns(read_config(run / "config.yaml")) | {"name": run.name}
     return MaskHistory(
-        run=_head_from_config(run),
-        steps=[row.take("step", int) for row in rows],
-        fractions=[row.take(FRACTION, float) for row in rows],
-        expected=rows[-1].take_or_none(EXPECTED, float),
-    )
-
-
-def _head_from_config(run: Path) -> RunHead:
-    config = read_config(run / "config.yaml")
-    return RunHead(
+        **{column: columns[column] for column in HEAD_COLUMNS},
         folder=str(run),
-        name=run.name,
-        model=config.model.name,
-        bits=config.bits,
-        method=config.quant.method,
-        hadamard=config.quant.rotation == "hadamard",
-        seed=config.seed,
+        points=[MaskPoint(row["step"], row[FRACTION]) for row in rows],
+        expected=rows[-1][EXPECTED],
     )

@@ -47,11 +47,19 @@ class FitOptions:
     give intervals of probability ``confidence``; 0 gives none.
     """
 
-    form: Annotated[str, Choices(FORMS)] = "quest"
-    huber_delta: Annotated[float, Interval("[1e-6, 1e6]")] = 0.01
-    seed: Annotated[int, Interval(SEED)] = 0
-    bootstrap: Annotated[int, Interval("[0, 1e5]")] = 1000
-    confidence: Annotated[float, Interval("(0, 1)")] = 0.9
+    form: Annotated[
+        str,
+        Choices(FORMS),
+        "chinchilla: unquantized runs alone; free-alpha: an α for each precision",
+    ] = "quest"
+    huber_delta: Annotated[
+        float, Interval("[1e-6, 1e6]"), "residuals of the log loss beyond it count linearly"
+    ] = 0.01
+    seed: Annotated[int, Interval(SEED), "of the samples"] = 0
+    bootstrap: Annotated[int, Interval("[0, 1e5]"), "samples for the intervals; 0 gives none"] = (
+        1000
+    )
+    confidence: Annotated[float, Interval("(0, 1)"), "of the intervals"] = 0.9
 
 
 def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:

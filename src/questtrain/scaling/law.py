@@ -8,24 +8,22 @@ alone, and ``free-alpha``, in which every precision has an A·eff^-α and an α 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+from annotated_types import Interval, MinLen
 from numpy.typing import ArrayLike, NDArray
+from pydantic import AfterValidator
 
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.precision import REFERENCE
 from questtrain.store.files import write_json
-from questtrain.store.json_object import DamagedJson, JsonObject, read_json_object
+from questtrain.store.json_file import Count, DamagedJson, NotNegative, Positive, read_json
 
 Array: TypeAlias = NDArray[np.float64]
-
-TINY = sys.float_info.min
-"""The smallest of positive numbers."""
 
 FORMS = ("quest", "chinchilla", "free-alpha")
 
@@ -34,14 +32,36 @@ FORMS = ("quest", "chinchilla", "free-alpha")
 class Estimate:
     """A fitted number and its interval; without one (no bootstrap), low and high are None."""
 
-    value: float
-    low: float | None = None
-    high: float | None = None
+    value: NotNegative
+    low: NotNegative | None = None
+    high: NotNegative | None = None
 
     def times(self, factor: float) -> Estimate:
         """The estimate of ``factor`` (positive) times the number."""
         low, high = (None if end is None else factor * end for end in (self.low, self.high))
         return Estimate(factor * self.value, low, high)
+
+
+def _known_form(form: str) -> str:
+    if form not in FORMS:
+        raise unknown("form of law", form, FORMS)
+    return form
+
+
+def _positive(estimate: Estimate) -> Estimate:
+    if not estimate.value:
+        raise ValueError("should be of a positive value")
+    return estimate
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if ends[0] > ends[1]:
+        raise ValueError("should be a smallest and a largest number")
+    return ends
+
+
+PositiveEstimate: TypeAlias = Annotated[Estimate, AfterValidator(_positive)]
+Range: TypeAlias = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_ordered)]
 
 
 @dataclass(frozen=True)
@@ -55,22 +75,22 @@ class Law:
     ``draws`` are bootstrap samples of the numbers, by name (``A``, …, ``eff 4``, ``alpha 4``).
     """
 
-    form: str
-    A: Estimate
-    alpha: Estimate
-    B: Estimate
-    beta: Estimate
+    form: Annotated[str, AfterValidator(_known_form)]
+    A: PositiveEstimate
+    alpha: PositiveEstimate
+    B: PositiveEstimate
+    beta: PositiveEstimate
     E: Estimate
-    eff: Mapping[str, Estimate]
-    rms_log_residual: float
-    points: int
-    confidence: float | None = None
-    leave_one_out: float | None = None
-    alpha_of: Mapping[str, Estimate] = field(default_factory=dict)
-    eff_at: float | None = None
-    params_range: tuple[float, float] | None = None
-    tokens_range: tuple[float, float] | None = None
-    draws: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    eff: Mapping[str, PositiveEstimate]
+    rms_log_residual: NotNegative
+    points: Count
+    confidence: Annotated[float, Interval(ge=0, le=1)] | None = None
+    leave_one_out: NotNegative | None = None
+    alpha_of: Mapping[str, PositiveEstimate] = field(default_factory=dict)
+    eff_at: Positive | None = None
+    params_range: Range | None = None
+    tokens_range: Range | None = None
+    draws: Mapping[str, Annotated[tuple[NotNegative, ...], MinLen(1)]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
@@ -129,60 +149,10 @@ def law_record(law: Law) -> dict[str, Any]:
 def read_law(path: Path) -> Law:
     """A ``law.json``; UserError for a file that is none."""
     try:
-        return _law(read_json_object(path))
+        return read_json(path, Law)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file.") from error
     except DamagedJson as error:
         raise UserError(
             f"{path} is not a law of `questtrain fit --json FILE`: {error.problem}."
         ) from error
-
-
-def _law(content: JsonObject) -> Law:
-    """The numbers within what a law allows: sizes and exponents are positive."""
-    form = content.take("form", str)
-    if form not in FORMS:
-        raise unknown("form of law", form, FORMS)
-    A, alpha, B, beta = (_estimate(content.inside(key)) for key in ("A", "alpha", "B", "beta"))
-    E = _estimate(content.inside("E"), may_be_zero=True)
-    effs, alphas = content.inside("eff"), _optional(content, "alpha_of")
-    draws, warnings = _optional(content, "draws"), content.optional("warnings", list) or []
-    return Law(
-        form=form,
-        A=A,
-        alpha=alpha,
-        B=B,
-        beta=beta,
-        E=E,
-        eff={label: _estimate(effs.inside(label)) for label in effs.values},
-        rms_log_residual=content.take("rms_log_residual", float, low=0),
-        points=content.take("points", int, low=0),
-        confidence=content.optional("confidence", float, low=0, high=1),
-        leave_one_out=content.optional("leave_one_out", float, low=0),
-        alpha_of={label: _estimate(alphas.inside(label)) for label in alphas.values},
-        eff_at=content.optional("eff_at", float, low=TINY),
-        params_range=_pair(content, "params_range"),
-        tokens_range=_pair(content, "tokens_range"),
-        draws={key: tuple(draws.items(key, float, low=0)) for key in draws.values},
-        warnings=tuple(content.check("warnings", text, str) for text in warnings),
-    )
-
-
-def _optional(content: JsonObject, key: str) -> JsonObject:
-    """The object of ``key``, empty where there is none."""
-    return content.inside(key) if key in content.values else JsonObject({}, content.path)
-
-
-def _pair(content: JsonObject, key: str) -> tuple[float, float] | None:
-    if content.optional(key, list) is None:
-        return None
-    pair = content.items(key, float, low=0)
-    if len(pair) != 2 or pair[0] > pair[1]:
-        raise content.damaged(f"{key!r} holds {pair}, not a smallest and a largest number")
-    return pair[0], pair[1]
-
-
-def _estimate(entry: JsonObject, may_be_zero: bool = False) -> Estimate:
-    low = 0.0 if may_be_zero else TINY
-    ends = [entry.take_or_none(key, float, low=0) for key in ("low", "high")]
-    return Estimate(entry.take("value", float, low), *ends)

@@ -1,8 +1,10 @@
 """The regression behind the law: many robust least-squares problems of one shape, side by side.
 
 Log losses are fitted with a Huber loss by Levenberg-Marquardt steps on the analytic Jacobian. All
-starting points (and all bootstrap samples) are one batch, so that NumPy does the loop. Sizes and
-token counts are centred in the logarithm: otherwise A and α would be one direction, not two.
+starting points (and all bootstrap samples) are one batch, so that NumPy does the loop: that is why
+the solver is our own, 0.7 ms a bootstrap sample, where `scipy.optimize.least_squares`, which solves
+one problem at a time, takes 6.9. Sizes and token counts are centred in the logarithm: otherwise A
+and α would be one direction, not two.
 
 Parameters of a problem, in this order: ``ln A`` and α, ``ln B`` and β, E, then ``ln eff`` of each
 precision, and in the form ``free-alpha`` the α of each. Shape legend: B batch, n points, p
@@ -57,6 +59,7 @@ class Regression:
 
     @property
     def parameters(self) -> int:
+        """How many numbers the law is fitted with."""
         return SHARED + len(self.labels) * (2 if self.free_alpha else 1)
 
     def predict(self, x_Bp: Array) -> Array:

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from questtrain.config import TrainConfig, non_embedding_params, parse_bits, tokens
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError, suggestion
 from questtrain.scaling.precision import label_of, precision_label
 from questtrain.scaling.run_folders import find_runs
-from questtrain.scaling.run_record import read_run_record
-from questtrain.store.json_object import DamagedJson
+from questtrain.store.json_file import DamagedJson
 from questtrain.store.metric_rows import read_metric_rows
+from questtrain.store.run_record import identity_columns, read_run_record
 
 TABLE_SUFFIXES = (".csv", ".jsonl")
 REQUIRED = ("non_embedding_params", "tokens", "precision", "val_loss")
@@ -62,10 +61,12 @@ class Run:
 
     @property
     def model(self) -> str | None:
+        """The name of the model's size."""
         return self.text("model")
 
     @property
     def method(self) -> str | None:
+        """The name of the method, ``none`` where nothing is quantized."""
         return self.text("method")
 
     @property
@@ -100,16 +101,16 @@ def read_runs(paths: Sequence[str], nested: bool = False) -> list[Run]:
 def read_run(folder: Path) -> Run:
     """The row of one run folder."""
     try:
-        record = read_run_record(folder / "run.json")
-        precision = precision_label(record["bits"], record["method"])
-    except FileNotFoundError:
-        return _unfinished(folder)
+        record = read_run_record(folder)
+        if record is None:
+            return _unfinished(folder)
+        precision = precision_label(record.bits, record.method)
     except DamagedJson as error:
         return _damaged(folder, f"run.json: {error.problem}")
     except UserError as error:
         return _damaged(folder, f"run.json holds no run record: {error}")
-    columns = record | {"precision": precision}
-    return Run(record["name"], record["status"], columns, str(folder), folder)
+    columns = record.columns | {"precision": precision}
+    return Run(record.name, record.status, columns, str(folder), folder)
 
 
 def read_table(path: Path) -> list[Run]:
@@ -129,7 +130,8 @@ def _unfinished(folder: Path) -> Run:
     """What configuration and metrics say of a run that has no record yet."""
     try:
         config = read_config(folder / "config.yaml")
-        columns = _columns(config)
+        columns = identity_columns(config)
+        columns["precision"] = precision_label(config.bits, config.quant.method)
     except UserError as error:
         return _damaged(folder, str(error))
     rows = read_metric_rows(folder / "metrics.jsonl")
@@ -138,24 +140,6 @@ def _unfinished(folder: Path) -> Run:
     step = max((row["step"] for row in rows), default=0)
     problem = f"stopped at step {step:,}, or still training; the same command goes on"
     return Run(config.name or folder.name, "unfinished", columns, str(folder), folder, problem)
-
-
-def _columns(config: TrainConfig) -> dict[str, Any]:
-    bits = parse_bits(config.bits)
-    return {
-        "name": config.name,
-        "model": config.model.name,
-        "non_embedding_params": non_embedding_params(config.model),
-        "bits": config.bits,
-        "precision": precision_label(config.bits, config.quant.method),
-        "method": config.quant.method if bits.quantized else "none",
-        "hadamard": bits.quantized and config.quant.rotation == "hadamard",
-        "dataset": config.data.name,
-        "tokens": tokens(config),
-        "tokens_per_param": config.tokens_per_param,
-        "lr": config.lr,
-        "seed": config.seed,
-    }
 
 
 def _damaged(folder: Path, problem: str) -> Run:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from questtrain.errors import UserError
 from questtrain.store.files import publish_folder, remove_folder, sha256_of, write_json, writing
-from questtrain.store.json_object import DamagedJson, read_json_object
+from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_json
 
 log = logging.getLogger(__name__)
 
@@ -146,12 +146,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 class _State:
     """``checkpoint.json``."""
 
-    step: int
-    wall_seconds: float
+    step: Count
+    wall_seconds: NotNegative
     sha256: dict[str, str]
 
     def problems(self, folder: Path) -> Iterator[str]:
         """What is wrong with the folder's files, cheap tests first."""
+        if self.step != step_of(folder):
+            yield f"{_STATE}: 'step' holds {self.step}, and the folder is of step {step_of(folder)}"
         present = {file.name for file in folder.iterdir()} - {_STATE}
         for name in sorted(self.sha256.keys() - present):
             yield f"{name} is missing"
@@ -170,13 +172,7 @@ class _State:
 
 def _read_state(folder: Path) -> _State:
     try:
-        state = read_json_object(folder / _STATE)
-        step = state.take("step", int, low=0)
-        if step != step_of(folder):
-            raise state.damaged(f"'step' holds {step}, and the folder is of step {step_of(folder)}")
-        sums = state.inside("sha256")
-        checksums = {name: sums.take(name, str) for name in sums.values}
-        return _State(step, state.take("wall_seconds", float, low=0), checksums)
+        return read_json(folder / _STATE, _State)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {folder} is damaged: {_STATE} is missing.") from error
     except DamagedJson as error:

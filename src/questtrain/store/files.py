@@ -121,6 +121,7 @@ class LineFile:
             raise
 
     def close(self) -> None:
+        """Close the file; nothing is buffered."""
         self._file.close()
 
 

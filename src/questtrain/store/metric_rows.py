@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from questtrain.errors import UserError
-from questtrain.store.json_object import JsonObject, parse_json
+from questtrain.store.json_file import Count, parse_json
 
 log = logging.getLogger(__name__)
 
-NUMBERS = (
-    "train_loss", "val_loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu",
-    "memory_bytes",
-)  # fmt: skip
-"""Columns that hold a number in a row that has them, or null where it is not known."""
+
+@dataclass
+class _Row:
+    """The columns that a row may have; a number that could not be measured is null."""
+
+    step: Count
+    train_loss: float | None = None
+    val_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens: float | None = None
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    memory_bytes: float | None = None
+    weight_masked_fraction: float | None = None
+    expected_masked_fraction: float | None = None
+    gradient_alignment: float | None = None
 
 
 def read_metric_rows(path: Path) -> list[dict[str, Any]]:
@@ -30,7 +45,7 @@ def read_metric_rows(path: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    rows = [metric_row(line, path) for line in lines if line.strip()]
+    rows = [metric_row(line) for line in lines if line.strip()]
     torn_at_end = bool(lines[-1].strip()) and rows[-1] is None
     damaged = rows.count(None) - torn_at_end
     if damaged:
@@ -38,14 +53,11 @@ def read_metric_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def metric_row(line: str | bytes, path: Path) -> dict[str, Any] | None:
-    """The row in a line of ``path``, or None where it holds none."""
+def metric_row(line: str | bytes) -> dict[str, Any] | None:
+    """The row in a line of the file, or None where it holds none."""
     try:
-        value = parse_json(line)
-        row = JsonObject(value if isinstance(value, dict) else {}, path)
-        row.take("step", int, low=0)
-        for key in NUMBERS:
-            row.optional(key, float)
-    except (ValueError, UserError):
+        parse_json(line, _Row)
+    except ValueError:
         return None
-    return dict(row.values)
+    row: dict[str, Any] = from_json(line)
+    return row

@@ -19,12 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from questtrain.errors import UserError, WriteFailed
+from questtrain.errors import WriteFailed
 from questtrain.process.signals import STOP_SIGNALS
 from questtrain.process.start import python_command
 from questtrain.store.files import last_lines, write_json, writing
-from questtrain.store.json_object import read_json_object
-from questtrain.store.typed_record import build_record
+from questtrain.store.json_file import DamagedJson, read_json
 from questtrain.sweep.job import Job
 
 TRAIN = (*python_command("questtrain.cli.main"), "train")
@@ -82,8 +81,8 @@ class Outcome:
 def read_outcome(job: Job) -> Outcome | None:
     """What is known of the last attempt; None where there was none, or its file is damaged."""
     try:
-        return build_record(Outcome, read_json_object(job.attempt_file))
-    except (FileNotFoundError, UserError):
+        return read_json(job.attempt_file, Outcome)
+    except (FileNotFoundError, DamagedJson):
         return None
 
 

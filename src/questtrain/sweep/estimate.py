@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +41,10 @@ def choose_speed(jobs: Sequence[Job], mfu: float | None, gpu: str | None) -> Spe
     if mfu is not None:
         return Speed(name, peak, mfu, {}, f"MFU {mfu:.2f} (given)")
     folder = jobs[0].sweep_folder
-    here = _measured(job.run_file for job in jobs)
+    here = _measured(job.folder for job in jobs)
     models = {job.model for job in jobs}
-    beside = _measured([*folder.parent.glob("*/run.json"), *folder.parent.glob("*/*/run.json")])
+    records = [*folder.parent.glob("*/run.json"), *folder.parent.glob("*/*/run.json")]
+    beside = _measured(record.parent for record in records)
     by_model = {model: here.get(model) or beside.get(model, []) for model in models}
     medians = {model: statistics.median(values) for model, values in by_model.items() if values}
     if not medians:
@@ -53,14 +53,13 @@ def choose_speed(jobs: Sequence[Job], mfu: float | None, gpu: str | None) -> Spe
     return Speed(name, peak, overall, medians, f"MFU {overall:.2f} (measured, by model)")
 
 
-def _measured(records: Iterable[Path]) -> dict[str, list[float]]:
+def _measured(runs: Iterable[Path]) -> dict[str, list[float]]:
     """The MFUs of completed runs, by model."""
     found: dict[str, list[float]] = {}
-    for path in records:
-        record = read_record(path)
-        with suppress(KeyError, TypeError, ValueError):
-            if record["status"] == "completed" and record["mfu"]:
-                found.setdefault(record["model"], []).append(float(record["mfu"]))
+    for run in runs:
+        record = read_record(run)
+        if record is not None and record.status == "completed" and record.model and record.mfu:
+            found.setdefault(record.model, []).append(record.mfu)
     return found
 
 

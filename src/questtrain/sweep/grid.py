@@ -19,15 +19,13 @@ import yaml
 from questtrain.config import TrainConfig
 from questtrain.config.loading import setting_names
 from questtrain.config.names import PathName
+from questtrain.config.schema import GROUPS
 from questtrain.errors import UserError, suggestion, unknown
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 Scalar: TypeAlias = str | int | float | bool | None
-
-GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
-"""Settings that choose a YAML file of ``conf/``; the command line knows them by the same names."""
 
 OF_THE_SWEEP = {
     "name": "every run gets a name of its own",

@@ -14,26 +14,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
+
+from questtrain.store.json_file import Count, Positive
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run of a sweep before it starts.
+@dataclass(frozen=True, kw_only=True)
+class ManifestEntry:
+    """What the manifest holds of a run, under its name.
 
     ``words`` are those of ``questtrain train``, complete: ``runs_dir=`` and ``name=`` included.
     ``flops`` is all of training, ``memory_bytes`` the estimated peak on the device.
     """
 
-    name: str
     words: tuple[str, ...]
-    folder: Path
     model: str
     bits: str
     method: str
-    steps: int
-    tokens: int
-    flops: float
-    memory_bytes: int
+    steps: Annotated[int, Ge(1)]
+    tokens: Annotated[int, Ge(1)]
+    flops: Positive
+    memory_bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(ManifestEntry):
+    """A run of a sweep before it starts."""
+
+    name: str
+    folder: Path
 
     @property
     def sweep_folder(self) -> Path:

@@ -10,41 +10,39 @@ from typing import Any
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_json
-from questtrain.store.json_object import read_json_object
-from questtrain.store.typed_record import build_record
+from questtrain.store.json_file import read_json
 from questtrain.sweep.grid import Sweep
-from questtrain.sweep.job import Job, longest_first
+from questtrain.sweep.job import Job, ManifestEntry, longest_first
 
 FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The experiment's own words, and its jobs, longest first."""
+    """The jobs of a sweep, longest first; the rest of the file is the experiment's own words."""
 
-    name: str
-    title: str
-    paper: str | None
-    figure: str | None
     jobs: list[Job]
+
+
+@dataclass(frozen=True)
+class _File:
+    """The jobs as JSON holds them: the folder that the file lies in says where each run is."""
+
+    jobs: dict[str, ManifestEntry]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest of a sweep's folder, None where no sweep has begun.
 
-    UserError if it is damaged.
+    DamagedJson names what is wrong with it.
     """
     remedy = "Move it away, and the sweep writes a new one; its runs are kept."
     try:
-        content = read_json_object(folder / FILE, remedy)
+        found = read_json(folder / FILE, _File, remedy)
     except FileNotFoundError:
         return None
-    entries = content.inside("jobs")
-    jobs = [
-        build_record(Job, entries.inside(name), low=0, name=name, folder=folder / name)
-        for name in entries.values
-    ]
-    return build_record(Manifest, content, jobs=longest_first(jobs))
+    jobs = [Job(name=name, folder=folder / name, **vars(e)) for name, e in found.jobs.items()]
+    return Manifest(longest_first(jobs))
 
 
 def record_jobs(sweep: Sweep, folder: Path, jobs: Iterable[Job]) -> None:

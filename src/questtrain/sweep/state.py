@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from questtrain.errors import UserError
 from questtrain.store.files import last_lines
-from questtrain.store.json_object import read_json_object
+from questtrain.store.json_file import DamagedJson
 from questtrain.store.metric_rows import metric_row
+from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.sweep.attempt import is_claimed, read_outcome
 from questtrain.sweep.job import Job
 
@@ -83,16 +83,16 @@ def _in_queue(state: State, queued: QueuedRun | None) -> State:
 
 def read_state(job: Job) -> State:
     """One job's state. A run record that says completed is done, whoever trained it."""
-    record = read_record(job.run_file)
-    if record.get("status") == "completed":
+    record = read_record(job.folder)
+    if record is not None and record.status == "completed":
         return State(
             job,
             "done",
             job.steps,
-            record.get("train_loss"),
-            record.get("val_loss"),
-            record.get("tokens_per_second"),
-            record.get("mfu"),
+            record.train_loss,
+            record.val_loss,
+            record.tokens_per_second,
+            record.mfu,
         )
     rows = _last_rows(job.folder / "metrics.jsonl")
     if is_claimed(job):
@@ -106,31 +106,26 @@ def read_state(job: Job) -> State:
 
 def ended(job: Job) -> Status | None:
     """``done`` or ``failed`` where nothing is left to do, whoever holds the claim; else None."""
-    record = read_record(job.run_file)
-    if record.get("status") == "completed":
+    record = read_record(job.folder)
+    if record is not None and record.status == "completed":
         return "done"
     return "failed" if _failure(job, record) else None
 
 
-def _failure(job: Job, record: dict[str, Any]) -> str | None:
+def _failure(job: Job, record: RunRecord | None) -> str | None:
     """Why the run failed; None where it did not, or waits to be tried again."""
     outcome = read_outcome(job)
     if outcome is not None:
         return (outcome.reason or f"exit code {outcome.exit_code}") if outcome.failed else None
-    diverged = record.get("status") == "diverged"
+    diverged = record is not None and record.status == "diverged"
     return "diverged: the loss became NaN or infinite" if diverged else None
 
 
-def read_record(run_file: Path) -> dict[str, Any]:
-    """A run's ``run.json``, its numbers checked; empty where the run has not ended or the file is
-    damaged."""
-    with suppress(FileNotFoundError, UserError):
-        record = read_json_object(run_file)
-        record.take("status", str)
-        for key in ("train_loss", "val_loss", "tokens_per_second", "mfu"):
-            record.optional(key, float)
-        return dict(record.values)
-    return {}
+def read_record(run_folder: Path) -> RunRecord | None:
+    """The run's record; None where the run has not ended or the record is damaged."""
+    with suppress(DamagedJson):
+        return read_run_record(run_folder)
+    return None
 
 
 def progress(states: Sequence[State]) -> Progress:
@@ -195,5 +190,5 @@ def _in_progress(
 
 def _last_rows(metrics: Path) -> list[dict[str, Any]]:
     """The last rows of ``metrics.jsonl``; lines that are torn or damaged are left out."""
-    found = (metric_row(line, metrics) for line in last_lines(metrics))
+    found = (metric_row(line) for line in last_lines(metrics))
     return [row for row in found if row is not None]

@@ -19,6 +19,7 @@ from questtrain.errors import UserError
 from questtrain.model import Llama
 from questtrain.store.checkpoint import checkpoint_at, checkpoint_folders, step_of
 from questtrain.store.files import no_such_folder, write_json
+from questtrain.store.run_record import HEAD_COLUMNS, identity_columns
 from questtrain.train.diagnostics import (
     diagnostic_batches,
     expected_masked_fraction,
@@ -74,15 +75,10 @@ def diagnose(
             facts = _mask(diagnosed)
         case _:
             facts = _persistence(diagnosed)
-    config = diagnosed.config
+    columns = identity_columns(diagnosed.config)
     record = {
         "what": what,
-        "name": config.name,
-        "model": config.model.name,
-        "bits": config.bits,
-        "method": config.quant.method,
-        "hadamard": config.quant.rotation == "hadamard",
-        "seed": config.seed,
+        **{column: columns[column] for column in HEAD_COLUMNS},
         **facts,
         "device": device_name(diagnosed.device),
         "torch_version": torch.__version__,

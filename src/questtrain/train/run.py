@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,12 +13,12 @@ from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
+from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import RankEndsAlone, World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
     claim_run,
-    read_record,
     run_folder,
     saying_what_is_kept,
     settle_run,
@@ -33,7 +32,7 @@ MANY_PASSES = 4
 """From here on repeated data is said as a warning."""
 
 
-def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
+def train(config: TrainConfig) -> tuple[Path, RunRecord]:
     """Train ``config`` in its run folder; returns the folder and the run record.
 
     A run that is already complete is left alone. Several processes whose environment says that
@@ -50,7 +49,7 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
         record = world.broadcast_object(
             world.agree(lambda: _settle(config, dataset, folder, world))
         )
-        if record is not None and record["status"] == "completed":
+        if record is not None and record.status == "completed":
             log.info("%s is already complete", folder)
             return folder, record
         _announce(config, dataset, device, world)
@@ -61,8 +60,8 @@ def train(config: TrainConfig) -> tuple[Path, dict[str, Any]]:
             raise RankEndsAlone(_out_of_memory(config, device, world)) from error
         log.info(
             "validation loss %.4f nats a token after %s tokens (unigram entropy of the data: %.3f)",
-            record["val_loss"],
-            f"{record['tokens']:,}",
+            record.val_loss,
+            f"{record.tokens:,}",
             dataset.unigram_entropy,
         )
         log.info("loss picture: %s", folder / "figures" / "loss.png")
@@ -108,12 +107,12 @@ def check_same_on_all(mine: DataIdentity, world: World) -> None:
 
 def _settle(
     config: TrainConfig, dataset: TokenDataset, folder: Path, world: World
-) -> dict[str, Any] | None:
+) -> RunRecord | None:
     """Rank 0 makes the folder this run's; returns its record if it has ended already."""
     if not world.is_first:
         return None
     settle_run(folder, config, dataset)
-    return read_record(folder)
+    return read_run_record(folder)
 
 
 def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> str:

@@ -20,11 +20,7 @@ from questtrain.data.identity import read_identity
 from questtrain.errors import UserError, WriteFailed
 from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
 from questtrain.store.files import write_text, writing
-from questtrain.store.json_object import read_json_object
 from questtrain.train.run_data import data_differences, keep_data
-
-STATUSES = ("completed", "diverged")
-"""How a run can have ended."""
 
 DATA_PLACES = ("data.files", "data.validation_files", "data.tokenizer")
 """Settings that say where data lies."""
@@ -115,19 +111,6 @@ def _differences(
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not is_operational(key) and key not in ignored
     ]
-
-
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """The run's ``run.json``, or None where it has not ended yet; DamagedJson names what is wrong
-    with it."""
-    remedy = "Remove it, and the same command writes it again from the last checkpoint."
-    try:
-        record = read_json_object(folder / "run.json", remedy)
-    except FileNotFoundError:
-        return None
-    if record.take("status", str) not in STATUSES:
-        raise record.damaged(f"'status' holds {record.values['status']!r}")
-    return dict(record.values)
 
 
 @contextmanager

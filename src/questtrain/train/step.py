@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import TrainConfig
+from questtrain.cuda_graph import GraphedCall
 from questtrain.errors import UserError
 from questtrain.kernels import serves
 from questtrain.kernels.formats import FP8_MULTIPLE
@@ -24,12 +25,14 @@ from questtrain.model import FusedLlama, Llama
 from questtrain.train.evaluate import loss_function, product_dtype
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
 from questtrain.train.parallel import World
-from questtrain.train.step_graph import StepGraph
 
 log = logging.getLogger(__name__)
 
 FP8_CAPABILITY = (8, 9)
 """The first GPUs whose tensor cores multiply FP8."""
+
+WARM_STEPS = 2
+"""Before one is captured as a CUDA graph."""
 
 T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -82,6 +85,7 @@ class TrainingStep:
         self._fused = self._fused_llama()
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
+        self._weights = list(self.model.parameters())
         self._graph = self._step_graph()
 
     def __call__(self, batch_BT: np.ndarray, lr: float) -> tuple[Tensor, Tensor]:
@@ -93,7 +97,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
-    def beside(self, work: Callable[[], T]) -> T:
+    def between_steps(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which looks at the model between steps; where memory is short, it
         is done once more with that of the graph, which the next step captures anew."""
         try:
@@ -111,7 +115,12 @@ class TrainingStep:
             batch = batch.pin_memory().to(self.device, non_blocking=True)
         if self._fused is not None:
             self._fused.forget_weights()  # a graph has its own; validation's would take memory
-        return self._accumulate(batch) if self._graph is None else self._graph(batch)
+        if self._graph is None:
+            return self._accumulate(batch)
+        loss, gradients = self._graph(batch)
+        for weight, gradient in zip(self._weights, gradients, strict=True):
+            weight.grad = gradient
+        return loss.clone()
 
     def _accumulate(self, batch: Tensor) -> Tensor:
         """`_backward` of a batch on the device."""
@@ -119,8 +128,8 @@ class TrainingStep:
         total = torch.zeros((), device=self.device)
         parts = torch.split(batch, self.micro_batch)
         fused = self._fused
-        together = len(parts) > 1 or self.world.size > 1
-        with fused.summing_gradients() if fused and together else nullcontext():
+        sums = len(parts) > 1 or self.world.size > 1
+        with fused.summing_gradients() if fused and sums else nullcontext():
             for tokens in parts:
                 loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
                 loss = loss / targets_in_batch
@@ -130,6 +139,10 @@ class TrainingStep:
                 self.world.all_reduce([*self._gradients(), total])
         return total
 
+    def _loss_and_gradients(self, batch: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        loss = self._accumulate(batch)
+        return loss, [weight.grad for weight in self._weights]
+
     def _gradients(self) -> Iterator[Tensor]:
         """What this rank's rows have given so far."""
         for weight in self.model.parameters():
@@ -138,12 +151,13 @@ class TrainingStep:
         if self._fused is not None:
             yield from self._fused.gradient_sums()
 
-    def _step_graph(self) -> StepGraph | None:
+    def _step_graph(self) -> GraphedCall[tuple[Tensor, list[Tensor | None]]] | None:
         """None where nothing is captured: several processes sum their gradients eagerly."""
         fused, on_gpu = self._fused is not None, self.device.type == "cuda"
         if not (fused and on_gpu and self.config.train.cuda_graph and self.world.size == 1):
             return None
-        return StepGraph(self._accumulate, list(self.model.parameters()))
+        batch = torch.empty(0, dtype=torch.int64, device=self.device)
+        return GraphedCall(self._loss_and_gradients, batch, WARM_STEPS, reads=self._weights)
 
     def _fast_loss(self) -> Loss:
         config, on_gpu = self.config, self.device.type == "cuda"

@@ -26,13 +26,14 @@ from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
 from questtrain.store.files import write_json
 from questtrain.store.metric_rows import read_metric_rows
+from questtrain.store.run_record import FILE, RunRecord, Status
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
 from questtrain.train.picture import draw_loss
-from questtrain.train.record import build_record, data_record
+from questtrain.train.record import build_record
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 
@@ -84,7 +85,7 @@ class Trainer:
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self._first_bad_step = torch.full((), -1, device=device)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> RunRecord:
         """Train to the end and return the run record; raises TrainingStopped."""
         world = self.world
         with on_stop_signals(self._on_signal):
@@ -93,8 +94,10 @@ class Trainer:
             world.broadcast(self.model.parameters())
             with world.agree(self._metrics) as metrics:
                 self._train(metrics)
-            record = world.agree(lambda: self._finish("completed") if world.is_first else {})
-        return world.broadcast_object(record)
+            record = world.agree(lambda: self._finish("completed") if world.is_first else None)
+        record = world.broadcast_object(record)
+        assert record is not None
+        return record
 
     def _metrics(self) -> Metrics:
         resolved = asdict(self.config)
@@ -136,7 +139,7 @@ class Trainer:
             tokens = self.step * config.batch_size * config.sequence_length
             self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
-            self._write(metrics, self._beside(self._diagnose))
+            self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
             self._check_finite()
             if loss is None:
@@ -192,7 +195,7 @@ class Trainer:
 
     def _validation_loss(self) -> float:
         """The run has diverged where it is not finite."""
-        loss = self._beside(self._measure)
+        loss = self._between_steps(self._measure)
         if not math.isfinite(loss):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
         return loss
@@ -200,7 +203,7 @@ class Trainer:
     def _require_finite_loss(self) -> None:
         """The last update may have made weights that are of no use: they reach no checkpoint. One
         window, eagerly, because a signal leaves no time to compile anything."""
-        finite = math.isfinite(self._beside(self._loss_of_one_window))
+        finite = math.isfinite(self._between_steps(self._loss_of_one_window))
         if self.world.all_reduce_max(int(not finite)):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
 
@@ -223,9 +226,9 @@ class Trainer:
         )
         return validation_loss(self.update.loss_of, batches, rows, self.device, self.world)
 
-    def _beside(self, work: Callable[[], T]) -> T:
+    def _between_steps(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which looks at the model, and at shards that may be damaged."""
-        return self.world.fail_alone(lambda: self.update.beside(work))
+        return self.world.fail_alone(lambda: self.update.between_steps(work))
 
     def _diagnose(self) -> dict[str, Any]:
         batches = diagnostic_batches(self.config, self.dataset.validation, 1)
@@ -273,24 +276,24 @@ class Trainer:
         save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep, self.saved)
         self.saved.add(self.step)
 
-    def _finish(self, status: str) -> dict[str, Any]:
+    def _finish(self, status: Status) -> RunRecord:
         rows = read_metric_rows(self.folder / "metrics.jsonl")
         record = build_record(
             self.config,
             status,
-            self.dataset.tokenizer.label,
+            self.dataset,
             rows,
             self._wall_seconds(),
             self.device,
             self.world.size,
-        ) | data_record(self.config, self.dataset)
+        )
         draw_loss(
             rows,
             f"{self.config.model.name} {self.config.bits}",
             self.folder / "figures" / "loss.png",
             self.dataset.unigram_entropy,
         )
-        write_json(self.folder / "run.json", record)
+        write_json(self.folder / FILE, record.columns)
         return record
 
     def _wall_seconds(self) -> float:

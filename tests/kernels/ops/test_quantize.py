@@ -7,9 +7,9 @@ import torch
 
 import questtrain.kernels as kernels
 from questtrain.config import NumberFormat, QuantConfig
+from questtrain.config.gaussian import GAUSSIAN_ALPHA
 from questtrain.kernels import formats, unpack_bits
 from questtrain.quant.build import build_quantizer
-from questtrain.quant.scale import GAUSSIAN_ALPHA
 from tests.kernels.arguments import EPSILON, random_rows
 
 LABELS = {2: "1", 3: "1.58", 4: "2", 8: "3", 16: "4", 32: "5", 64: "6", 128: "7", 256: "8"}

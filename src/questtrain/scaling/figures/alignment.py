@@ -38,9 +38,9 @@ def data(paths: Paths) -> AlignmentData:
     """A line for each method and bits, its seeds merged."""
     records = read_all(find_runs([str(path) for path in paths]), "alignment", read_alignment)
     groups = _merge_seeds(records)
-    labels = run_labels([group[0].run for group in groups])
+    labels = run_labels([group[0] for group in groups])
     return AlignmentData(
-        title("Gradient alignment", [record.run for record in records]),
+        title("Gradient alignment", records),
         [_line(label, group) for label, group in zip(labels, groups, strict=True)],
     )
 
@@ -74,26 +74,24 @@ def _merge_seeds(records: Sequence[Alignment]) -> list[list[Alignment]]:
     differs too, and nothing is merged."""
     groups: dict[object, list[Alignment]] = {}
     for record in records:
-        run = record.run
-        kind = (run.model, run.bits, run.method, run.hadamard, record.step, len(record.mean))
-        groups.setdefault(kind, []).append(record)
+        kind = (record.model, record.bits, record.method, record.hadamard)
+        groups.setdefault((*kind, record.step, len(record.blocks)), []).append(record)
     merged = []
     for group in groups.values():
-        distinct = len({record.run.seed for record in group}) == len(group)
+        distinct = len({record.seed for record in group}) == len(group)
         merged += [group] if distinct else [[record] for record in group]
     return merged
 
 
 def _line(label: str, group: Sequence[Alignment]) -> Line:
     """The seeds' mean, and the std over all their batches: within a seed and between seeds."""
-    means = list(zip(*(record.mean for record in group), strict=True))
-    stds = list(zip(*(record.std for record in group), strict=True))
-    within = [fmean(std**2 for std in block) for block in stds]
-    between = [pvariance(block) for block in means]
+    depths = list(zip(*(record.blocks for record in group), strict=True))
+    within = [fmean(block.std**2 for block in blocks) for blocks in depths]
+    between = [pvariance([block.mean for block in blocks]) for blocks in depths]
     return Line(
         label=label if len(group) == 1 else f"{label} ({len(group)} seeds)",
-        runs=[record.run.folder for record in group],
-        depth=list(range(1, len(means) + 1)),
-        mean=[fmean(block) for block in means],
+        runs=[record.folder for record in group],
+        depth=list(range(1, len(depths) + 1)),
+        mean=[fmean(block.mean for block in blocks) for blocks in depths],
         std=[math.sqrt(w + b) for w, b in zip(within, between, strict=True)],
     )

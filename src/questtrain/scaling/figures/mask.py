@@ -45,12 +45,17 @@ class MaskData:
 def data(paths: Paths) -> MaskData:
     """A line for each run."""
     records = read_all(find_runs([str(path) for path in paths]), "mask", read_mask)
-    heads = [record.run for record in records]
     return MaskData(
-        title("Weights outside the trust mask", heads),
+        title("Weights outside the trust mask", records),
         [
-            Line(label, record.run.folder, record.steps, record.fractions, record.expected)
-            for label, record in zip(run_labels(heads), records, strict=True)
+            Line(
+                label,
+                record.folder,
+                [point.step for point in record.points],
+                [point.fraction for point in record.points],
+                record.expected,
+            )
+            for label, record in zip(run_labels(records), records, strict=True)
         ],
     )
 

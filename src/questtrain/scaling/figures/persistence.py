@@ -41,12 +41,11 @@ class PersistenceData:
 def data(paths: Paths) -> PersistenceData:
     """A panel for each run."""
     records = read_all(find_runs([str(path) for path in paths]), "persistence", read_persistence)
-    heads = [record.run for record in records]
     return PersistenceData(
-        title("Masked weights that stay masked", heads),
+        title("Masked weights that stay masked", records),
         [
-            Panel(label, record.run.folder, record.steps, record.retained)
-            for label, record in zip(run_labels(heads), records, strict=True)
+            Panel(label, record.folder, record.steps, record.retained)
+            for label, record in zip(run_labels(records), records, strict=True)
         ],
     )
 

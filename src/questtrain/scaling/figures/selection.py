@@ -133,7 +133,15 @@ def head(run: Run) -> RunHead:
     model = run.model or count_text(run.number("non_embedding_params"))
     hadamard = is_rotated(run)
     seed = int(run.number("seed") or 0)
-    return RunHead(run.source, run.name, model, bits, method, hadamard, seed)
+    return RunHead(
+        name=run.name,
+        model=model,
+        bits=bits,
+        method=method,
+        hadamard=hadamard,
+        seed=seed,
+        folder=run.source,
+    )
 
 
 def is_rotated(run: Run) -> bool:

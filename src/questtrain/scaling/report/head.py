@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from questtrain import __version__
 from questtrain.scaling.report.content import Content
 from questtrain.scaling.report.markup import escape, tag
 from questtrain.scaling.runs import STATUSES, Run
+from questtrain.version import __version__
 
 FACTS = (
     ("data", "dataset"),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from questtrain.errors import UserError
 from questtrain.store.files import write_json
-from questtrain.store.json_object import read_json_object
+from questtrain.store.json_file import read_json
 from questtrain.sweep.state import QueuedRun
 
 SECONDS_BETWEEN_QUESTIONS = 10
@@ -31,10 +31,9 @@ def submissions_file(sweep_folder: Path) -> Path:
 def read_submissions(sweep_folder: Path) -> dict[str, str]:
     """Run name → task id, as submitted last; UserError if the file is damaged."""
     try:
-        content = read_json_object(submissions_file(sweep_folder))
+        return read_json(submissions_file(sweep_folder), dict[str, str])
     except FileNotFoundError:
         return {}
-    return {name: content.take(name, str) for name in content.values}
 
 
 def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:

@@ -1,0 +1,73 @@
+"""Figure 6: how fast the linear layers of a model are, quantization included, part by part."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+
+from questtrain.bench.layer.block import BlockBenchmark
+from questtrain.bench.layer.ceilings import measure_ceilings
+from questtrain.bench.layer.products import measure_product
+from questtrain.bench.layer.quantizers import measure_quantizers
+from questtrain.bench.layer.random_tensors import Format, format_of
+from questtrain.bench.results import Results, Row
+from questtrain.bench.settings import LayerConfig
+from questtrain.bench.shapes import block_products
+from questtrain.bench.timing import Sampler, measure
+from questtrain.config import ModelConfig, parse_bits
+
+log = logging.getLogger(__name__)
+
+Step = tuple[str, Callable[[], list[Row]]]
+
+
+def bench_layer(
+    results: Results, models: Sequence[ModelConfig], config: LayerConfig, device: torch.device
+) -> None:
+    """Fill ``results``, a shape at a time; what does not fit into memory is logged and left out."""
+    formats = format_of(parse_bits(config.bits))
+    results.set_ceilings(measure_ceilings(formats, device))
+    for model in models:
+        for name, step in _steps(model, config, formats, device):
+            try:
+                rows = step()
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                log.warning("%s, %s: does not fit into the device's memory", model.name, name)
+                continue
+            finally:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            results.add([{"model": model.name, **row} for row in rows])
+            log.info("%s, %s", model.name, name)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's has a class of its own; a CPU's allocator only says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _steps(
+    model: ModelConfig, config: LayerConfig, formats: Format, device: torch.device
+) -> Iterator[Step]:
+    """What each step measures, and how."""
+    sample: Sampler = partial(
+        measure, rounds=config.rounds, milliseconds=config.milliseconds, device=device
+    )
+    if "block" in config.parts:
+        block = BlockBenchmark(model, formats, device)
+        for count in config.tokens:
+            yield f"block, {count} tokens", partial(block.measure, count, sample)
+    rest = (formats, device, sample)
+    if "products" in config.parts:
+        for count in config.tokens:
+            for product in block_products(model):
+                step = partial(measure_product, product, count, *rest)
+                yield f"{product.name}, {count} tokens", step
+    if "quantizers" in config.parts:
+        for count in config.tokens:
+            yield f"quantizers, {count} tokens", partial(measure_quantizers, model, count, *rest)

@@ -1,0 +1,121 @@
+"""The models that a benchmark measures, made from its settings; UserError where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from questtrain.bench.settings import (
+    LARGE_MODEL,
+    MICRO_BATCH_TOKENS,
+    MICRO_BATCH_TOKENS_OF_LARGE,
+    DecodeConfig,
+    LayerConfig,
+    PrefillConfig,
+    TrainStepConfig,
+)
+from questtrain.bench.shapes import LARGER_MODELS
+from questtrain.cli.hydra_config import compose_mapping, group_choices
+from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits, validate
+from questtrain.config.loading import config_from_mapping
+from questtrain.errors import UserError, unknown
+
+SHARED = ("model", "bits", "batch_size", "sequence_length", "device", "compile")
+"""Settings of training that all cases share."""
+
+
+def layer_models(config: LayerConfig) -> list[ModelConfig]:
+    """Models whose linear layers are measured, in a format that the integer kernels have."""
+    models, bits = models_named(config.models), parse_bits(config.bits)
+
+    from questtrain.bench.layer.random_tensors import format_of
+
+    format_of(bits)
+    return models
+
+
+def inference_models(config: PrefillConfig | DecodeConfig) -> list[ModelConfig]:
+    """Models that are packed whole, of ``layers`` blocks."""
+    models = models_named(config.models)
+    for model in models:
+        if config.layers is not None and config.layers > model.num_layers:
+            raise UserError(f"layers={config.layers}: {model.name} has 1 to {model.num_layers}.")
+        model.vocab_size = config.vocab_size
+        model.num_layers = config.layers or model.num_layers
+    for bits in [config.bits] if isinstance(config.bits, str) else config.bits:
+        _packable(bits)
+    return models
+
+
+def training_cases(config: TrainStepConfig) -> dict[str, dict[str, TrainConfig]]:
+    """Model → case → its training settings, first those of ``bf16``."""
+    _check_names(config.models, group_choices("model"))
+    return {model: _cases(config, model) for model in config.models}
+
+
+def _cases(config: TrainStepConfig, model: str) -> dict[str, TrainConfig]:
+    cases = {"bf16": _train_config(config, model, "bf16", [])}
+    for text in config.cases:
+        bits, *settings = text.split() or [""]
+        name = " ".join([str(_packable(bits)), *settings])
+        cases[name] = _train_config(config, model, bits, settings)
+    return cases
+
+
+def _train_config(
+    config: TrainStepConfig, model: str, bits: str, settings: Sequence[str]
+) -> TrainConfig:
+    """The same work for all: a case may change how it is done, by ``overrides`` and its own
+    ``settings``, and no more."""
+    extra = [*config.overrides, *settings]
+    for word in extra:
+        if word.partition("=")[0].partition(".")[0] in SHARED:
+            raise UserError(f"{word!r} cannot be a setting of a case: all cases share it.")
+    shared = {
+        "model": model,
+        "model.vocab_size": config.vocab_size,
+        "batch_size": config.batch_size,
+        "sequence_length": config.sequence_length,
+        "micro_batch_size": "null",
+        "compile": "auto" if config.compile else "false",
+        "tokens_per_param": 1_000_000,  # enough for a step of any batch
+        "max_steps": 1,
+    }
+    words = [*(f"{key}={value}" for key, value in shared.items()), f"bits={bits}", *extra]
+    typed = config_from_mapping(TrainConfig, compose_mapping("train", TrainConfig, words))
+    if typed.micro_batch_size is None:
+        is_large = typed.model.nominal_params > LARGE_MODEL
+        usual = MICRO_BATCH_TOKENS_OF_LARGE if is_large else MICRO_BATCH_TOKENS
+        tokens = config.micro_batch_tokens or usual
+        typed.micro_batch_size = max(1, tokens // config.sequence_length)
+    validate(typed)
+    return typed
+
+
+def models_named(names: Sequence[str]) -> list[ModelConfig]:
+    """The shapes of models; UserError for none, or an unknown one."""
+    _check_names(names, [*group_choices("model"), *LARGER_MODELS])
+    return [_model(name) for name in names]
+
+
+def _model(name: str) -> ModelConfig:
+    if name in LARGER_MODELS:
+        return config_from_mapping(ModelConfig, asdict(LARGER_MODELS[name]))
+    mapping = compose_mapping("train", TrainConfig, [f"model={name}"])
+    return config_from_mapping(ModelConfig, mapping["model"])
+
+
+def _check_names(names: Sequence[str], choices: Sequence[str]) -> None:
+    """UserError for no model, or one that is not among ``choices``."""
+    if not names:
+        raise UserError(f"models=[]: choose from {', '.join(choices)}.")
+    for name in names:
+        if name not in choices:
+            raise unknown("model", name, choices)
+
+
+def _packable(text: str) -> Bits:
+    bits = parse_bits(text)
+    if not bits.quantized:
+        raise UserError(f"bits={text} is the rival that is always measured: choose w4a4 or so.")
+    return bits

@@ -1,0 +1,3 @@
+"""The version of questtrain; setup.py reads it from here, too."""
+
+__version__ = "0.1.0"
