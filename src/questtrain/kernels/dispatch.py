@@ -8,6 +8,9 @@
 - 256 levels on either side, any rows: `int8_offset_linear`.
 
 The functions are the forward alone; `questtrain.kernels.autograd` has those with a backward.
+Activations are bf16, fp16 or fp32 ``[M, K]``, weights ``[N, K]``, results ``[M, N]`` in the
+activations' dtype; norm weights are ``[K]`` in fp32 or that dtype. What no op takes is a
+RuntimeError.
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ BACKENDS = ("auto", "cuda", "reference")
 OLDEST = (8, 0)
 """The compute capability that the kernels need."""
 
-
 _found: SharedLibrary | None = None
 
 
