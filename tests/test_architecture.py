@@ -150,6 +150,25 @@ def test_no_circles() -> None:
         pytest.fail("a circle of imports: " + " ← ".join(error.args[1]))
 
 
+def names_an_op(node: ast.AST) -> bool:
+    """Whether this is ``torch.ops.questtrain``, or the same of an ``ops`` that torch's were given
+    to."""
+    if not isinstance(node, ast.Attribute) or node.attr != "questtrain":
+        return False
+    name = node.value.attr if isinstance(node.value, ast.Attribute) else ast.unparse(node.value)
+    return "ops" in name
+
+
+def test_ops_are_called_by_their_functions() -> None:
+    """``torch.ops.questtrain.…`` would be an arrow that no import shows: only the module that makes
+    the ops says it; `questtrain.kernels.ops` defines them with it, and all others import those."""
+    maker = ROOT / "kernels" / "library.py"
+    users = {f for f in FILES if any(map(names_an_op, ast.walk(ast.parse(f.read_text("utf-8")))))}
+    assert users == {maker}
+    definers = {f.parent for f in FILES if "questtrain.kernels.library" in imports(f)}
+    assert definers == {ROOT / "kernels" / "ops"}
+
+
 def test_only_cli_knows_hydra() -> None:
     """Components get typed values: Hydra and its DictConfig end at the command line."""
     wrong = [report(f) for f in FILES if external(f) & ONLY_CLI and f not in in_floors("cli")]
