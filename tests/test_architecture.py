@@ -6,6 +6,7 @@ Imports are read from the syntax tree, those inside functions and under TYPE_CHE
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,3 +201,20 @@ def test_rooms_stay_small(file: Path) -> None:
         and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     }
     assert not long
+
+
+def test_the_page_about_the_house_names_what_there_is() -> None:
+    """docs/architecture.md: every package, and every file and folder that it names exists, but
+    those that a word in capitals stands for. A row about a folder names what lies in it."""
+    home = ROOT.parents[1]
+    page = (home / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([\w./-]+)`", page) if "/" in name or ".py" in name}
+    told = {name for name in named if not re.search(r"[A-Z]{2,}|\bX\b", name)}
+    missing = [
+        name
+        for name in told
+        if not ((home / name).exists() or any(ROOT.glob(name)) or any(ROOT.glob(f"*/{name}")))
+    ]
+    assert len(told) > 50
+    assert not missing
+    assert all(f"{floor}/" in page or f"{floor}.py" in page for floor in FLOORS)
