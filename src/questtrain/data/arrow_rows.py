@@ -13,11 +13,6 @@ from questtrain.errors import UserError
 ARROW_SUFFIX = ".arrow"
 
 
-def is_arrow(path: Path) -> bool:
-    """Whether the name is one of such a file."""
-    return path.name.lower().endswith(ARROW_SUFFIX)
-
-
 def arrow_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of each row; UserError names the file, and the row."""
     rows = _opened(path)

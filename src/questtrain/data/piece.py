@@ -7,6 +7,7 @@ renamed when complete; the piece's record comes last.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from questtrain.data.documents import Document, read_documents
 from questtrain.data.encoding import Encoded, encode_documents, read_facts
 from questtrain.data.hub import hub_file
-from questtrain.data.parquet_rows import is_parquet
+from questtrain.data.parquet_rows import PARQUET_SUFFIX
 from questtrain.data.records import PieceRecord, ShardRecord, Split, counts_path
 from questtrain.data.text_rows import NotUtf8Error
 from questtrain.data.token_files import read_layout
@@ -84,7 +85,7 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
 def _tokenize(
     task: PieceTask, tokenizer: Tokenizer, counts: NDArray[np.int64], on_tokens: OnTokens
 ) -> PieceRecord:
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     unknown = lost = 0
     with ExitStack() as stack:
         writers = {split: _ShardWriter(task, split, stack) for split in SPLITS}
@@ -96,10 +97,10 @@ def _tokenize(
             lost += encoded.lost
             on_tokens(len(encoded.tokens))
     shards = [writer.record() for writer in writers.values() if writer.tokens]
-    return PieceRecord(task.name, shards, skipped, unknown, lost)
+    return PieceRecord(task.name, shards, dict(skipped), unknown, lost)
 
 
-def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split, Document, int]]:
+def _documents(task: PieceTask, skipped: Counter[str]) -> Iterator[tuple[Split, Document, int]]:
     """(split, document, bytes of UTF-8) of what is kept; counts the rest in ``skipped``."""
     for document in _all_documents(task, skipped):
         try:
@@ -107,10 +108,10 @@ def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split
         except NotUtf8Error:
             if not task.skip_undecodable:
                 raise
-            skipped["not UTF-8"] = skipped.get("not UTF-8", 0) + 1
+            skipped["not UTF-8"] += 1
             continue
         if facts.blank:
-            skipped["empty"] = skipped.get("empty", 0) + 1
+            skipped["empty"] += 1
             continue
         split = task.split
         if task.validation_fraction is not None:
@@ -119,7 +120,7 @@ def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split
         yield split, document, facts.size
 
 
-def _all_documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[Document]:
+def _all_documents(task: PieceTask, skipped: Counter[str]) -> Iterator[Document]:
     for name in task.files:
         path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
         found = 0
@@ -128,12 +129,12 @@ def _all_documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[Documen
             yield document
         if found:
             continue
-        if not is_parquet(path):
+        if not path.name.lower().endswith(PARQUET_SUFFIX):
             raise UserError(
                 f"the data file {path} is empty: it holds no documents. Leave it out of data.files"
             )
         # Writers of parquet in parts leave parts of no rows.
-        skipped["file of no rows"] = skipped.get("file of no rows", 0) + 1
+        skipped["file of no rows"] += 1
 
 
 class _ShardWriter:

@@ -6,7 +6,9 @@ manifest is the sum of the records.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -111,14 +113,26 @@ def piece_path(folder: Path, name: str) -> Path:
     return folder / "pieces" / f"{name}.json"
 
 
-def is_validation_piece(name: str) -> bool:
-    """Whether a piece comes from files that are for validation only."""
-    return name.startswith("validation-")
-
-
 def counts_path(folder: Path, name: str) -> Path:
     """How often each token id occurs in a piece's training shard: ``.npy``, int64 [vocab]."""
     return folder / "pieces" / f"{name}.npy"
+
+
+def json_sha256(value: Any) -> str:
+    """Hex digest of a value that JSON can hold, written the same way always."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def totals(shards: Sequence[ShardRecord]) -> dict[str, int | None]:
+    """What the shards hold together; None where it is not known of all of them."""
+    documents = [shard.documents for shard in shards if shard.documents is not None]
+    text_bytes = [shard.text_bytes for shard in shards if shard.text_bytes is not None]
+    return {
+        "shards": len(shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "documents": sum(documents) if len(documents) == len(shards) else None,
+        "text_bytes": sum(text_bytes) if len(text_bytes) == len(shards) else None,
+    }
 
 
 def read_piece(folder: Path, name: str) -> PieceRecord | None:

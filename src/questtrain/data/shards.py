@@ -21,7 +21,6 @@ from questtrain.data.records import (
     Manifest,
     ShardRecord,
     Split,
-    is_validation_piece,
     read_counts,
     read_manifest,
 )
@@ -91,7 +90,7 @@ class TokenDataset:
         self.folder = folder
         self.manifest = manifest
         self.vocab_size = manifest.vocab_size
-        self._pieces = _prefix(manifest.shards, limit)
+        self._records = prefix(manifest.shards, limit)
         self.train = TokenSplit(_cut(self._open("train"), max_tokens))
         self.validation = TokenSplit(tuple(self._open("validation")))
 
@@ -129,11 +128,7 @@ class TokenDataset:
             )
 
     def _open(self, split: Split) -> list[Shard]:
-        return [
-            self._shard(record)
-            for record in self.manifest.shards
-            if record.split == split and record.piece in self._pieces
-        ]
+        return [self._shard(record) for record in self._records if record.split == split]
 
     def _shard(self, record: ShardRecord) -> Shard:
         """Open a shard, checking its size, which costs nothing."""
@@ -178,14 +173,8 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0
 
 
-def first_pieces(shards: Sequence[ShardRecord]) -> list[ShardRecord]:
-    """Of all shards in the order of their pieces, those that the shortest run reads."""
-    chosen = _prefix(shards, limit=1)
-    return [shard for shard in shards if shard.piece in chosen]
-
-
-def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:
-    """Names of the pieces a run reads, given all shards in the order of their pieces.
+def prefix(shards: Sequence[ShardRecord], limit: int | None) -> list[ShardRecord]:
+    """Of all shards in the order of their pieces, those that a run of ``limit`` tokens reads.
 
     Pieces of validation files always belong; of the others, the first ones until their training
     tokens reach ``limit``. A piece's validation shard goes with its training shard.
@@ -193,10 +182,10 @@ def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:
     chosen: set[str] = set()
     tokens = 0
     for shard in shards:
-        if limit is None or tokens < limit or is_validation_piece(shard.piece):
+        if limit is None or tokens < limit or shard.piece.startswith("validation-"):
             chosen.add(shard.piece)
             tokens += shard.tokens if shard.split == "train" else 0
-    return chosen
+    return [shard for shard in shards if shard.piece in chosen]
 
 
 def _cut(shards: Sequence[Shard], max_tokens: int | None) -> tuple[Shard, ...]:

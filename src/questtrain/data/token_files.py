@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from questtrain.data.shards import token_dtype
 from questtrain.errors import UserError
@@ -144,7 +143,7 @@ def _width(path: Path, file: BinaryIO, size: int, vocab_size: int, expected: str
         if itemsize <= np.dtype(expected).itemsize or size % itemsize:
             continue
         ids = np.concatenate([np.frombuffer(sample, dtype) for sample in samples])
-        if not _all_ids(ids, vocab_size):
+        if not len(ids) or ids.min() < 0 or ids.max() >= vocab_size:
             continue
         if np.count_nonzero(ids) < MIN_EVIDENCE:
             names = [name for name, kind in WIDTHS.items() if kind in (expected, dtype)]
@@ -165,7 +164,3 @@ def _samples(file: BinaryIO, size: int) -> Sequence[bytes]:
         data = file.read(SAMPLE_BYTES)
         samples.append(data[: len(data) // 8 * 8] if size >= 8 else data)
     return samples
-
-
-def _all_ids(ids: NDArray[Any], vocab_size: int) -> bool:
-    return len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < vocab_size

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from questtrain.data.bos import CONFIG, choose_bos, post_processor_bos
-from questtrain.data.hub import HubFileMissingError, HubUnreachableError, hub_file, is_cached
+from questtrain.data.hub import HubFileMissingError, HubUnreachableError, cached_file, hub_file
 from questtrain.errors import UserError
 
+FILENAMES = ("tokenizer.json", "tokenizer.model")
 _SUFFIXES = "tokenizer.json (Hugging Face tokenizers) or tokenizer.model (SentencePiece)"
 
 
@@ -240,10 +241,10 @@ def load_tokenizer(
 
 
 def _file_in(folder: Path) -> Path:
-    for filename in ("tokenizer.json", "tokenizer.model"):
+    for filename in FILENAMES:
         if (folder / filename).is_file():
             return folder / filename
-    raise UserError(f"the folder {folder} holds neither tokenizer.json nor tokenizer.model")
+    raise UserError(f"the folder {folder} holds neither {' nor '.join(FILENAMES)}")
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -258,7 +259,7 @@ def _looks_like_a_path(source: str) -> bool:
 
 def _from_hub(repo: str) -> Path:
     try:
-        return _first_of(repo, ("tokenizer.json", "tokenizer.model"))
+        return _first_of(repo)
     except HubUnreachableError as error:
         raise HubUnreachableError(
             f"the tokenizer {repo!r} is no local file and cannot be fetched: {error}. Set "
@@ -271,9 +272,9 @@ def _from_hub(repo: str) -> Path:
         ) from error
 
 
-def _first_of(repo: str, filenames: Sequence[str]) -> Path:
-    for filename in filenames:
-        downloads = not is_cached(repo, filename)
+def _first_of(repo: str) -> Path:
+    for filename in FILENAMES:
+        downloads = cached_file(repo, filename) is None
         try:
             path = hub_file(repo, filename)
         except HubFileMissingError:
@@ -282,4 +283,4 @@ def _first_of(repo: str, filenames: Sequence[str]) -> Path:
             with contextlib.suppress(UserError):
                 hub_file(repo, CONFIG)
         return path
-    raise HubFileMissingError(f"the hub repository {repo!r} has neither {' nor '.join(filenames)}")
+    raise HubFileMissingError(f"the hub repository {repo!r} has neither {' nor '.join(FILENAMES)}")
