@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from questtrain.data.records import ShardRecord, json_sha256
+from questtrain.data.records import GROWABLE, ShardRecord, json_sha256
 from questtrain.data.shards import TokenDataset, TokenSplit, prefix
 from questtrain.store.files import write_json
 from questtrain.store.json_file import read_json
@@ -40,7 +40,8 @@ class DataIdentity:
         """The identity of what a run reads of ``dataset``."""
         manifest = dataset.manifest
         common = [_content(record, record.tokens) for record in prefix(manifest.shards, 1)]
-        size = None if dataset.growable else manifest.source["bytes"]
+        grows = manifest.source["source"] in GROWABLE
+        size = None if grows else manifest.source["bytes"]
         return cls(
             tokenizer_sha256=manifest.tokenizer["sha256"],
             vocab_size=manifest.vocab_size,

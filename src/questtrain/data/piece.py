@@ -21,7 +21,8 @@ from questtrain.data.documents import Document, read_documents
 from questtrain.data.encoding import Encoded, encode_documents, read_facts
 from questtrain.data.hub import hub_file
 from questtrain.data.parquet_rows import PARQUET_SUFFIX
-from questtrain.data.records import PieceRecord, ShardRecord, Split, counts_path
+from questtrain.data.records import SPLITS, PieceRecord, ShardRecord, Split, counts_path
+from questtrain.data.shards import token_dtype
 from questtrain.data.text_rows import NotUtf8Error
 from questtrain.data.token_files import read_layout
 from questtrain.data.tokenizer import Tokenizer
@@ -29,7 +30,6 @@ from questtrain.errors import UserError
 from questtrain.store.files import atomic_write
 
 READ_BYTES = 1 << 23
-SPLITS: tuple[Split, Split] = ("train", "validation")
 
 OnTokens = Callable[[int], object]
 
@@ -39,8 +39,8 @@ class PieceTask:
     """All that is needed to make one piece, in plain types so that it travels as JSON.
 
     ``files`` are local paths, or names in ``hub_dataset``. ``validation_fraction`` is None where
-    all documents belong to ``split``. ``tokenized``: the file already holds token ids, as
-    ``dtype_of_files`` (data.dtype) says; ``dtype`` is numpy's name of what is written.
+    all documents belong to ``split``. ``source`` is its kind: files of the source tokens hold
+    token ids, as ``dtype_of_files`` (data.dtype) says.
     """
 
     folder: str
@@ -51,13 +51,11 @@ class PieceTask:
     tokenizer_name: str
     bos_id: int
     vocab_size: int
-    dtype: str
     dtype_of_files: str
     text_field: str
     validation_fraction: float | None
-    tokenized: bool
+    source: str
     hub_dataset: str | None
-    skip_undecodable: bool
 
 
 def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> PieceRecord:
@@ -68,7 +66,7 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
     folder = Path(task.folder)
     counts = np.zeros(task.vocab_size, np.int64)
     try:
-        if task.tokenized:
+        if task.source == "tokens":
             record = _scan_tokens(task, counts, on_tokens)
         else:
             record = _tokenize(task, tokenizer, counts, on_tokens)
@@ -87,9 +85,10 @@ def _tokenize(
 ) -> PieceRecord:
     skipped: Counter[str] = Counter()
     unknown = lost = 0
+    dtype = token_dtype(task.vocab_size)
     with ExitStack() as stack:
         writers = {split: _ShardWriter(task, split, stack) for split in SPLITS}
-        for encoded in encode_documents(_documents(task, skipped), tokenizer, task.dtype):
+        for encoded in encode_documents(_documents(task, skipped), tokenizer, dtype):
             writers[encoded.split].write(encoded)
             if encoded.split == "train":
                 counts += np.bincount(encoded.tokens, minlength=task.vocab_size)
@@ -106,7 +105,7 @@ def _documents(task: PieceTask, skipped: Counter[str]) -> Iterator[tuple[Split, 
         try:
             facts = read_facts(document)
         except NotUtf8Error:
-            if not task.skip_undecodable:
+            if task.source != "stdlib":
                 raise
             skipped["not UTF-8"] += 1
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -155,11 +156,9 @@ def _make_remotely(
 ) -> PieceRecord:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it has died, and says nothing
         process.stdin.write(json.dumps(asdict(task)) + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        raise _died(process, task) from None
     for line in process.stdout:
         message = json.loads(line)
         if "tokens" in message:
@@ -170,11 +169,7 @@ def _make_remotely(
             raise UserError(message["error"])
         else:
             raise RuntimeError(f"a data worker failed on {task.name}:\n{message['crash']}")
-    raise _died(process, task)
-
-
-def _died(process: subprocess.Popen[str], task: PieceTask) -> UserError:
-    return UserError(
+    raise UserError(
         f"a process that made {task.name} ended with code {process.wait()} (out of memory?). "
         "Finished shards are kept: run the command again, with a smaller data.num_workers"
     )

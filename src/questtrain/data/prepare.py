@@ -29,6 +29,7 @@ from questtrain.data.records import (
     FORMAT,
     GROWABLE,
     MANIFEST,
+    SPLITS,
     Manifest,
     PieceRecord,
     ShardRecord,
@@ -108,7 +109,10 @@ class _Job:
         """Make the missing pieces, then the manifest."""
         (self.folder / "pieces").mkdir(parents=True, exist_ok=True)
         with exclusive(self.folder):
-            self._copy_tokenizer()
+            copy = self.folder / self.tokenizer_file
+            if not copy.exists():
+                with atomic_write(copy) as file:
+                    file.write(self.tokenizer.path.read_bytes())
             done = self._done()
             schedule = Schedule(
                 [self._task(piece) for piece in self.source.pieces],
@@ -127,12 +131,6 @@ class _Job:
             manifest.write(self.folder)
         _report(manifest)
 
-    def _copy_tokenizer(self) -> None:
-        target = self.folder / self.tokenizer_file
-        if not target.exists():
-            with atomic_write(target) as file:
-                file.write(self.tokenizer.path.read_bytes())
-
     def _done(self) -> dict[str, PieceRecord]:
         """Records of the pieces whose shards all exist, by name."""
         records = (read_piece(self.folder, piece.name) for piece in self.source.pieces)
@@ -149,13 +147,11 @@ class _Job:
             tokenizer_name=self.tokenizer.name,
             bos_id=self.tokenizer.bos_id,
             vocab_size=self.vocab_size,
-            dtype=token_dtype(self.vocab_size),
             dtype_of_files=self.config.dtype,
             text_field=self.config.text_field,
             validation_fraction=self.config.validation_fraction if by_hash else None,
-            tokenized=self.source.kind == "tokens",
+            source=self.source.kind,
             hub_dataset=self.source.hub_dataset,
-            skip_undecodable=self.source.kind == "stdlib",
         )
 
     def _manifest(self) -> Manifest:
@@ -180,7 +176,7 @@ class _Job:
             complete=len(made) == len(self.source.pieces),
             totals={
                 split: totals([shard for shard in shards if shard.split == split])
-                for split in ("train", "validation")
+                for split in SPLITS
             },
             unigram_entropy=unigram_entropy(self.folder, names, self.vocab_size),
             skipped=dict(sum((Counter(record.skipped) for record in records), Counter())),
@@ -256,7 +252,7 @@ def _check_divisible(source: Source, config: DataConfig) -> None:
 
 
 def _check_splits(dataset: TokenDataset, config: DataConfig) -> None:
-    train, validation = (dataset.manifest.totals[split] for split in ("train", "validation"))
+    train, validation = (dataset.manifest.totals[split] for split in SPLITS)
     if not train["tokens"] and not validation["tokens"]:
         skipped = ", ".join(f"{count:,} {why}" for why, count in dataset.manifest.skipped.items())
         raise UserError(

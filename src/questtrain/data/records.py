@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ MANIFEST_REMEDY = (
     "Delete that file and run `questtrain data prepare` again; finished shards are kept"
 )
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
 GROWABLE = ("c4",)
 """Kinds of sources that are prepared only as far as runs need them."""
 
@@ -94,7 +95,7 @@ class Manifest:
     unknown_tokens: Count
     lost_characters: Count
     shards: list[ShardRecord]
-    format: int = field(default=FORMAT)
+    format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
@@ -149,19 +150,15 @@ def read_counts(folder: Path, piece: str, vocab_size: int) -> NDArray[np.int64]:
     path = counts_path(folder, piece)
     try:
         counts: NDArray[np.int64] = np.load(path)
+        if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
+            held = f"{counts.dtype} {list(counts.shape)}"
+            raise ValueError(f"it holds {held}, not {vocab_size:,} counts")
     except (OSError, ValueError, EOFError) as error:
-        raise _bad_counts(path, piece, str(error)) from error
-    if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
-        held = f"{counts.dtype} {list(counts.shape)}"
-        raise _bad_counts(path, piece, f"it holds {held}, not {vocab_size:,} counts")
+        raise UserError(
+            f"the token counts {path} are damaged: {error}. Delete {piece}.json beside them and"
+            f" {MANIFEST}, and run `questtrain data prepare` again: it makes this piece anew"
+        ) from error
     return counts
-
-
-def _bad_counts(path: Path, piece: str, reason: str) -> UserError:
-    return UserError(
-        f"the token counts {path} are damaged: {reason}. Delete {piece}.json beside them and"
-        f" {MANIFEST}, and run `questtrain data prepare` again: it makes this piece anew"
-    )
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from questtrain.data.documents import Document
 from questtrain.data.tokenizer import Tokenizer
@@ -37,8 +37,8 @@ class Segment:
     """
 
     text: str
-    context: str = ""
-    context_ids: list[int] = field(default_factory=list)
+    context: str
+    context_ids: list[int]
 
 
 def segments_of(document: Document, tokenizer: Tokenizer) -> Iterator[Segment]:

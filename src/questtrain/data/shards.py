@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questtrain.data.records import (
-    GROWABLE,
     Manifest,
     ShardRecord,
     Split,
@@ -36,21 +35,20 @@ def token_dtype(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The first ``num_tokens`` tokens of one token file, from byte ``offset`` on; their ids lie
-    below ``vocab_size``, where that is known."""
+    """The first ``num_tokens`` tokens of the token file that ``record`` is of; their ids lie below
+    ``vocab_size``, where that is known."""
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
     vocab_size: int | None = None
-    offset: int = 0
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """The tokens, memory-mapped: ``dtype`` [num_tokens]."""
-        shape = (self.num_tokens,)
-        tokens = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
+        offset, shape = self.record.offset, (self.num_tokens,)
+        tokens = np.memmap(self.path, self.dtype, mode="r", offset=offset, shape=shape)
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
 
     def beyond_vocabulary(self, token: int, place: int) -> UserError:
@@ -94,11 +92,6 @@ class TokenDataset:
         self.train = TokenSplit(_cut(self._open("train"), max_tokens))
         self.validation = TokenSplit(tuple(self._open("validation")))
 
-    @property
-    def growable(self) -> bool:
-        """Whether the source is prepared only as far as runs need it."""
-        return str(self.manifest.source["source"]) in GROWABLE
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the tokens, from the copy in the folder."""
@@ -141,7 +134,7 @@ class TokenDataset:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record, self.vocab_size, record.offset)
+        return Shard(path, dtype, record.tokens, record, self.vocab_size)
 
 
 def open_dataset(
