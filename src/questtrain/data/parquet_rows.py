@@ -29,7 +29,9 @@ def parquet_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
             place = f"{path}, row {number}"
             if isinstance(value, bytes):  # text, as writers without logical types leave it
                 value = _decoded(value, place, text_field)
-            yield place, text_of({column: value}, place, text_field)
+            if not isinstance(value, str):  # null, an object, or no text
+                value = text_of({column: value}, place, text_field)
+            yield place, value
     except Exception as error:  # pyarrow lets errors of many kinds through
         # With a number it is the system's: the file cannot be opened.
         if isinstance(error, UserError) or getattr(error, "errno", None) is not None:
