@@ -13,14 +13,17 @@ from questtrain.errors import UserError
 ARROW_SUFFIX = ".arrow"
 
 
-def is_arrow(path: Path) -> bool:
-    """Whether the name is one of such a file."""
-    return path.name.lower().endswith(ARROW_SUFFIX)
-
-
 def arrow_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of each row; UserError names the file, and the row."""
-    rows = _opened(path)
+    from datasets import Dataset
+
+    path.open("rb").close()  # the system's own errors are said elsewhere
+    try:
+        rows: Any = Dataset.from_file(str(path))
+    except Exception as error:  # pyarrow lets errors of many kinds through
+        raise UserError(
+            f"the data file {path} is damaged or no Arrow file of the library datasets: {error}"
+        ) from error
     names = list(rows.column_names)
     column = text_field if text_field in names else text_field.partition(".")[0]
     if column not in names:
@@ -28,16 +31,3 @@ def arrow_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     for number, row in enumerate(rows.select_columns([column]), start=1):
         place = f"{path}, row {number}"
         yield place, text_of(row, place, text_field)
-
-
-def _opened(path: Path) -> Any:
-    """The file as a `datasets.Dataset`."""
-    from datasets import Dataset
-
-    path.open("rb").close()  # the system's own errors are said elsewhere
-    try:
-        return Dataset.from_file(str(path))
-    except Exception as error:  # pyarrow lets errors of many kinds through
-        raise UserError(
-            f"the data file {path} is damaged or no Arrow file of the library datasets: {error}"
-        ) from error

@@ -31,7 +31,7 @@ CONFIG = "tokenizer_config.json"
 
 
 def choose_bos(
-    asked: str | None,
+    asked: str | int | None,
     own: str | None,
     beside: Path,
     vocabulary: Mapping[str, int],
@@ -40,9 +40,18 @@ def choose_bos(
 ) -> str:
     """The token that begins documents, one of ``vocabulary``.
 
-    ``asked`` is the setting, ``own`` what the tokenizer puts first, ``beside`` the folder of its
-    file, ``special`` the tokens that are no text. UserError: no such token, none at all.
+    ``asked`` is the setting, or the id of one that is settled, ``own`` what the tokenizer puts
+    first, ``beside`` the folder of its file, ``special`` the tokens that are no text. UserError: no
+    such token, none at all.
     """
+    if isinstance(asked, int):
+        settled = [token for token, number in vocabulary.items() if number == asked]
+        if not settled:
+            raise UserError(
+                f"the tokenizer {name} has no token {asked}, which began the documents: it is"
+                " another one"
+            )
+        return settled[0]
     if asked is not None:
         if asked not in vocabulary:
             raise UserError(

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from questtrain.config.schema import DataConfig
-from questtrain.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -18,18 +17,6 @@ log = logging.getLogger(__name__)
 def cache_dir(config: DataConfig) -> Path:
     """``config.cache_dir`` as an absolute path."""
     return Path(config.cache_dir).expanduser().absolute()
-
-
-@contextmanager
-def cache_errors(config: DataConfig) -> Iterator[None]:
-    """Turn a file-system error into advice about data.cache_dir."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot use data.cache_dir={config.cache_dir}: {error}. Choose a writable folder with "
-            "data.cache_dir=… or the variable QUESTTRAIN_CACHE"
-        ) from error
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from questtrain.data.arrow_rows import ARROW_SUFFIX, arrow_rows, is_arrow
-from questtrain.data.json_rows import JSON_SUFFIXES, is_json, json_rows
-from questtrain.data.parquet_rows import PARQUET_SUFFIX, is_parquet, parquet_rows
+from questtrain.data.arrow_rows import ARROW_SUFFIX, arrow_rows
+from questtrain.data.json_rows import JSON_SUFFIXES, json_rows
+from questtrain.data.parquet_rows import PARQUET_SUFFIX, parquet_rows
 from questtrain.data.text_rows import not_utf8
 from questtrain.errors import UserError
 
@@ -25,6 +25,13 @@ PLAIN_SUFFIXES = CODE_SUFFIXES | frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".html", ".css", ".toml", ".yaml", ".yml"}
     | {".cfg", ".ini"}
 )
+RowsReader = Callable[[Path, str], Iterator[tuple[str, str]]]
+ROWS: dict[str | tuple[str, ...], RowsReader] = {
+    JSON_SUFFIXES: json_rows,
+    PARQUET_SUFFIX: parquet_rows,
+    ARROW_SUFFIX: arrow_rows,
+}
+"""What reads the files that are one document a row, by how their names end."""
 BLOCK = 1 << 17
 """Bytes, or characters, that are handled at a time."""
 
@@ -51,7 +58,7 @@ class Document:
 
 def check_suffix(path: Path) -> None:
     """Raise UserError unless `read_documents` knows this kind of file."""
-    if not (is_rows(path) or is_plain(path)):
+    if not (_rows_reader(path) or is_plain(path)):
         raise UserError(
             f"unknown kind of data file {path}: documents come from "
             f"{', '.join(JSON_SUFFIXES)}, {PARQUET_SUFFIX}, {ARROW_SUFFIX} (one a row) or "
@@ -60,9 +67,9 @@ def check_suffix(path: Path) -> None:
         )
 
 
-def is_rows(path: Path) -> bool:
-    """Whether the file is one document a row."""
-    return is_json(path) or is_parquet(path) or is_arrow(path)
+def _rows_reader(path: Path) -> RowsReader | None:
+    name = path.name.lower()
+    return next((rows for suffix, rows in ROWS.items() if name.endswith(suffix)), None)
 
 
 def is_plain(path: Path) -> bool:
@@ -77,9 +84,7 @@ def read_documents(path: Path, text_field: str) -> Iterator[Document]:
     Raises NotUtf8Error or UserError, which name the file and the offset, line or column at fault.
     """
     try:
-        if is_rows(path):
-            columns = parquet_rows if is_parquet(path) else arrow_rows
-            rows = json_rows if is_json(path) else columns
+        if rows := _rows_reader(path):
             for place, text in rows(path, text_field):
                 yield Document.of_text(place, text)
         else:

@@ -80,10 +80,8 @@ def encode_documents(
     for batch in _batches(_parts(documents, tokenizer)):
         rows = _encode(batch, tokenizer)
         for split in dict.fromkeys(part.split for part in batch):
-            mine = [i for i, part in enumerate(batch) if part.split == split]
-            yield _encoded(
-                split, [batch[i] for i in mine], [rows[i] for i in mine], tokenizer, dtype
-            )
+            mine = [pair for pair in zip(batch, rows, strict=True) if pair[0].split == split]
+            yield _encoded(split, mine, tokenizer, dtype)
 
 
 def _parts(
@@ -115,16 +113,10 @@ def _batches(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
 def _encode(batch: list[_Part], tokenizer: Tokenizer) -> list[list[int]]:
     try:
         return encode_segments(tokenizer, [part.segment for part in batch])
-    except EncodingError:
-        return [_encode_one(part, tokenizer) for part in batch]
-
-
-def _encode_one(part: _Part, tokenizer: Tokenizer) -> list[int]:
-    """The same, to find out which document it is."""
-    try:
-        return encode_segments(tokenizer, [part.segment])[0]
     except EncodingError as error:
-        raise _cannot_encode(part.place, tokenizer, error) from error
+        if len(batch) == 1:
+            raise _cannot_encode(batch[0].place, tokenizer, error) from error
+        return [_encode([part], tokenizer)[0] for part in batch]  # which document is it?
 
 
 def _cannot_encode(place: str, tokenizer: Tokenizer, error: EncodingError) -> UserError:
@@ -136,10 +128,11 @@ def _cannot_encode(place: str, tokenizer: Tokenizer, error: EncodingError) -> Us
 
 
 def _encoded(
-    split: Split, parts: list[_Part], rows: list[list[int]], tokenizer: Tokenizer, dtype: str
+    split: Split, encoded: list[tuple[_Part, list[int]]], tokenizer: Tokenizer, dtype: str
 ) -> Encoded:
+    parts = [part for part, _ in encoded]
     ids: list[int] = []
-    for part, row in zip(parts, rows, strict=True):
+    for part, row in encoded:
         ids += row if part.size is None else [tokenizer.bos_id, *row]
     tokens = np.array(ids, dtype=dtype)
     unknown = tokenizer.unknown_id

@@ -30,7 +30,7 @@ def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    cached = _cached(repo, filename, repo_type)
+    cached = cached_file(repo, filename, repo_type)
     if cached is not None:
         return cached
     check_hub(repo, filename, repo_type)
@@ -42,7 +42,7 @@ def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
 
 def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:
     """Return if ``filename`` is in the local cache or the hub offers it now; else raise."""
-    if is_cached(repo, filename, repo_type):
+    if cached_file(repo, filename, repo_type) is not None:
         return
     outcome: list[Exception | None] = []
     # A name lookup cannot be interrupted, so the deadline needs a thread that may be left behind.
@@ -57,12 +57,8 @@ def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:
         raise outcome[0]
 
 
-def is_cached(repo: str, filename: str, repo_type: str = "model") -> bool:
-    """Whether the local cache holds the file."""
-    return _cached(repo, filename, repo_type) is not None
-
-
-def _cached(repo: str, filename: str, repo_type: str) -> Path | None:
+def cached_file(repo: str, filename: str, repo_type: str = "model") -> Path | None:
+    """Where the local cache holds the file, if it does."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from questtrain.data.records import ShardRecord
-from questtrain.data.shards import TokenDataset, TokenSplit, first_pieces
+from questtrain.data.records import GROWABLE, ShardRecord, json_sha256
+from questtrain.data.shards import TokenDataset, TokenSplit, prefix
 from questtrain.store.files import write_json
 from questtrain.store.json_file import read_json
 
@@ -41,8 +39,9 @@ class DataIdentity:
     def of(cls, dataset: TokenDataset) -> DataIdentity:
         """The identity of what a run reads of ``dataset``."""
         manifest = dataset.manifest
-        common = [_content(record, record.tokens) for record in first_pieces(manifest.shards)]
-        size = None if dataset.growable else manifest.source["bytes"]
+        common = [_content(record, record.tokens) for record in prefix(manifest.shards, 1)]
+        grows = manifest.source["source"] in GROWABLE
+        size = None if grows else manifest.source["bytes"]
         return cls(
             tokenizer_sha256=manifest.tokenizer["sha256"],
             vocab_size=manifest.vocab_size,
@@ -52,7 +51,7 @@ class DataIdentity:
             train_sha256=_split(dataset.train),
             validation_tokens=dataset.validation.num_tokens,
             validation_sha256=_split(dataset.validation),
-            corpus_sha256=_hash([*common, [size]]),
+            corpus_sha256=json_sha256([*common, [size]]),
         )
 
     def differences(
@@ -60,23 +59,22 @@ class DataIdentity:
     ) -> list[str]:
         """One line a difference between this identity and ``now``; where they are from is
         ``before`` and ``after``."""
-        lines = []
-        for key, mine, other in (
-            ("tokenizer", _short(self.tokenizer_sha256), _short(now.tokenizer_sha256)),
-            ("vocabulary", f"{self.vocab_size:,} tokens", f"{now.vocab_size:,} tokens"),
-            ("token that begins documents", f"id {self.bos_id}", f"id {now.bos_id}"),
-            ("training data", self._training(), now._training()),
-            ("validation data", self._validation(), now._validation()),
-        ):
-            if mine != other:
-                lines.append(f"  {key}: {mine} {before}, {other} {after}")
-        return lines
+        mine, other = self._in_words(), now._in_words()
+        return [
+            f"  {key}: {mine[key]} {before}, {other[key]} {after}"
+            for key in mine
+            if mine[key] != other[key]
+        ]
 
-    def _training(self) -> str:
-        return f"{self.train_tokens:,} tokens ({_short(self.train_sha256)})"
-
-    def _validation(self) -> str:
-        return f"{self.validation_tokens:,} tokens ({_short(self.validation_sha256)})"
+    def _in_words(self) -> dict[str, str]:
+        return {
+            "tokenizer": _short(self.tokenizer_sha256),
+            "vocabulary": f"{self.vocab_size:,} tokens",
+            "token that begins documents": f"id {self.bos_id}",
+            "training data": f"{self.train_tokens:,} tokens ({_short(self.train_sha256)})",
+            "validation data": f"{self.validation_tokens:,} tokens"
+            f" ({_short(self.validation_sha256)})",
+        }
 
     def write(self, folder: Path) -> None:
         """Write ``data.json`` into a run's folder."""
@@ -94,15 +92,11 @@ def read_identity(folder: Path) -> DataIdentity | None:
 
 
 def _split(split: TokenSplit) -> str:
-    return _hash(_content(shard.record, shard.num_tokens) for shard in split)
+    return json_sha256([_content(shard.record, shard.num_tokens) for shard in split])
 
 
 def _content(record: ShardRecord, tokens: int) -> Sequence[Any]:
     return record.split, record.sha256, record.dtype, record.offset, tokens
-
-
-def _hash(contents: Iterable[Sequence[Any]]) -> str:
-    return hashlib.sha256(json.dumps(list(contents)).encode()).hexdigest()
 
 
 def _short(sha256: str) -> str:

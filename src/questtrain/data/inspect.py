@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from questtrain.data.records import totals
 from questtrain.data.shards import TokenDataset, TokenSplit
 
 SAMPLE_TOKENS = 256
@@ -42,17 +43,14 @@ def describe(dataset: TokenDataset) -> dict[str, Any]:
 
 
 def _describe_split(split: TokenSplit) -> dict[str, Any]:
-    records = [shard.record for shard in split]
-    documents = [record.documents for record in records if record.documents is not None]
-    text_bytes = [record.text_bytes for record in records if record.text_bytes is not None]
-    tokens = sum(record.tokens for record in records)
-    known = bool(records) and len(text_bytes) == len(records)
+    whole = totals([shard.record for shard in split])
+    tokens, text_bytes = whole["tokens"], whole["text_bytes"]
     return {
-        "shards": len(records),
+        "shards": whole["shards"],
         "tokens": split.num_tokens,
-        "documents": sum(documents) if len(documents) == len(records) else None,
+        "documents": whole["documents"],
         "bytes": sum(shard.path.stat().st_size for shard in split),
-        "bytes_per_token": sum(text_bytes) / tokens if known else None,
+        "bytes_per_token": text_bytes / tokens if tokens and text_bytes is not None else None,
     }
 
 

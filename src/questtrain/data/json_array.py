@@ -24,14 +24,12 @@ def array_elements(blocks: Iterator[str]) -> Iterator[Any]:
     """
     text = _Text(blocks)
     text.expect("[")
-    if text.peek() == "]":
-        text.expect("]")
-    else:
+    if text.peek() != "]":
         yield text.value()
         while text.peek() == ",":
             text.expect(",")
             yield text.value()
-        text.expect("]")
+    text.expect("]")
     if text.peek():
         raise text.error("more after the array's end", text.at)
 

@@ -29,15 +29,10 @@ JSON_SUFFIXES = tuple(
 BLOCK_BYTES = 1 << 20
 
 
-def is_json(path: Path) -> bool:
-    """Whether the name is one of a JSON file."""
-    return path.name.lower().endswith(JSON_SUFFIXES)
-
-
 def json_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of each row; NotUtf8Error and UserError name the place."""
     for place, row in _rows(path):
-        yield f"{path}, {place}", text_of(row, f"{path}, {place}", text_field)
+        yield place, text_of(row, place, text_field)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -52,14 +47,15 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 yield from _array(chain([text], _blocks(file, path, offset)), path)
                 return
             if text.strip():
-                yield f"line {number}", _parse(text, f"{path}, line {number}")
+                place = f"{path}, line {number}"
+                yield place, _parse(text, place)
 
 
 def _array(blocks: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         for number, row in enumerate(array_elements(blocks), start=1):
-            yield f"row {number}", row
+            yield f"{path}, row {number}", row
     except DamagedArrayError as error:
         raise UserError(
             f"{path}, row {number + 1} of the array: damaged JSON ({error}). Repair or remove "

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from questtrain.data.text_rows import NotUtf8Error, as_text, no_field, text_of
+from questtrain.data.text_rows import NotUtf8Error, no_field, text_of
 from questtrain.errors import UserError
 
 PARQUET_SUFFIX = ".parquet"
@@ -19,33 +19,31 @@ BUFFER_BYTES = 1 << 20
 """Of a column that is read at a time; without it a whole row group of it is held."""
 
 
-def is_parquet(path: Path) -> bool:
-    """Whether the name is one of a parquet file."""
-    return path.name.lower().endswith(PARQUET_SUFFIX)
-
-
 def parquet_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
     """(where it stands, text) of each row; a file may hold none. NotUtf8Error and UserError name
     the file, and the row."""
     number = 0
     try:
-        for value in _values(path, text_field):
+        for column, value in _values(path, text_field):
             number += 1
             place = f"{path}, row {number}"
-            yield place, _text(value, place, text_field)
-    except UserError:
-        raise
-    except OSError as error:
-        if error.errno is not None:  # the system's: the file cannot be opened
-            raise
-        raise _damaged(path, number, error) from error
+            if isinstance(value, bytes):  # text, as writers without logical types leave it
+                value = _decoded(value, place, text_field)
+            if not isinstance(value, str):  # null, an object, or no text
+                value = text_of({column: value}, place, text_field)
+            yield place, value
     except Exception as error:  # pyarrow lets errors of many kinds through
-        raise _damaged(path, number, error) from error
+        # With a number it is the system's: the file cannot be opened.
+        if isinstance(error, UserError) or getattr(error, "errno", None) is not None:
+            raise
+        kind = NotUtf8Error if isinstance(error, UnicodeDecodeError) else UserError
+        raise kind(
+            f"the data file {path} is damaged or no parquet file, after row {number}: {error}"
+        ) from error
 
 
-def _values(path: Path, text_field: str) -> Iterator[Any]:
-    """The text of each row, or what stands in its place; of a nested field, the object that the
-    row holds it in."""
+def _values(path: Path, text_field: str) -> Iterator[tuple[str, Any]]:
+    """(column, value) of each row; a nested field is inside the value of its outermost column."""
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
@@ -57,7 +55,7 @@ def _values(path: Path, text_field: str) -> Iterator[Any]:
             own = text_field in batch.schema.names
             column = text_field if own else text_field.partition(".")[0]
             for value in batch.column(column).to_pylist():
-                yield value if own else {column: value}
+                yield column, value
 
 
 def _names(fields: Iterable[Any], prefix: str = "") -> list[str]:
@@ -71,16 +69,8 @@ def _names(fields: Iterable[Any], prefix: str = "") -> list[str]:
     return names
 
 
-def _text(value: Any, place: str, text_field: str) -> str:
-    if isinstance(value, bytes):  # text, as writers without logical types leave it
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise NotUtf8Error(f"{place}: the field {text_field!r} is not UTF-8 text") from error
-    nested = isinstance(value, dict) and "." in text_field
-    return (text_of if nested else as_text)(value, place, text_field)
-
-
-def _damaged(path: Path, rows: int, error: Exception) -> UserError:
-    kind = NotUtf8Error if isinstance(error, UnicodeDecodeError) else UserError
-    return kind(f"the data file {path} is damaged or no parquet file, after row {rows}: {error}")
+def _decoded(value: bytes, place: str, text_field: str) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NotUtf8Error(f"{place}: the field {text_field!r} is not UTF-8 text") from error

@@ -7,6 +7,7 @@ renamed when complete; the piece's record comes last.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from numpy.typing import NDArray
 from questtrain.data.documents import Document, read_documents
 from questtrain.data.encoding import Encoded, encode_documents, read_facts
 from questtrain.data.hub import hub_file
-from questtrain.data.parquet_rows import is_parquet
-from questtrain.data.records import PieceRecord, ShardRecord, Split, counts_path
+from questtrain.data.parquet_rows import PARQUET_SUFFIX
+from questtrain.data.records import SPLITS, PieceRecord, ShardRecord, Split, counts_path
+from questtrain.data.shards import token_dtype
 from questtrain.data.text_rows import NotUtf8Error
 from questtrain.data.token_files import read_layout
 from questtrain.data.tokenizer import Tokenizer
@@ -28,7 +30,6 @@ from questtrain.errors import UserError
 from questtrain.store.files import atomic_write
 
 READ_BYTES = 1 << 23
-SPLITS: tuple[Split, Split] = ("train", "validation")
 
 OnTokens = Callable[[int], object]
 
@@ -38,8 +39,8 @@ class PieceTask:
     """All that is needed to make one piece, in plain types so that it travels as JSON.
 
     ``files`` are local paths, or names in ``hub_dataset``. ``validation_fraction`` is None where
-    all documents belong to ``split``. ``tokenized``: the file already holds token ids, as
-    ``dtype_of_files`` (data.dtype) says; ``dtype`` is numpy's name of what is written.
+    all documents belong to ``split``. ``source`` is its kind: files of the source tokens hold
+    token ids, as ``dtype_of_files`` (data.dtype) says.
     """
 
     folder: str
@@ -50,13 +51,11 @@ class PieceTask:
     tokenizer_name: str
     bos_id: int
     vocab_size: int
-    dtype: str
     dtype_of_files: str
     text_field: str
     validation_fraction: float | None
-    tokenized: bool
+    source: str
     hub_dataset: str | None
-    skip_undecodable: bool
 
 
 def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> PieceRecord:
@@ -67,7 +66,7 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
     folder = Path(task.folder)
     counts = np.zeros(task.vocab_size, np.int64)
     try:
-        if task.tokenized:
+        if task.source == "tokens":
             record = _scan_tokens(task, counts, on_tokens)
         else:
             record = _tokenize(task, tokenizer, counts, on_tokens)
@@ -84,11 +83,12 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
 def _tokenize(
     task: PieceTask, tokenizer: Tokenizer, counts: NDArray[np.int64], on_tokens: OnTokens
 ) -> PieceRecord:
-    skipped: dict[str, int] = {}
+    skipped: Counter[str] = Counter()
     unknown = lost = 0
+    dtype = token_dtype(task.vocab_size)
     with ExitStack() as stack:
         writers = {split: _ShardWriter(task, split, stack) for split in SPLITS}
-        for encoded in encode_documents(_documents(task, skipped), tokenizer, task.dtype):
+        for encoded in encode_documents(_documents(task, skipped), tokenizer, dtype):
             writers[encoded.split].write(encoded)
             if encoded.split == "train":
                 counts += np.bincount(encoded.tokens, minlength=task.vocab_size)
@@ -96,21 +96,21 @@ def _tokenize(
             lost += encoded.lost
             on_tokens(len(encoded.tokens))
     shards = [writer.record() for writer in writers.values() if writer.tokens]
-    return PieceRecord(task.name, shards, skipped, unknown, lost)
+    return PieceRecord(task.name, shards, dict(skipped), unknown, lost)
 
 
-def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split, Document, int]]:
+def _documents(task: PieceTask, skipped: Counter[str]) -> Iterator[tuple[Split, Document, int]]:
     """(split, document, bytes of UTF-8) of what is kept; counts the rest in ``skipped``."""
     for document in _all_documents(task, skipped):
         try:
             facts = read_facts(document)
         except NotUtf8Error:
-            if not task.skip_undecodable:
+            if task.source != "stdlib":
                 raise
-            skipped["not UTF-8"] = skipped.get("not UTF-8", 0) + 1
+            skipped["not UTF-8"] += 1
             continue
         if facts.blank:
-            skipped["empty"] = skipped.get("empty", 0) + 1
+            skipped["empty"] += 1
             continue
         split = task.split
         if task.validation_fraction is not None:
@@ -119,7 +119,7 @@ def _documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[tuple[Split
         yield split, document, facts.size
 
 
-def _all_documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[Document]:
+def _all_documents(task: PieceTask, skipped: Counter[str]) -> Iterator[Document]:
     for name in task.files:
         path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
         found = 0
@@ -128,12 +128,12 @@ def _all_documents(task: PieceTask, skipped: dict[str, int]) -> Iterator[Documen
             yield document
         if found:
             continue
-        if not is_parquet(path):
+        if not path.name.lower().endswith(PARQUET_SUFFIX):
             raise UserError(
                 f"the data file {path} is empty: it holds no documents. Leave it out of data.files"
             )
         # Writers of parquet in parts leave parts of no rows.
-        skipped["file of no rows"] = skipped.get("file of no rows", 0) + 1
+        skipped["file of no rows"] += 1
 
 
 class _ShardWriter:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
 from questtrain.process.start import python_command
-
-
-@dataclass
-class _Entry:
-    task: PieceTask
-    tokens: float  # of the train split: measured, or what is expected
-    measured: bool
-    taken: bool
 
 
 class Schedule:
@@ -39,14 +32,10 @@ class Schedule:
         limit: int | None,
         expected: int,
     ) -> None:
-        self._limit = limit
-        self._expected = float(expected)
+        self._tasks, self._limit, self._expected = tasks, limit, expected
         self._lock = threading.Lock()
-        self._entries = [_Entry(task, 0.0, measured=False, taken=False) for task in tasks]
-        for entry in self._entries:
-            if entry.task.name in done:
-                entry.taken = True
-                self._measure(entry, done[entry.task.name])
+        self._taken = set(done)
+        self._tokens = {name: record.train_tokens for name, record in done.items()}  # measured
 
     def count_needed(self) -> int:
         """How many pieces are still to be made, as far as is known now."""
@@ -59,30 +48,27 @@ class Schedule:
             needed = self._needed()
             if not needed:
                 return None
-            needed[0].taken = True
-            return needed[0].task
+            self._taken.add(needed[0].name)
+            return needed[0]
 
     def finish(self, task: PieceTask, record: PieceRecord) -> None:
         """Note that ``task`` is made."""
         with self._lock:
-            self._measure(next(e for e in self._entries if e.task is task), record)
+            self._tokens[task.name] = record.train_tokens
 
-    def _measure(self, entry: _Entry, record: PieceRecord) -> None:
-        entry.tokens = float(record.train_tokens)
-        entry.measured = True
-
-    def _needed(self) -> list[_Entry]:
-        measured = [e.tokens for e in self._entries if e.measured and e.task.split == "train"]
+    def _needed(self) -> list[PieceTask]:
+        train = [task.name for task in self._tasks if task.split == "train"]
+        measured = [self._tokens[name] for name in train if name in self._tokens]
         mean = sum(measured) / len(measured) if measured else self._expected
         needed = []
         total = 0.0
-        for entry in self._entries:
-            if entry.task.split == "train":
+        for task in self._tasks:
+            if task.split == "train":
                 if self._limit is not None and total >= self._limit:
                     break
-                total += entry.tokens if entry.measured else mean
-            if not entry.taken:
-                needed.append(entry)
+                total += self._tokens.get(task.name, mean)
+            if task.name not in self._taken:
+                needed.append(task)
         return needed
 
 
@@ -170,11 +156,9 @@ def _make_remotely(
 ) -> PieceRecord:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
+    with contextlib.suppress(BrokenPipeError):  # it has died, and says nothing
         process.stdin.write(json.dumps(asdict(task)) + "\n")
         process.stdin.flush()
-    except BrokenPipeError:
-        raise _died(process, task) from None
     for line in process.stdout:
         message = json.loads(line)
         if "tokens" in message:
@@ -185,11 +169,7 @@ def _make_remotely(
             raise UserError(message["error"])
         else:
             raise RuntimeError(f"a data worker failed on {task.name}:\n{message['crash']}")
-    raise _died(process, task)
-
-
-def _died(process: subprocess.Popen[str], task: PieceTask) -> UserError:
-    return UserError(
+    raise UserError(
         f"a process that made {task.name} ended with code {process.wait()} (out of memory?). "
         "Finished shards are kept: run the command again, with a smaller data.num_workers"
     )

@@ -7,8 +7,6 @@ with the missing pieces, and a source that can grow (C4) gets more pieces when a
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import sys
 from collections import Counter
@@ -21,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from questtrain.config.schema import DataConfig
-from questtrain.data.cache import cache_dir, cache_errors, exclusive
+from questtrain.data.cache import cache_dir, exclusive
 from questtrain.data.documents import is_plain
 from questtrain.data.json_rows import COMPRESSIONS
 from questtrain.data.parquet_rows import PARQUET_SUFFIX
@@ -29,13 +27,16 @@ from questtrain.data.piece import PieceTask
 from questtrain.data.pool import Schedule, available_cores, make_pieces
 from questtrain.data.records import (
     FORMAT,
+    GROWABLE,
     MANIFEST,
+    SPLITS,
     Manifest,
     PieceRecord,
     ShardRecord,
-    Split,
+    json_sha256,
     read_manifest,
     read_piece,
+    totals,
 )
 from questtrain.data.shards import (
     TokenDataset,
@@ -63,18 +64,19 @@ def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDatase
     _check(config)
     source = list_source(config)
     _check_divisible(source, config)
-    if not source.growable:
+    if source.kind not in GROWABLE:
         tokens_needed = None
-    with cache_errors(config):
-        job = _Job(
-            config,
-            source,
-            choose_tokenizer(config, source),
-            tightest(tokens_needed, config.max_tokens),
-        )
+    limit = tightest(tokens_needed, config.max_tokens)
+    try:
+        job = _Job(config, source, choose_tokenizer(config, source), limit)
         if not job.is_ready():
             job.make()
         dataset = open_dataset(job.folder, tokens_needed, config.max_tokens)
+    except OSError as error:
+        raise UserError(
+            f"cannot use data.cache_dir={config.cache_dir}: {error}. Choose a writable folder with "
+            "data.cache_dir=… or the variable QUESTTRAIN_CACHE"
+        ) from error
     _check_splits(dataset, config)
     return dataset
 
@@ -89,7 +91,8 @@ class _Job:
         self.vocab_size = tokenizer.vocab_size
         if source.kind == "tokens":  # ids made elsewhere may use a padded vocabulary
             self.vocab_size = max(self.vocab_size, config.vocab_size or 0)
-        self.folder = cache_dir(config) / f"{config.name}-{self._digest()[:12]}"
+        defining = [FORMAT, source.sha256, tokenizer.sha256, tokenizer.bos_id, self.vocab_size]
+        self.folder = cache_dir(config) / f"{config.name}-{json_sha256(defining)[:12]}"
         self.tokenizer_file = (
             "tokenizer.json" if tokenizer.path.suffix == ".json" else "tokenizer.model"
         )
@@ -106,7 +109,10 @@ class _Job:
         """Make the missing pieces, then the manifest."""
         (self.folder / "pieces").mkdir(parents=True, exist_ok=True)
         with exclusive(self.folder):
-            self._copy_tokenizer()
+            copy = self.folder / self.tokenizer_file
+            if not copy.exists():
+                with atomic_write(copy) as file:
+                    file.write(self.tokenizer.path.read_bytes())
             done = self._done()
             schedule = Schedule(
                 [self._task(piece) for piece in self.source.pieces],
@@ -125,17 +131,6 @@ class _Job:
             manifest.write(self.folder)
         _report(manifest)
 
-    def _digest(self) -> str:
-        tokenizer = [self.tokenizer.sha256, self.tokenizer.bos_id, self.vocab_size]
-        parts = [FORMAT, self.source.sha256, *tokenizer]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    def _copy_tokenizer(self) -> None:
-        target = self.folder / self.tokenizer_file
-        if not target.exists():
-            with atomic_write(target) as file:
-                file.write(self.tokenizer.path.read_bytes())
-
     def _done(self) -> dict[str, PieceRecord]:
         """Records of the pieces whose shards all exist, by name."""
         records = (read_piece(self.folder, piece.name) for piece in self.source.pieces)
@@ -152,13 +147,11 @@ class _Job:
             tokenizer_name=self.tokenizer.name,
             bos_id=self.tokenizer.bos_id,
             vocab_size=self.vocab_size,
-            dtype=token_dtype(self.vocab_size),
             dtype_of_files=self.config.dtype,
             text_field=self.config.text_field,
             validation_fraction=self.config.validation_fraction if by_hash else None,
-            tokenized=self.source.kind == "tokens",
+            source=self.source.kind,
             hub_dataset=self.source.hub_dataset,
-            skip_undecodable=self.source.kind == "stdlib",
         )
 
     def _manifest(self) -> Manifest:
@@ -168,9 +161,6 @@ class _Job:
         records = [done[piece.name] for piece in made]
         names = [record.name for record in records]
         shards = [shard for record in records for shard in record.shards]
-        skipped: Counter[str] = Counter()
-        for record in records:
-            skipped.update(record.skipped)
         return Manifest(
             name=self.config.name,
             source=self.source.definition,
@@ -184,25 +174,16 @@ class _Job:
             bos_id=self.tokenizer.bos_id,
             dtype=token_dtype(self.vocab_size),
             complete=len(made) == len(self.source.pieces),
-            totals={split: _totals(shards, split) for split in ("train", "validation")},
+            totals={
+                split: totals([shard for shard in shards if shard.split == split])
+                for split in SPLITS
+            },
             unigram_entropy=unigram_entropy(self.folder, names, self.vocab_size),
-            skipped=dict(skipped),
+            skipped=dict(sum((Counter(record.skipped) for record in records), Counter())),
             unknown_tokens=sum(record.unknown_tokens for record in records),
             lost_characters=sum(record.lost_characters for record in records),
             shards=shards,
         )
-
-
-def _totals(shards: Sequence[ShardRecord], split: Split) -> dict[str, int | None]:
-    mine = [shard for shard in shards if shard.split == split]
-    documents = [shard.documents for shard in mine if shard.documents is not None]
-    text_bytes = [shard.text_bytes for shard in mine if shard.text_bytes is not None]
-    return {
-        "shards": len(mine),
-        "tokens": sum(shard.tokens for shard in mine),
-        "documents": sum(documents) if len(documents) == len(mine) else None,
-        "text_bytes": sum(text_bytes) if len(text_bytes) == len(mine) else None,
-    }
 
 
 def _all_exist(folder: Path, shards: Iterable[ShardRecord]) -> bool:
@@ -271,26 +252,24 @@ def _check_divisible(source: Source, config: DataConfig) -> None:
 
 
 def _check_splits(dataset: TokenDataset, config: DataConfig) -> None:
-    totals = dataset.manifest.totals
-    if not totals["train"]["tokens"] and not totals["validation"]["tokens"]:
+    train, validation = (dataset.manifest.totals[split] for split in SPLITS)
+    if not train["tokens"] and not validation["tokens"]:
         skipped = ", ".join(f"{count:,} {why}" for why, count in dataset.manifest.skipped.items())
         raise UserError(
             f"data={config.name} holds no text: everything was left out ({skipped or 'no rows'}). "
             "Check data.files and data.text_field"
         )
-    found = (totals["train"]["documents"] or 0) + (totals["validation"]["documents"] or 0)
-    advice = (
-        "Add documents (a plain-text file is one), change data.validation_fraction="
-        f"{config.validation_fraction}, or name data.validation_files"
-    )
-    if dataset.validation.num_tokens == 0:
-        raise UserError(
-            f"none of the {found} documents of data={config.name} fell to validation. {advice}"
-        )
-    if dataset.train.num_tokens == 0:
-        raise UserError(
-            f"none of the {found} documents of data={config.name} is left for training. {advice}"
-        )
+    found = (train["documents"] or 0) + (validation["documents"] or 0)
+    for split, lacks in (
+        (dataset.validation, "fell to validation"),
+        (dataset.train, "is left for training"),
+    ):
+        if split.num_tokens == 0:
+            raise UserError(
+                f"none of the {found} documents of data={config.name} {lacks}. Add documents (a "
+                "plain-text file is one), change data.validation_fraction="
+                f"{config.validation_fraction}, or name data.validation_files"
+            )
 
 
 def _progress(name: str, limit: int | None, done: Iterable[PieceRecord]) -> tqdm[NoReturn]:

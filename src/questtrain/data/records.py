@@ -6,8 +6,10 @@ manifest is the sum of the records.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ MANIFEST_REMEDY = (
     "Delete that file and run `questtrain data prepare` again; finished shards are kept"
 )
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, Split] = ("train", "validation")
 GROWABLE = ("c4",)
 """Kinds of sources that are prepared only as far as runs need them."""
 
@@ -92,7 +95,7 @@ class Manifest:
     unknown_tokens: Count
     lost_characters: Count
     shards: list[ShardRecord]
-    format: int = field(default=FORMAT)
+    format: int = FORMAT
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically."""
@@ -111,14 +114,26 @@ def piece_path(folder: Path, name: str) -> Path:
     return folder / "pieces" / f"{name}.json"
 
 
-def is_validation_piece(name: str) -> bool:
-    """Whether a piece comes from files that are for validation only."""
-    return name.startswith("validation-")
-
-
 def counts_path(folder: Path, name: str) -> Path:
     """How often each token id occurs in a piece's training shard: ``.npy``, int64 [vocab]."""
     return folder / "pieces" / f"{name}.npy"
+
+
+def json_sha256(value: Any) -> str:
+    """Hex digest of a value that JSON can hold, written the same way always."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def totals(shards: Sequence[ShardRecord]) -> dict[str, int | None]:
+    """What the shards hold together; None where it is not known of all of them."""
+    documents = [shard.documents for shard in shards if shard.documents is not None]
+    text_bytes = [shard.text_bytes for shard in shards if shard.text_bytes is not None]
+    return {
+        "shards": len(shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "documents": sum(documents) if len(documents) == len(shards) else None,
+        "text_bytes": sum(text_bytes) if len(text_bytes) == len(shards) else None,
+    }
 
 
 def read_piece(folder: Path, name: str) -> PieceRecord | None:
@@ -135,19 +150,15 @@ def read_counts(folder: Path, piece: str, vocab_size: int) -> NDArray[np.int64]:
     path = counts_path(folder, piece)
     try:
         counts: NDArray[np.int64] = np.load(path)
+        if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
+            held = f"{counts.dtype} {list(counts.shape)}"
+            raise ValueError(f"it holds {held}, not {vocab_size:,} counts")
     except (OSError, ValueError, EOFError) as error:
-        raise _bad_counts(path, piece, str(error)) from error
-    if counts.dtype != np.int64 or counts.shape != (vocab_size,) or counts.min() < 0:
-        held = f"{counts.dtype} {list(counts.shape)}"
-        raise _bad_counts(path, piece, f"it holds {held}, not {vocab_size:,} counts")
+        raise UserError(
+            f"the token counts {path} are damaged: {error}. Delete {piece}.json beside them and"
+            f" {MANIFEST}, and run `questtrain data prepare` again: it makes this piece anew"
+        ) from error
     return counts
-
-
-def _bad_counts(path: Path, piece: str, reason: str) -> UserError:
-    return UserError(
-        f"the token counts {path} are damaged: {reason}. Delete {piece}.json beside them and"
-        f" {MANIFEST}, and run `questtrain data prepare` again: it makes this piece anew"
-    )
 
 
 def read_manifest(folder: Path) -> Manifest:

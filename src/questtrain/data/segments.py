@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from questtrain.data.documents import Document
 from questtrain.data.tokenizer import Tokenizer
@@ -37,8 +37,8 @@ class Segment:
     """
 
     text: str
-    context: str = ""
-    context_ids: list[int] = field(default_factory=list)
+    context: str
+    context_ids: list[int]
 
 
 def segments_of(document: Document, tokenizer: Tokenizer) -> Iterator[Segment]:
@@ -59,15 +59,12 @@ def segments_of(document: Document, tokenizer: Tokenizer) -> Iterator[Segment]:
 def encode_segments(tokenizer: Tokenizer, segments: list[Segment]) -> list[list[int]]:
     """The tokens of each segment, in the order of the segments."""
     rows = tokenizer.encode_batch([segment.context + segment.text for segment in segments])
-    return [_own(segment, ids, tokenizer) for segment, ids in zip(segments, rows, strict=True)]
-
-
-def _own(segment: Segment, ids: list[int], tokenizer: Tokenizer) -> list[int]:
-    """``ids`` of context and text without the context's."""
-    length = len(segment.context_ids)
-    if ids[:length] == segment.context_ids:
-        return ids[length:]
-    return tokenizer.encode(segment.text)
+    own = []
+    for segment, ids in zip(segments, rows, strict=True):
+        length = len(segment.context_ids)
+        follows = ids[:length] == segment.context_ids
+        own.append(ids[length:] if follows else tokenizer.encode(segment.text))
+    return own
 
 
 def _cut(text: str, begin: int, tokenizer: Tokenizer) -> tuple[int, list[int]]:

@@ -17,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from questtrain.data.records import (
-    GROWABLE,
     Manifest,
     ShardRecord,
     Split,
-    is_validation_piece,
     read_counts,
     read_manifest,
 )
@@ -37,21 +35,20 @@ def token_dtype(vocab_size: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """The first ``num_tokens`` tokens of one token file, from byte ``offset`` on; their ids lie
-    below ``vocab_size``, where that is known."""
+    """The first ``num_tokens`` tokens of the token file that ``record`` is of; their ids lie below
+    ``vocab_size``, where that is known."""
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
     vocab_size: int | None = None
-    offset: int = 0
 
     @cached_property
     def tokens(self) -> NDArray[Any]:
         """The tokens, memory-mapped: ``dtype`` [num_tokens]."""
-        shape = (self.num_tokens,)
-        tokens = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=shape)
+        offset, shape = self.record.offset, (self.num_tokens,)
+        tokens = np.memmap(self.path, self.dtype, mode="r", offset=offset, shape=shape)
         return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
 
     def beyond_vocabulary(self, token: int, place: int) -> UserError:
@@ -91,14 +88,9 @@ class TokenDataset:
         self.folder = folder
         self.manifest = manifest
         self.vocab_size = manifest.vocab_size
-        self._pieces = _prefix(manifest.shards, limit)
+        self._records = prefix(manifest.shards, limit)
         self.train = TokenSplit(_cut(self._open("train"), max_tokens))
         self.validation = TokenSplit(tuple(self._open("validation")))
-
-    @property
-    def growable(self) -> bool:
-        """Whether the source is prepared only as far as runs need it."""
-        return str(self.manifest.source["source"]) in GROWABLE
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -129,11 +121,7 @@ class TokenDataset:
             )
 
     def _open(self, split: Split) -> list[Shard]:
-        return [
-            self._shard(record)
-            for record in self.manifest.shards
-            if record.split == split and record.piece in self._pieces
-        ]
+        return [self._shard(record) for record in self._records if record.split == split]
 
     def _shard(self, record: ShardRecord) -> Shard:
         """Open a shard, checking its size, which costs nothing."""
@@ -146,7 +134,7 @@ class TokenDataset:
             raise _bad_shard(
                 path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
             )
-        return Shard(path, dtype, record.tokens, record, self.vocab_size, record.offset)
+        return Shard(path, dtype, record.tokens, record, self.vocab_size)
 
 
 def open_dataset(
@@ -178,14 +166,8 @@ def unigram_entropy(folder: Path, pieces: Sequence[str], vocab_size: int) -> flo
     return math.log(total) - float(present @ np.log(present)) / total if total else 0.0
 
 
-def first_pieces(shards: Sequence[ShardRecord]) -> list[ShardRecord]:
-    """Of all shards in the order of their pieces, those that the shortest run reads."""
-    chosen = _prefix(shards, limit=1)
-    return [shard for shard in shards if shard.piece in chosen]
-
-
-def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:
-    """Names of the pieces a run reads, given all shards in the order of their pieces.
+def prefix(shards: Sequence[ShardRecord], limit: int | None) -> list[ShardRecord]:
+    """Of all shards in the order of their pieces, those that a run of ``limit`` tokens reads.
 
     Pieces of validation files always belong; of the others, the first ones until their training
     tokens reach ``limit``. A piece's validation shard goes with its training shard.
@@ -193,10 +175,10 @@ def _prefix(shards: Sequence[ShardRecord], limit: int | None) -> set[str]:
     chosen: set[str] = set()
     tokens = 0
     for shard in shards:
-        if limit is None or tokens < limit or is_validation_piece(shard.piece):
+        if limit is None or tokens < limit or shard.piece.startswith("validation-"):
             chosen.add(shard.piece)
             tokens += shard.tokens if shard.split == "train" else 0
-    return chosen
+    return [shard for shard in shards if shard.piece in chosen]
 
 
 def _cut(shards: Sequence[Shard], max_tokens: int | None) -> tuple[Shard, ...]:

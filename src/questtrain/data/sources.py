@@ -7,12 +7,10 @@ order of the pieces, and of the documents in them, is a function of the files al
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
 import os
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +20,7 @@ from questtrain.config.ranges import Text
 from questtrain.config.schema import DataConfig
 from questtrain.data.documents import CODE_SUFFIXES, check_suffix
 from questtrain.data.hub import HubUnreachableError, check_hub
-from questtrain.data.records import GROWABLE, Split
+from questtrain.data.records import Split, json_sha256
 from questtrain.errors import UserError, unknown
 
 KINDS = ("stdlib", "text", "c4", "tokens")
@@ -71,12 +69,7 @@ class Source:
     @cached_property
     def sha256(self) -> str:
         """Hash of the definition."""
-        return hashlib.sha256(json.dumps(self.definition, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def growable(self) -> bool:
-        """Whether a run prepares only as many pieces as it needs."""
-        return self.kind in GROWABLE
+        return json_sha256(self.definition)
 
     @property
     def splits_by_hash(self) -> bool:
@@ -133,10 +126,10 @@ def _stdlib(config: DataConfig) -> Source:
         "python": sys.version.split()[0],
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
-        "files_sha256": _sha256(listing),
+        "files_sha256": json_sha256(listing),
         "validation_fraction": config.validation_fraction,
     }
-    return Source("stdlib", definition, _group(files, "train"))
+    return Source("stdlib", definition, _pieces(_group(files), "train"))
 
 
 def stdlib_root() -> Path:
@@ -168,7 +161,7 @@ def _local(config: DataConfig) -> Source:
     definition["text_field"] = config.text_field
     if not validation:
         definition["validation_fraction"] = config.validation_fraction
-    pieces = (*_group(validation, "validation"), *_group(files, "train"))
+    pieces = (*_pieces(_group(validation), "validation"), *_pieces(_group(files), "train"))
     return Source(config.source, definition, pieces)
 
 
@@ -212,14 +205,17 @@ def _tokens(config: DataConfig) -> Source:
     if both:
         raise UserError(f"{both[0]} stands in data.files and in data.validation_files")
     _check_not_empty([*files, *validation])
-    pieces = (*_singly(validation, "validation"), *_singly(files, "train"))
+    pieces = (
+        *_pieces([[file] for file in validation], "validation"),
+        *_pieces([[file] for file in files], "train"),
+    )
     definition = _definition(config, files, validation)
     if config.dtype != "auto":
         definition["dtype"] = config.dtype
     # These files stay where they are, and what is read from them is what they hold then. A copy
     # may bring size and times along; that it was changed, the system alone writes down.
     changes = [file.stat().st_ctime_ns for file in (*files, *validation)]
-    definition["changes_sha256"] = _sha256(changes)
+    definition["changes_sha256"] = json_sha256(changes)
     return Source("tokens", definition, pieces)
 
 
@@ -257,7 +253,7 @@ def _definition(
         "files": len(files),
         "validation_files": len(validation),
         "bytes": sum(file.stat().st_size for file in (*files, *validation)),
-        "files_sha256": _sha256([_stamps(files), _stamps(validation)]),
+        "files_sha256": json_sha256([_stamps(files), _stamps(validation)]),
     }
 
 
@@ -265,19 +261,15 @@ def _stamps(files: Sequence[Path]) -> list[tuple[str, int, int]]:
     return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _singly(files: Sequence[Path], split: Split) -> tuple[Piece, ...]:
-    """Every file a piece."""
+def _pieces(groups: Iterable[Sequence[Path]], split: Split) -> tuple[Piece, ...]:
     return tuple(
-        Piece(split, index, (str(file),), file.stat().st_size) for index, file in enumerate(files)
+        Piece(split, index, tuple(map(str, group)), sum(file.stat().st_size for file in group))
+        for index, group in enumerate(groups)
     )
 
 
-def _group(files: Sequence[Path], split: Split) -> tuple[Piece, ...]:
-    """Pieces of ``files``: the small ones dealt out in turn, then each large one by itself.
+def _group(files: Sequence[Path]) -> list[Sequence[Path]]:
+    """The files of each piece: the small ones dealt out in turn, then each large one by itself.
 
     Dealing makes every piece a sample of the whole corpus instead of one of its folders.
     """
@@ -286,9 +278,5 @@ def _group(files: Sequence[Path], split: Split) -> tuple[Piece, ...]:
     total = sum(sizes[file] for file in small)
     # Enough pieces for several cores, but not below a megabyte, and none that takes hours.
     count = max(min(8, total >> 20), total // PIECE_BYTES, 1)
-    groups = [small[start::count] for start in range(min(count, len(small)))]
-    groups += [[file] for file in files if sizes[file] >= LARGE_FILE_BYTES]
-    return tuple(
-        Piece(split, index, tuple(map(str, group)), sum(sizes[file] for file in group))
-        for index, group in enumerate(groups)
-    )
+    groups: list[Sequence[Path]] = [small[start::count] for start in range(min(count, len(small)))]
+    return groups + [[file] for file in files if sizes[file] >= LARGE_FILE_BYTES]

@@ -26,7 +26,9 @@ def text_of(row: Any, place: str, text_field: str) -> str:
     """The text of a row; null, at any depth, counts as an empty document.
 
     ``text_field`` is a key of the row, or a path of keys through nested objects with dots between
-    them; a key that holds dots itself comes first. UserError: no such field, or no text in it.
+    them; a key that holds dots itself comes first. Half a surrogate pair, which a JSON escape can
+    hold and no tokenizer takes, becomes a question mark. UserError: no such field, or no text in
+    it.
     """
     if not isinstance(row, dict):
         raise UserError(
@@ -39,18 +41,17 @@ def text_of(row: Any, place: str, text_field: str) -> str:
         if not isinstance(value, dict) or key not in value:
             raise no_field(place, text_field, field_names(row))
         value = value[key]
-    return as_text(value, place, text_field)
-
-
-def as_text(value: Any, place: str, text_field: str) -> str:
-    """``value`` as text that every tokenizer takes: half a surrogate pair, which a JSON escape can
-    hold, becomes a question mark."""
     if value is None:
         return ""
     if not isinstance(value, str):
+        held, inside = type(value).__name__, ""
+        if isinstance(value, dict):
+            held = "an object"
+            names = field_names(value, f"{text_field}.")
+            inside = f", one of {', '.join(names)}" if names else ""
         raise UserError(
-            f"{place}: the field {text_field!r} holds {_kind(value)}, not text; choose "
-            f"the text column with data.text_field=…{_inner(value, text_field)}"
+            f"{place}: the field {text_field!r} holds {held}, not text; choose "
+            f"the text column with data.text_field=…{inside}"
         )
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 
@@ -70,14 +71,3 @@ def field_names(row: dict[str, Any], prefix: str = "") -> list[str]:
         name = f"{prefix}{key}"
         names += field_names(value, f"{name}.") if isinstance(value, dict) and value else [name]
     return names
-
-
-def _kind(value: Any) -> str:
-    return "an object" if isinstance(value, dict) else type(value).__name__
-
-
-def _inner(value: Any, text_field: str) -> str:
-    """How to name a field inside an object."""
-    if not isinstance(value, dict) or not value:
-        return ""
-    return f", one of {', '.join(field_names(value, f'{text_field}.'))}"

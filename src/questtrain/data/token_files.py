@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from questtrain.data.shards import token_dtype
 from questtrain.errors import UserError
@@ -22,7 +21,7 @@ WIDTHS = {"uint16": "<u2", "uint32": "<u4", "int32": "<i4", "int64": "<i8"}
 """data.dtype besides ``auto``, and numpy's name."""
 
 NUMPY_MAGIC = b"\x93NUMPY"
-LLMC_HEADER = np.dtype("<i4"), 256
+LLMC_HEADER_BYTES = 1024
 # (magic, version) → dtype: GPT-2's files, and Llama 3's.
 LLMC = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 FOREIGN = {
@@ -104,12 +103,10 @@ def _numpy(path: Path, file: BinaryIO) -> Layout:
 
 def _llmc(path: Path, file: BinaryIO, size: int) -> Layout | None:
     """The layout that a header of llm.c gives; None without such a header."""
-    kind, length = LLMC_HEADER
-    offset = kind.itemsize * length
-    if size < offset:
+    if size < LLMC_HEADER_BYTES:
         return None
     file.seek(0)
-    magic, version, tokens = np.frombuffer(file.read(offset), kind)[:3].tolist()
+    magic, version, tokens = np.frombuffer(file.read(12), "<i4").tolist()
     if magic not in {known for known, _ in LLMC}:
         return None
     if (magic, version) not in LLMC:
@@ -117,7 +114,7 @@ def _llmc(path: Path, file: BinaryIO, size: int) -> Layout | None:
             f"the token file {path} has llm.c's header in version {version}, which is unknown: "
             "write its ids as a flat file"
         )
-    return Layout("llm.c", LLMC[magic, version], offset, tokens)
+    return Layout("llm.c", LLMC[magic, version], LLMC_HEADER_BYTES, tokens)
 
 
 def _flat(path: Path, file: BinaryIO, size: int, vocab_size: int, dtype: str) -> Layout:
@@ -144,7 +141,7 @@ def _width(path: Path, file: BinaryIO, size: int, vocab_size: int, expected: str
         if itemsize <= np.dtype(expected).itemsize or size % itemsize:
             continue
         ids = np.concatenate([np.frombuffer(sample, dtype) for sample in samples])
-        if not _all_ids(ids, vocab_size):
+        if not len(ids) or ids.min() < 0 or ids.max() >= vocab_size:
             continue
         if np.count_nonzero(ids) < MIN_EVIDENCE:
             names = [name for name, kind in WIDTHS.items() if kind in (expected, dtype)]
@@ -165,7 +162,3 @@ def _samples(file: BinaryIO, size: int) -> Sequence[bytes]:
         data = file.read(SAMPLE_BYTES)
         samples.append(data[: len(data) // 8 * 8] if size >= 8 else data)
     return samples
-
-
-def _all_ids(ids: NDArray[Any], vocab_size: int) -> bool:
-    return len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < vocab_size

@@ -7,7 +7,6 @@ only where the data pipeline puts them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from questtrain.data.bos import CONFIG, choose_bos, post_processor_bos
-from questtrain.data.hub import HubFileMissingError, HubUnreachableError, hub_file, is_cached
+from questtrain.data.hub import HubFileMissingError, HubUnreachableError, cached_file, hub_file
 from questtrain.errors import UserError
+from questtrain.store.files import sha256_of
 
+FILENAMES = ("tokenizer.json", "tokenizer.model")
 _SUFFIXES = "tokenizer.json (Hugging Face tokenizers) or tokenizer.model (SentencePiece)"
 
 
@@ -38,20 +39,13 @@ class Tokenizer(ABC):
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = sha256_of(path)
 
     @property
     def label(self) -> str:
         """For records and tables: the hub name, or a file's name and the start of its hash."""
         name = Path(self.name).name if _looks_like_a_path(self.name) else self.name
         return name if name == self.name else f"{name}@{self.sha256[:8]}"
-
-    def _check_bos(self, bos_id: int, exists: bool) -> None:
-        if not exists:
-            raise UserError(
-                f"the tokenizer {self.name} has no token {bos_id}, which began the documents: it is"
-                " another one"
-            )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of ``text``, without BOS or EOS."""
@@ -123,13 +117,9 @@ class JsonTokenizer(Tokenizer):
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         added = content.get("added_tokens") or []
-        if isinstance(bos, int):
-            token = self._tokenizer.id_to_token(bos)
-            self._check_bos(bos, token is not None)
-        else:
-            special = [entry["content"] for entry in added if entry.get("special")]
-            own = post_processor_bos(content.get("post_processor"))
-            token = choose_bos(bos, own, path.parent, vocabulary, special, name)
+        special = [entry["content"] for entry in added if entry.get("special")]
+        own = post_processor_bos(content.get("post_processor"))
+        token = choose_bos(bos, own, path.parent, vocabulary, special, name)
         self.bos_id = vocabulary[token]
         for entry in added:  # a token that is added and not special is found in any text
             if entry["content"] == token and not entry.get("special"):
@@ -195,10 +185,6 @@ class SentencePieceTokenizer(Tokenizer):
         processor = self._processor
         self.vocab_size = processor.vocab_size()
         self.unknown_id = processor.unk_id()
-        if isinstance(bos, int):
-            self._check_bos(bos, 0 <= bos < self.vocab_size)
-            self.bos_id = bos
-            return
         pieces = {processor.id_to_piece(i): i for i in range(self.vocab_size)}
         special = [piece for piece, i in pieces.items() if processor.is_control(i)]
         own = processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None
@@ -240,10 +226,10 @@ def load_tokenizer(
 
 
 def _file_in(folder: Path) -> Path:
-    for filename in ("tokenizer.json", "tokenizer.model"):
+    for filename in FILENAMES:
         if (folder / filename).is_file():
             return folder / filename
-    raise UserError(f"the folder {folder} holds neither tokenizer.json nor tokenizer.model")
+    raise UserError(f"the folder {folder} holds neither {' nor '.join(FILENAMES)}")
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -258,7 +244,7 @@ def _looks_like_a_path(source: str) -> bool:
 
 def _from_hub(repo: str) -> Path:
     try:
-        return _first_of(repo, ("tokenizer.json", "tokenizer.model"))
+        return _first_of(repo)
     except HubUnreachableError as error:
         raise HubUnreachableError(
             f"the tokenizer {repo!r} is no local file and cannot be fetched: {error}. Set "
@@ -271,9 +257,9 @@ def _from_hub(repo: str) -> Path:
         ) from error
 
 
-def _first_of(repo: str, filenames: Sequence[str]) -> Path:
-    for filename in filenames:
-        downloads = not is_cached(repo, filename)
+def _first_of(repo: str) -> Path:
+    for filename in FILENAMES:
+        downloads = cached_file(repo, filename) is None
         try:
             path = hub_file(repo, filename)
         except HubFileMissingError:
@@ -282,4 +268,4 @@ def _first_of(repo: str, filenames: Sequence[str]) -> Path:
             with contextlib.suppress(UserError):
                 hub_file(repo, CONFIG)
         return path
-    raise HubFileMissingError(f"the hub repository {repo!r} has neither {' nor '.join(filenames)}")
+    raise HubFileMissingError(f"the hub repository {repo!r} has neither {' nor '.join(FILENAMES)}")

@@ -19,7 +19,7 @@ def data_differences(folder: Path, dataset: TokenDataset) -> list[str]:
     began = read_identity(folder)
     if began is not None:
         return began.differences(now)
-    copy = folder / tokenizer_name(dataset)
+    copy = folder / dataset.tokenizer.path.name
     if not checkpoint_folders(folder) or not copy.exists():
         return []
     before = sha256_of(copy)
@@ -38,14 +38,8 @@ def data_differences(folder: Path, dataset: TokenDataset) -> list[str]:
 def keep_data(folder: Path, dataset: TokenDataset) -> None:
     """Record the data in the folder and keep a copy of the tokenizer there, if it lacks either."""
     identity = DataIdentity.of(dataset)
-    copy = folder / tokenizer_name(dataset)
+    copy = folder / dataset.tokenizer.path.name
     if not copy.exists() or sha256_of(copy) != identity.tokenizer_sha256:
         copy_file(dataset.tokenizer.path, copy)
     if read_identity(folder) is None:
         identity.write(folder)
-
-
-def tokenizer_name(dataset: TokenDataset) -> str:
-    """How a run's folder calls its tokenizer."""
-    is_json = dataset.tokenizer.path.suffix == ".json"
-    return "tokenizer.json" if is_json else "tokenizer.model"
