@@ -19,6 +19,7 @@ from annotated_types import MinLen
 
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError
+from questtrain.scaling.run_folders import find_runs
 from questtrain.store.json_file import DamagedJson, read_json
 from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.run_record import HEAD_COLUMNS, identity_columns
@@ -89,12 +90,12 @@ class Persistence(RunHead):
 
 
 def read_all(
-    runs: Sequence[Path], what: str, read: Callable[[Path], Record | None]
+    paths: Sequence[str | Path], what: str, read: Callable[[Path], Record | None]
 ) -> list[Record]:
-    """The records that exist; a run without one is named in the log, with the command that makes
-    it. Raises UserError if no run is left."""
+    """The records of the runs that ``paths`` name; a run without one is named in the log, with the
+    command that makes it. Raises UserError if no run is left."""
     records = []
-    for run in runs:
+    for run in find_runs([str(path) for path in paths]):
         record = read(run)
         if record is not None:
             records.append(record)
