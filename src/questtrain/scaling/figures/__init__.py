@@ -2,8 +2,9 @@
 
 A figure is two functions in the module of its family: ``data`` turns the user's paths (run
 folders, folders of runs, tables of runs) into what is drawn (a dataclass of plain numbers and
-texts), ``draw`` turns that into a matplotlib Figure. A new one is these two and a line in
-`FIGURES`; a table of the paper is also text, by a third function.
+texts), ``draw`` turns that into a matplotlib Figure. A new one is these two and a line in `_ALL`;
+a table of the paper is also text, by a third function. What ``data`` names as ``missing`` is said
+in the log here.
 """
 
 from __future__ import annotations
