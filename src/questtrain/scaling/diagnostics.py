@@ -109,17 +109,13 @@ def read_all(
 def read_alignment(run: Path) -> Alignment | None:
     """``diagnostics/alignment.json``, its blocks in order of depth."""
     record = _read(run, "alignment", Alignment)
-    if record is None:
-        return None
-    return replace(record, blocks=sorted(record.blocks, key=lambda block: block.block))
+    return record and replace(record, blocks=sorted(record.blocks, key=lambda block: block.block))
 
 
 def read_mask(run: Path) -> MaskHistory | None:
     """``diagnostics/mask.json``; where it is absent, what the run's metrics say of the mask."""
     record = _read(run, "mask", MaskHistory) or _mask_from_metrics(run)
-    if record is None:
-        return None
-    return replace(record, points=sorted(record.points, key=lambda point: point.step))
+    return record and replace(record, points=sorted(record.points, key=lambda point: point.step))
 
 
 def read_persistence(run: Path) -> Persistence | None:

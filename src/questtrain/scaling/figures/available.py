@@ -32,7 +32,7 @@ def available(paths: Paths) -> dict[str, Any]:
             log.info("not drawn: %s (%s): %s", name, figure.alias, error)
             continue
         for record in records:
-            if record.getMessage() not in said:
+            if record.getMessage() not in said and log.isEnabledFor(record.levelno):
                 said.add(record.getMessage())
                 log.handle(record)
     return found

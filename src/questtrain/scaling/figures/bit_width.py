@@ -45,13 +45,11 @@ def data(paths: Paths) -> BitWidthData:
     """Runs of one size and token count; of several settings of a method, the best one's seeds."""
     groups = _groups(selection.finished(paths))
     lines = [_line(method, groups) for method in METHODS]
-    reference = (
-        selection.perplexity_spread(groups[("none", "16")]) if ("none", "16") in groups else None
-    )
+    unquantized = groups.get(("none", "16"))
+    reference = selection.perplexity_spread(unquantized) if unquantized else None
     runs = [run for group in groups.values() for run in group]
-    spreads = [one for line in lines for one in line.perplexity] + (
-        [reference] if reference else []
-    )
+    spreads = [one for line in lines for one in line.perplexity]
+    spreads += [reference] if reference else []
     return BitWidthData(
         title=f"Perplexity by bit width, {selection.size_and_tokens(runs[0])}",
         ylabel=selection.loss_label(runs, "validation perplexity"),

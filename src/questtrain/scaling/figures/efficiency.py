@@ -156,9 +156,14 @@ def _draw_family(axes: Axes, family: Family, index: int) -> None:
         [0.0 if g.low is None else max(0.0, g.value - g.low) for g in gains],
         [0.0 if g.high is None else max(0.0, g.high - g.value) for g in gains],
     ]
-    places = [(w.bits or 0.0) * 2 ** _ASIDE[index % len(_ASIDE)] for w in shown]
-    values, bars_or_none = [g.value for g in gains], bars if any(map(any, bars)) else None
-    style.draw_bars(axes, places, values, bars_or_none, label=family.label, **look)
+    style.draw_bars(
+        axes,
+        [(w.bits or 0.0) * 2 ** _ASIDE[index % len(_ASIDE)] for w in shown],
+        [g.value for g in gains],
+        bars if any(map(any, bars)) else None,
+        label=family.label,
+        **look,
+    )
     for worth in family.worths:
         if worth.gain and worth.gain.value > top:
             axes.annotate(
