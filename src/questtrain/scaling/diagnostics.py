@@ -19,6 +19,7 @@ from annotated_types import MinLen
 
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError
+from questtrain.scaling.run_folders import find_runs
 from questtrain.store.json_file import DamagedJson, read_json
 from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.run_record import HEAD_COLUMNS, identity_columns
@@ -89,12 +90,12 @@ class Persistence(RunHead):
 
 
 def read_all(
-    runs: Sequence[Path], what: str, read: Callable[[Path], Record | None]
+    paths: Sequence[str | Path], what: str, read: Callable[[Path], Record | None]
 ) -> list[Record]:
-    """The records that exist; a run without one is named in the log, with the command that makes
-    it. Raises UserError if no run is left."""
+    """The records of the runs that ``paths`` name; a run without one is named in the log, with the
+    command that makes it. Raises UserError if no run is left."""
     records = []
-    for run in runs:
+    for run in find_runs([str(path) for path in paths]):
         record = read(run)
         if record is not None:
             records.append(record)
@@ -108,17 +109,13 @@ def read_all(
 def read_alignment(run: Path) -> Alignment | None:
     """``diagnostics/alignment.json``, its blocks in order of depth."""
     record = _read(run, "alignment", Alignment)
-    if record is None:
-        return None
-    return replace(record, blocks=sorted(record.blocks, key=lambda block: block.block))
+    return record and replace(record, blocks=sorted(record.blocks, key=lambda block: block.block))
 
 
 def read_mask(run: Path) -> MaskHistory | None:
     """``diagnostics/mask.json``; where it is absent, what the run's metrics say of the mask."""
     record = _read(run, "mask", MaskHistory) or _mask_from_metrics(run)
-    if record is None:
-        return None
-    return replace(record, points=sorted(record.points, key=lambda point: point.step))
+    return record and replace(record, points=sorted(record.points, key=lambda point: point.step))
 
 
 def read_persistence(run: Path) -> Persistence | None:

@@ -72,6 +72,17 @@ def split_label(label: str) -> tuple[Bits, str] | None:
     return bits, method or DEFAULT_METHOD
 
 
+def integer_kind(label: str) -> tuple[str, str]:
+    """Method and bits of integers of equal weights and activations: ``("lsq", "4")``; of the
+    reference ``("none", "16")``; empty texts for other formats."""
+    if label == REFERENCE:
+        return "none", label
+    named = split_label(label)
+    if named is None or named[0].weight != named[0].activation or named[0].weight.kind != "int":
+        return "", ""
+    return named[1], named[0].weight.label
+
+
 def canonical_label(text: str) -> str:
     """``w4a4`` → ``4``, ``bf16`` → ``16``; text that spells no format stays as it is."""
     named = split_label(text)

@@ -2,8 +2,9 @@
 
 A figure is two functions in the module of its family: ``data`` turns the user's paths (run
 folders, folders of runs, tables of runs) into what is drawn (a dataclass of plain numbers and
-texts), ``draw`` turns that into a matplotlib Figure. A new one is these two and a line in
-`FIGURES`; a table of the paper is also text, by a third function.
+texts), ``draw`` turns that into a matplotlib Figure. A new one is these two and a line in `_ALL`;
+a table of the paper is also text, by a third function. What ``data`` names as ``missing`` is said
+in the log here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from questtrain.errors import UserError, unknown
 from questtrain.scaling.figures import (
@@ -26,6 +27,7 @@ from questtrain.scaling.figures import (
     memory,
     pact,
     persistence,
+    selection,
     trust_scale,
 )
 from questtrain.scaling.figures.selection import Paths
@@ -38,120 +40,98 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PaperFigure:
-    """One figure: its ``alias`` by the paper's number, what it shows, how it is made; ``table``
-    makes the text of a table."""
+    """One figure: its ``name``, its ``alias`` by the paper's number, what it shows, how it is made;
+    ``table`` makes the text of a table."""
 
+    name: str
     alias: str
     text: str
-    data: Callable[[Paths], Any]
+    read: Callable[[Paths], Any]
     draw: Callable[[Any], Figure]
     table: Callable[[Any], Table] | None = None
 
+    def data(self, paths: Paths) -> Any:
+        """What is drawn; the log says what of the paper's figure is missing."""
+        found = self.read(paths)
+        if missing := getattr(found, "missing", ()):
+            selection.log.warning("missing from %s: %s", self.name, "; ".join(missing))
+        return found
+
+
+class _Maker(Protocol):
+    """What makes one figure: a module, or an object."""
+
+    def data(self, paths: Paths) -> Any: ...
+
+    def draw(self, data: Any) -> Figure: ...
+
+
+def _figure(name: str, alias: str, text: str, maker: _Maker) -> PaperFigure:
+    return PaperFigure(name, alias, text, maker.data, maker.draw)
+
 
 def _table(
-    alias: str, text: str, data: Callable[[Paths], Any], table: Callable[[Any], Table]
+    name: str, alias: str, text: str, data: Callable[[Paths], Any], table: Callable[[Any], Table]
 ) -> PaperFigure:
-    return PaperFigure(alias, text, data, lambda found: draw_table(table(found)), table)
+    return PaperFigure(name, alias, text, data, lambda found: draw_table(table(found)), table)
 
 
-FIGURES = {
-    "law": PaperFigure(
+_ALL = (
+    _figure(
+        "law",
         "fig1",
         "loss over memory of the weights by precision, with the fitted law",
-        loss_memory.law_data,
-        loss_memory.draw,
+        loss_memory.LAW,
     ),
-    "alignment": PaperFigure(
+    _figure(
+        "alignment",
         "fig2",
         "alignment of gradients with unquantized ones, by depth of the block",
-        alignment.data,
-        alignment.draw,
+        alignment,
     ),
-    "lsq": PaperFigure(
-        "fig3",
-        "perplexity by bit width, QuEST against LSQ",
-        bit_width.data,
-        bit_width.draw,
+    _figure("lsq", "fig3", "perplexity by bit width, QuEST against LSQ", bit_width),
+    _figure(
+        "efficiency", "fig4", "eff(P)/P of formats and methods, from the fitted law", efficiency
     ),
-    "efficiency": PaperFigure(
-        "fig4",
-        "eff(P)/P of formats and methods, from the fitted law",
-        efficiency.data,
-        efficiency.draw,
-    ),
-    "formats": PaperFigure(
+    _figure(
+        "formats",
         "fig5a",
         "as law, formats of 4 bits: INT4, FP4, INT4 with 2:4 sparsity",
-        loss_memory.formats_data,
-        loss_memory.draw,
+        loss_memory.FORMATS,
     ),
-    "weight-only": PaperFigure(
-        "fig5b",
-        "as law, weights alone quantized",
-        loss_memory.weight_only_data,
-        loss_memory.draw,
+    _figure("weight-only", "fig5b", "as law, weights alone quantized", loss_memory.WEIGHT_ONLY),
+    _figure(
+        "hadamard", "fig5c", "as law, with and without the Hadamard transform", loss_memory.HADAMARD
     ),
-    "hadamard": PaperFigure(
-        "fig5c",
-        "as law, with and without the Hadamard transform",
-        loss_memory.hadamard_data,
-        loss_memory.draw,
-    ),
-    "mask": PaperFigure(
-        "fig8",
-        "fraction of the weights outside the trust mask, by step",
-        mask.data,
-        mask.draw,
-    ),
-    "persistence": PaperFigure(
+    _figure("mask", "fig8", "fraction of the weights outside the trust mask, by step", mask),
+    _figure(
+        "persistence",
         "fig9",
         "fraction of the masked weights that stay masked, from step to step",
-        persistence.data,
-        persistence.draw,
+        persistence,
     ),
-    "trust-scale": PaperFigure(
+    _figure(
+        "trust-scale",
         "fig10",
         "loss over the outer trust scale, with and without the transform",
-        trust_scale.data,
-        trust_scale.draw,
+        trust_scale,
     ),
-    "curves": PaperFigure(
-        "fig11",
-        "training loss over tokens, by method",
-        curves.data,
-        curves.draw,
+    _figure("curves", "fig11", "training loss over tokens, by method", curves),
+    _figure("pact", "fig12", "PACT's loss by lr_scale and scale_weight_decay, a heat map", pact),
+    _figure("fit", "fig13", "fit of the law by tokens/parameter, a panel a precision", data_fit),
+    _figure("memory", "fig14", "which precision is best in a fixed memory, as data grows", memory),
+    _table(
+        "table1", "tab1", "fitted eff(P), with intervals", efficiency.table_data, efficiency.table
     ),
-    "pact": PaperFigure(
-        "fig12",
-        "PACT's loss by lr_scale and scale_weight_decay, a heat map",
-        pact.data,
-        pact.draw,
-    ),
-    "fit": PaperFigure(
-        "fig13",
-        "fit of the law by tokens/parameter, a panel a precision",
-        data_fit.data,
-        data_fit.draw,
-    ),
-    "memory": PaperFigure(
-        "fig14",
-        "which precision is best in a fixed memory, as data grows",
-        memory.data,
-        memory.draw,
-    ),
-    "table1": _table(
-        "tab1",
-        "fitted eff(P), with intervals",
-        efficiency.table_data,
-        efficiency.table,
-    ),
-    "table4": _table(
+    _table(
+        "table4",
         "tab4",
         "LSQ's perplexity by weight decay of its step and by bits",
         lsq_decay.data,
         lsq_decay.table,
     ),
-}
+)
+FIGURES = {figure.name: figure for figure in _ALL}
 
 
 def figure_name(word: str) -> str:

@@ -9,9 +9,8 @@ from statistics import fmean, pvariance
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import Alignment, read_alignment, read_all
-from questtrain.scaling.figures.selection import Paths
-from questtrain.scaling.figures.style import add_legend, line_figure, line_style, run_labels, title
-from questtrain.scaling.run_folders import find_runs
+from questtrain.scaling.figures import style
+from questtrain.scaling.figures.selection import Paths, grouped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,11 +35,11 @@ class AlignmentData:
 
 def data(paths: Paths) -> AlignmentData:
     """A line for each method and bits, its seeds merged."""
-    records = read_all(find_runs([str(path) for path in paths]), "alignment", read_alignment)
+    records = read_all(paths, "alignment", read_alignment)
     groups = _merge_seeds(records)
-    labels = run_labels([group[0] for group in groups])
+    labels = style.run_labels([group[0] for group in groups])
     return AlignmentData(
-        title("Gradient alignment", records),
+        style.title("Gradient alignment", records),
         [_line(label, group) for label, group in zip(labels, groups, strict=True)],
     )
 
@@ -49,33 +48,25 @@ def draw(data: AlignmentData) -> Figure:
     """Mean cosine similarity over depth, with bars of one standard deviation."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = line_figure(
+    figure, axes = style.line_figure(
         data.title,
         "depth (Transformer block)",
         "cosine similarity to the gradient\nof unquantized activations",
     )
     for index, line in enumerate(data.lines):
-        axes.errorbar(
-            line.depth,
-            line.mean,
-            yerr=line.std,
-            label=line.label,
-            capsize=3,
-            elinewidth=1,
-            **line_style(index),
-        )
+        look = style.line_style(index)
+        style.draw_bars(axes, line.depth, line.mean, line.std, label=line.label, **look)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(figure, axes)
+    style.add_legend(figure, axes)
     return figure
 
 
 def _merge_seeds(records: Sequence[Alignment]) -> list[list[Alignment]]:
     """Group records that differ in their seeds alone; where one seed comes twice, something else
     differs too, and nothing is merged."""
-    groups: dict[object, list[Alignment]] = {}
-    for record in records:
-        kind = (record.model, record.bits, record.method, record.hadamard)
-        groups.setdefault((*kind, record.step, len(record.blocks)), []).append(record)
+    groups = grouped(
+        records, lambda r: (r.model, r.bits, r.method, r.hadamard, r.step, len(r.blocks))
+    )
     merged = []
     for group in groups.values():
         distinct = len({record.seed for record in group}) == len(group)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import BufferingHandler
 from typing import Any
 
 from questtrain.errors import UserError
-from questtrain.scaling import diagnostics
-from questtrain.scaling.figures import FIGURES, selection
+from questtrain.scaling.figures import FIGURES
 from questtrain.scaling.figures.selection import Paths
 
 log = logging.getLogger(__name__)
@@ -25,31 +26,29 @@ def available(paths: Paths) -> dict[str, Any]:
     said: set[str] = set()
     for name, figure in FIGURES.items():
         try:
-            with _held() as records:
+            with captured() as records:
                 found[name] = figure.data(paths)
         except UserError as error:
             log.info("not drawn: %s (%s): %s", name, figure.alias, error)
             continue
         for record in records:
-            if record.getMessage() not in said:
+            if record.getMessage() not in said and log.isEnabledFor(record.levelno):
                 said.add(record.getMessage())
                 log.handle(record)
     return found
 
 
 @contextmanager
-def _held() -> Iterator[list[logging.LogRecord]]:
-    """Holds back what figures say: of a figure that is not drawn, nobody wants to hear."""
-    records: list[logging.LogRecord] = []
-
-    def hold(record: logging.LogRecord) -> bool:
-        records.append(record)
-        return False
-
-    for speaker in (selection.log, diagnostics.log):
-        speaker.addFilter(hold)
+def captured() -> Iterator[list[logging.LogRecord]]:
+    """What the law wing says in the log meanwhile: of a figure that is not drawn, nobody wants to
+    hear, and the report says it on its page."""
+    log = logging.getLogger("questtrain.scaling")
+    handlers, level, propagate = log.handlers, log.level, log.propagate
+    handler = BufferingHandler(sys.maxsize)
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
     try:
-        yield records
+        yield handler.buffer
     finally:
-        for speaker in (selection.log, diagnostics.log):
-            speaker.removeFilter(hold)
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)

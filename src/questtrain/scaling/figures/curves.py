@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from questtrain.scaling.figures.selection import (
-    Paths,
-    all_runs,
-    head,
-    log,
-    loss_label,
-    nothing_to_draw,
-    richest,
-    say_missing,
-)
-from questtrain.scaling.figures.style import (
-    add_notes,
-    line_style,
-    method_label,
-    method_style,
-    precision_style,
-    run_labels,
-)
+from questtrain.scaling.figures import selection, style
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.precision import sorted_labels
 from questtrain.scaling.runs import Run
@@ -86,18 +70,17 @@ def data(paths: Paths) -> CurvesData:
     window, zoom_step = max(1, last // WINDOW), int(min(ZOOM_STEPS, ZOOM_SHARE * last))
     smooth = [_running_mean(one.steps, one.loss, window) for one in trained]
     lowest = min(float(loss[-1]) for loss in smooth)
-    heads = [head(one.run) for one in trained]
+    heads = [selection.head(one.run) for one in trained]
     lines = [
         _line(label, one, loss, float(loss[-1]) <= FAR * lowest and int(one.steps[-1]) > zoom_step)
-        for label, one, loss in zip(run_labels(heads), trained, smooth, strict=True)
+        for label, one, loss in zip(style.run_labels(heads), trained, smooth, strict=True)
     ]
     methods = {one.method for one in heads}
     missing = [
-        "BF16" if m == "none" else method_label(m, m == "quest")
+        "BF16" if m == "none" else style.method_label(m, m == "quest")
         for m in METHODS
         if m not in methods
     ]
-    say_missing("curves", missing)
     far = [line.label for line in lines if not line.zoomed]
     notes = [f"Running mean over {window:,} steps."] if window > 1 else []
     if far:
@@ -106,7 +89,7 @@ def data(paths: Paths) -> CurvesData:
     tokens = count_text(max(float(one.tokens[-1]) for one in trained))
     return CurvesData(
         title=f"Training loss, {heads[0].model}, {tokens} tokens",
-        ylabel=loss_label(runs, "training loss (nats/token)"),
+        ylabel=selection.loss_label(runs, "training loss (nats/token)"),
         zoom_step=zoom_step,
         lines=lines,
         missing=missing,
@@ -116,40 +99,40 @@ def data(paths: Paths) -> CurvesData:
 
 def draw(data: CurvesData) -> Figure:
     """(a) everything, (b) what comes after the first steps, without runs that end far above."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    figure.suptitle(data.title, parse_math=False)
+    figure = style.panels_figure(data.title, (9, 4))
     whole, zoom = figure.subplots(1, 2)
     unit, name = _unit(max(line.tokens[-1] for line in data.lines))
-    styles = _styles(data.lines)
-    for line, style in zip(data.lines, styles, strict=True):
-        _draw_line(whole, line, style, unit, 0)
+    for line, look in zip(data.lines, _looks(data.lines), strict=True):
+        _draw_line(whole, line, look, unit, 0)
         if line.zoomed:
-            _draw_line(zoom, line, style, unit, data.zoom_step)
+            _draw_line(zoom, line, look, unit, data.zoom_step)
     whole.set_ylabel(data.ylabel)
     whole.set_title("(a)", loc="left", fontsize="medium")
     zoom.set_title(f"(b) after step {data.zoom_step:,}", loc="left", fontsize="medium")
     for axes in (whole, zoom):
         axes.set_xlabel(f"training tokens ({name})")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    legend = whole.legend(frameon=False, fontsize="small", handlelength=4)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    add_notes(figure, data.notes)
+        style.open_frame(axes)
+    style.panel_legend(whole)
+    style.add_notes(figure, data.notes)
     return figure
 
 
 def _trained(paths: Paths) -> list[_Training]:
     """The runs of one size with training rows, by method, then bits."""
-    given = all_runs(paths)
+    given = selection.all_runs(paths)
     found = [one for run in given if (one := _training(run)) is not None]
     if not found:
-        raise nothing_to_draw("curves", "run folders with training steps", "fig11_curves")
+        raise selection.nothing_to_draw("curves", "run folders with training steps", "fig11_curves")
     if len(found) < len(given):
-        log.warning("left out of curves: %d without training steps", len(given) - len(found))
-    runs = richest([one.run for one in found], "curves", _setting, _content)
+        selection.log.warning(
+            "left out of curves: %d without training steps", len(given) - len(found)
+        )
+    runs = selection.richest(
+        [one.run for one in found],
+        "curves",
+        setting=lambda run: (run.number("non_embedding_params"), run.text("dataset")),
+        content=lambda run: (run.method, run.precision),
+    )
     order = sorted_labels(run.precision or "" for run in runs)
     kept = [one for one in found if one.run in runs]
     return sorted(kept, key=lambda one: (_rank(one.run), order.index(one.run.precision or "")))
@@ -175,16 +158,8 @@ def _is_training(row: dict[str, Any]) -> bool:
     return isinstance(step, int) and isinstance(loss, float | int) and bool(np.isfinite(loss))
 
 
-def _setting(run: Run) -> Hashable:
-    return run.number("non_embedding_params"), run.text("dataset")
-
-
-def _content(run: Run) -> Hashable:
-    return run.method, run.precision
-
-
 def _rank(run: Run) -> int:
-    method = head(run).method
+    method = selection.head(run).method
     return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
@@ -203,7 +178,7 @@ def _line(label: str, one: _Training, loss: NDArray[np.float64], zoomed: bool) -
     """Thinned evenly, the last row always kept."""
     stride = -(-len(loss) // MOST_POINTS)
     kept = np.arange(len(loss) - 1, -1, -stride)[::-1]
-    run = head(one.run)
+    run = selection.head(one.run)
     return Line(
         label=label,
         run=run.folder,
@@ -216,24 +191,24 @@ def _line(label: str, one: _Training, loss: NDArray[np.float64], zoomed: bool) -
     )
 
 
-def _styles(lines: Sequence[Line]) -> list[dict[str, Any]]:
+def _looks(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """By method where each has one line, by precision where each has one, else by place."""
     methods, precisions = {one.method for one in lines}, {one.precision for one in lines}
     if len(methods) == len(lines):
-        return [method_style(one.method) for one in lines]
+        return [style.method_style(one.method) for one in lines]
     if len(precisions) == len(lines):
-        return [precision_style(one.precision) for one in lines]
-    return [line_style(index) for index in range(len(lines))]
+        return [style.precision_style(one.precision) for one in lines]
+    return [style.line_style(index) for index in range(len(lines))]
 
 
-def _draw_line(axes: Axes, line: Line, style: dict[str, Any], unit: float, after: int) -> None:
+def _draw_line(axes: Axes, line: Line, look: dict[str, Any], unit: float, after: int) -> None:
     kept = [place for place, step in enumerate(line.steps) if step > after]
     every = max(1, len(kept) // 8)
     axes.plot(
         [line.tokens[place] / unit for place in kept],
         [line.loss[place] for place in kept],
         label=line.label,
-        **style | {"markevery": (every // 2, every), "linewidth": 1.2},
+        **look | {"markevery": (every // 2, every), "linewidth": 1.2},
     )
 
 

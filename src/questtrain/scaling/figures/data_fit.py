@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from questtrain.scaling.figures import selection, style
 from questtrain.scaling.figures.law_runs import (
     Series,
     fitted,
@@ -13,14 +14,7 @@ from questtrain.scaling.figures.law_runs import (
     series,
 )
 from questtrain.scaling.figures.loss_memory import draw_series, memory_axis
-from questtrain.scaling.figures.selection import (
-    Paths,
-    loss_label,
-    nothing_to_draw,
-    say_missing,
-    seed_notes,
-)
-from questtrain.scaling.figures.style import DASHES, MARKERS, add_notes, precision_style
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.precision import label_text, sorted_labels, weight_bits
 
 if TYPE_CHECKING:
@@ -60,7 +54,7 @@ def data(paths: Paths) -> DataFitData:
     several = [label for label, own in ratios.items() if len(own) > 1]
     drawn = [label for label in several if label in PAPER_PRECISIONS] or several
     if not drawn:
-        raise nothing_to_draw(
+        raise selection.nothing_to_draw(
             "fit", "one precision at two or more tokens/parameter ratios", "scaling"
         )
     law = fitted(found.points)
@@ -70,27 +64,22 @@ def data(paths: Paths) -> DataFitData:
         )
         for label in drawn
     ]
-    missing = _missing(panels)
-    say_missing("fit", missing)
     spreads = (s for panel in panels for one in panel.series for s in one.loss)
     return DataFitData(
         title="Fit of the scaling law by tokens/parameter",
-        ylabel=loss_label(found.runs),
+        ylabel=selection.loss_label(found.runs),
         panels=panels,
-        missing=missing,
-        notes=law_notes(law) + seed_notes(spreads),
+        missing=_missing(panels),
+        notes=law_notes(law) + selection.seed_notes(spreads),
     )
 
 
 def draw(data: DataFitData) -> Figure:
     """Panels with one loss axis; in the colour of the precision, ratios differ by marker, dashes
     and filling."""
-    from matplotlib.figure import Figure
-
     columns = min(len(data.panels), PANELS_A_ROW)
     rows = -(-len(data.panels) // columns)
-    figure = Figure(figsize=(max(4.5, 3.4 * columns), 0.7 + 3.1 * rows), layout="constrained")
-    figure.suptitle(data.title, parse_math=False)
+    figure = style.panels_figure(data.title, (max(4.5, 3.4 * columns), 0.7 + 3.1 * rows))
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axes, panel in zip(grid, data.panels, strict=False):
         _draw_panel(axes, panel)
@@ -98,24 +87,23 @@ def draw(data: DataFitData) -> Figure:
         axes.set_visible(False)
     for axes in grid[::columns]:
         axes.set_ylabel(data.ylabel)
-    add_notes(figure, data.notes)
+    style.add_notes(figure, data.notes)
     return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    look = precision_style(panel.precision)
+    look = style.precision_style(panel.precision)
     for index, one in enumerate(panel.series):
-        style = look | {
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": DASHES[index % len(DASHES)],
+        of_ratio = look | {
+            "marker": style.MARKERS[index % len(style.MARKERS)],
+            "linestyle": style.DASHES[index % len(style.DASHES)],
             "markerfacecolor": "white" if index % 2 else look["color"],
         }
-        draw_series(axes, one, style, f"{one.tokens_per_param:g} tokens/parameter")
+        draw_series(axes, one, of_ratio, f"{one.tokens_per_param:g} tokens/parameter")
     memory_axis(axes)
     axes.set(title=panel.label, xlabel="memory of the weights (Mbit)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small", handlelength=4)
+    style.open_frame(axes)
+    style.panel_legend(axes)
 
 
 def _missing(panels: list[Panel]) -> list[str]:

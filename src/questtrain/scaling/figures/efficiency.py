@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from questtrain.errors import UserError
+from questtrain.scaling.figures import selection, style
 from questtrain.scaling.figures.law_runs import fitted, read_law_runs
-from questtrain.scaling.figures.selection import Paths, log, nothing_to_draw, say_missing
-from questtrain.scaling.figures.style import (
-    GREY,
-    add_legend,
-    add_notes,
-    line_figure,
-    line_style,
-    method_label,
-)
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.figures.tables import Table
 from questtrain.scaling.law import Estimate, Law
 from questtrain.scaling.precision import (
@@ -99,16 +92,14 @@ def data(paths: Paths) -> EfficiencyData:
     families: dict[str, list[Worth]] = {}
     for worth in worths:
         if worth.gain is None:
-            log.warning("left out of efficiency: %s does not say its bits", worth.label)
+            selection.log.warning("left out of efficiency: %s does not say its bits", worth.label)
         else:
             families.setdefault(_family(worth.precision), []).append(worth)
-    missing = _missing(law, (*PAPER_PRECISIONS, *PAPER_FORMATS))
-    say_missing("efficiency", missing)
     ordered = sorted(families, key=_family_rank)
     return EfficiencyData(
         "Efficiency of formats",
         [Family(name, sorted(families[name], key=lambda w: w.bits or 0)) for name in ordered],
-        missing,
+        _missing(law, (*PAPER_PRECISIONS, *PAPER_FORMATS)),
         _notes(law),
     )
 
@@ -117,7 +108,6 @@ def table_data(paths: Paths) -> EfficiencyTable:
     """A row a precision, few bits first, BF16 last of the method QuEST."""
     law, worths = _worths(paths, "table1")
     missing = _missing(law, PAPER_PRECISIONS)
-    say_missing("table1", missing)
     shared = {"A": law.A, "α": law.alpha, "B": law.B, "β": law.beta, "E": law.E}
     parameters = ", ".join(f"{name} = {_number(value)}" for name, value in shared.items())
     return EfficiencyTable(
@@ -143,27 +133,22 @@ def table(data: EfficiencyTable) -> Table:
 
 def draw(data: EfficiencyData) -> Figure:
     """Gain over BF16 by bits, a line a family, bars where there are intervals."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     label = "eff(P)/P relative to BF16"
-    figure, axes = line_figure(data.title, "bits of a weight, P", label)
-    axes.axhline(1, color=GREY, linewidth=1, linestyle=":", label="BF16")
-    axes.set_xscale("log", base=2)
+    figure, axes = style.line_figure(data.title, "bits of a weight, P", label)
+    axes.axhline(1, color=style.GREY, linewidth=1, linestyle=":", label="BF16")
+    bits = {worth.bits for family in data.families for worth in family.worths}
+    style.bits_axis(axes, {b for b in bits | {16.0} if b})
     axes.set_ylim(0, _top(data))
     others = [family.label for family in data.families if family.label not in _FIRST_FAMILIES]
     for family in data.families:
         _draw_family(axes, family, [*_FIRST_FAMILIES, *others].index(family.label))
-    bits = {worth.bits for family in data.families for worth in family.worths}
-    axes.xaxis.set_major_locator(FixedLocator(sorted(b for b in bits | {16.0} if b)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
-    add_legend(figure, axes)
-    add_notes(figure, data.notes)
+    style.add_legend(figure, axes)
+    style.add_notes(figure, data.notes)
     return figure
 
 
 def _draw_family(axes: Axes, family: Family, index: int) -> None:
-    style = line_style(index)
+    look = style.line_style(index)
     top = axes.get_ylim()[1]
     shown = [w for w in family.worths if w.gain and w.gain.value <= top]
     gains = [w.gain for w in shown if w.gain]
@@ -171,14 +156,13 @@ def _draw_family(axes: Axes, family: Family, index: int) -> None:
         [0.0 if g.low is None else max(0.0, g.value - g.low) for g in gains],
         [0.0 if g.high is None else max(0.0, g.high - g.value) for g in gains],
     ]
-    axes.errorbar(
+    style.draw_bars(
+        axes,
         [(w.bits or 0.0) * 2 ** _ASIDE[index % len(_ASIDE)] for w in shown],
         [g.value for g in gains],
-        yerr=bars if any(map(any, bars)) else None,
+        bars if any(map(any, bars)) else None,
         label=family.label,
-        capsize=3,
-        elinewidth=1,
-        **style,
+        **look,
     )
     for worth in family.worths:
         if worth.gain and worth.gain.value > top:
@@ -189,8 +173,8 @@ def _draw_family(axes: Axes, family: Family, index: int) -> None:
                 textcoords="offset points",
                 ha="center",
                 fontsize="x-small",
-                color=style["color"],
-                arrowprops={"arrowstyle": "->", "color": style["color"]},
+                color=look["color"],
+                arrowprops={"arrowstyle": "->", "color": look["color"]},
             )
 
 
@@ -207,7 +191,7 @@ def _worths(paths: Paths, figure: str) -> tuple[Law, list[Worth]]:
     found = read_law_runs(paths)
     law = fitted(found.points, bootstrap=True)
     if law is None:
-        raise nothing_to_draw(figure, NEEDS, "scaling")
+        raise selection.nothing_to_draw(figure, NEEDS, "scaling")
     if not law.eff:
         raise UserError(f"nothing to draw: {figure} needs quantized runs; all of these are BF16.")
     runs = Counter(point.precision for point in found.points)
@@ -228,7 +212,9 @@ def _family(label: str) -> str:
     bits, method = named
     kind = "FP4" if bits.weight.kind == "fp4" else "INT"
     sparse = " 2:4" if bits.weight.sparse else ""
-    name = method_label(method, method == DEFAULT_METHOD).replace("QuEST", f"QuEST {kind}{sparse}")
+    name = style.method_label(method, method == DEFAULT_METHOD).replace(
+        "QuEST", f"QuEST {kind}{sparse}"
+    )
     name += "" if "QuEST" in name else f" {kind}{sparse}"
     if bits.weight.label == bits.activation.label:
         return name

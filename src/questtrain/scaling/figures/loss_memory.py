@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from questtrain.config import Bits
+from questtrain.scaling.figures import selection, style
 from questtrain.scaling.figures.law_runs import (
     LawRuns,
     Series,
@@ -16,24 +16,15 @@ from questtrain.scaling.figures.law_runs import (
     read_law_runs,
     series,
 )
-from questtrain.scaling.figures.selection import (
-    Paths,
-    error_bars,
-    log,
-    loss_label,
-    nothing_to_draw,
-    say_missing,
-    seed_notes,
-)
-from questtrain.scaling.figures.style import add_legend, add_notes, line_figure, precision_style
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.points import Point
 from questtrain.scaling.precision import (
     DEFAULT_METHOD,
     REFERENCE,
+    integer_kind,
     label_text,
     sorted_labels,
     split_label,
-    weight_bits,
 )
 from questtrain.scaling.runs import Run
 
@@ -54,51 +45,65 @@ class LossMemoryData:
     notes: list[str]
 
 
-def law_data(paths: Paths) -> LossMemoryData:
-    """Figure 1: QuEST on integers of every width, and BF16."""
-    return _data(paths, "law", "Scaling law", ("1", "2", "3", "4", REFERENCE), _is_integer)
+@dataclass(frozen=True)
+class LossMemory:
+    """One of the figures: the precisions that it shows beside the reference are those that
+    ``belong``, ``expected`` are the paper's; ``sweep`` trains them."""
+
+    name: str
+    sweep: str
+    title: str
+    expected: Sequence[str]
+    belong: Callable[[str], bool]
+
+    def data(self, paths: Paths) -> LossMemoryData:
+        """The precisions that belong, at the ratio that most of their points have."""
+        found = read_law_runs(paths)
+        groups = {
+            ratio: [p for p in group if p.precision == REFERENCE or self.belong(p.precision)]
+            for ratio, group in found.groups.items()
+        }
+        ratio, points = max(groups.items(), key=lambda item: (len(item[1]), item[0]))
+        if not any(self._is_own(point.precision) for point in points):
+            wanted = ", ".join(label_text(label) for label in self.expected if self._is_own(label))
+            raise selection.nothing_to_draw(self.name, f"runs of {wanted}", self.sweep)
+        _say_other_ratios(self.name, ratio, groups)
+        law = fitted(found.points)
+        drawn = [series(points, label, law) for label in sorted_labels(p.precision for p in points)]
+        return LossMemoryData(
+            title=f"{self.title}, {ratio:g} tokens/parameter",
+            ylabel=selection.loss_label(_runs_at(found, points)),
+            tokens_per_param=ratio,
+            series=drawn,
+            missing=missing_series(drawn, self.expected, found.sizes),
+            notes=law_notes(law) + selection.seed_notes(s for one in drawn for s in one.loss),
+        )
+
+    def draw(self, data: LossMemoryData) -> Figure:
+        """A marker a size with bars over seeds, and the law's curve."""
+        figure, axes = style.line_figure(data.title, "memory of the weights (Mbit)", data.ylabel)
+        for one in data.series:
+            draw_series(axes, one, style.precision_style(one.precision), one.label)
+        memory_axis(axes)
+        style.add_legend(figure, axes)
+        style.add_notes(figure, data.notes)
+        return figure
+
+    def _is_own(self, label: str) -> bool:
+        """Whether a precision makes the figure: any quantized one figure 1; the others one that
+        figure 1 does not show."""
+        if label == REFERENCE or split_label(label) is None:
+            return False
+        return self.name == "law" or not _is_integer(label)
 
 
-def formats_data(paths: Paths) -> LossMemoryData:
-    """Figure 5a: the formats of 4 bits."""
-    labels = ("4", "fp4", "w4s24a4", REFERENCE)
-    return _data(paths, "formats", "Formats of 4 bits", labels, _is_format_of_4_bits)
-
-
-def weight_only_data(paths: Paths) -> LossMemoryData:
-    """Figure 5b: weights of few bits, activations of 16."""
-    labels = ("w1a16", "w2a16", "w3a16", "w4a16", REFERENCE)
-    return _data(paths, "weight-only", "Weight-only quantization", labels, _is_weight_only)
-
-
-def hadamard_data(paths: Paths) -> LossMemoryData:
-    """Figure 5c: with and without the Hadamard transform."""
-    plain = ("1", "2", "3", "4")
-    labels = (*plain, *(f"{label}-quest-noht" for label in plain), REFERENCE)
-    title = "With and without the Hadamard transform"
-    return _data(paths, "hadamard", title, labels, _is_integer_of_either_rotation)
-
-
-def draw(data: LossMemoryData) -> Figure:
-    """A marker a size with bars over seeds, and the law's curve."""
-    figure, axes = line_figure(data.title, "memory of the weights (Mbit)", data.ylabel)
-    for one in data.series:
-        draw_series(axes, one, precision_style(one.precision), one.label)
-    memory_axis(axes)
-    add_legend(figure, axes)
-    add_notes(figure, data.notes)
-    return figure
-
-
-def draw_series(axes: Axes, one: Series, style: dict[str, Any], label: str) -> None:
+def draw_series(axes: Axes, one: Series, look: dict[str, Any], label: str) -> None:
     """Points and curve, with one entry of the legend for both."""
     if one.curve_loss:
-        axes.plot(one.curve_memory_mbit, one.curve_loss, **style | {"marker": ""})
-    means = [spread.mean for spread in one.loss]
-    points = style | {"linestyle": "none"}
-    bars = error_bars(one.loss)
-    axes.errorbar(one.memory_mbit, means, yerr=bars, capsize=3, elinewidth=1, **points)
-    axes.plot([], [], label=label, **(style if one.curve_loss else points))
+        axes.plot(one.curve_memory_mbit, one.curve_loss, **look | {"marker": ""})
+    points = look | {"linestyle": "none"}
+    style.draw_spreads(axes, one.memory_mbit, one.loss, **points)
+    axes.plot([], [], label=label, **(look if one.curve_loss else points))
 
 
 def memory_axis(axes: Axes) -> None:
@@ -113,81 +118,26 @@ def memory_axis(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _data(
-    paths: Paths,
-    name: str,
-    title: str,
-    expected: Sequence[str],
-    belongs: Callable[[Bits, str], bool],
-) -> LossMemoryData:
-    """The precisions that belong, at the ratio that most of their points have."""
-    found = read_law_runs(paths)
-    groups = {
-        ratio: [point for point in group if _belongs(point.precision, belongs)]
-        for ratio, group in found.groups.items()
-    }
-    ratio, points = max(groups.items(), key=lambda item: (len(item[1]), item[0]))
-    if not any(_is_own(point.precision, name) for point in points):
-        wanted = ", ".join(label_text(label) for label in expected if _is_own(label, name))
-        raise nothing_to_draw(name, f"runs of {wanted}", _SWEEPS[name])
-    _say_other_ratios(name, ratio, groups)
-    law = fitted(found.points)
-    drawn = [series(points, label, law) for label in sorted_labels(p.precision for p in points)]
-    missing = missing_series(drawn, expected, found.sizes)
-    say_missing(name, missing)
-    return LossMemoryData(
-        title=f"{title}, {ratio:g} tokens/parameter",
-        ylabel=loss_label(_runs_at(found, points)),
-        tokens_per_param=ratio,
-        series=drawn,
-        missing=missing,
-        notes=law_notes(law) + seed_notes(s for one in drawn for s in one.loss),
-    )
-
-
-_SWEEPS = {
-    "law": "scaling",
-    "formats": "fig5a_formats",
-    "weight-only": "fig5b_weight_only",
-    "hadamard": "fig5c_hadamard",
-}
-
-
-def _belongs(label: str, belongs: Callable[[Bits, str], bool]) -> bool:
-    """The reference, and what the figure's own test says; no label without known bits."""
-    named = split_label(label)
-    if label == REFERENCE:
-        return True
-    return named is not None and weight_bits(label) is not None and belongs(*named)
-
-
-def _is_own(label: str, name: str) -> bool:
-    """Whether a precision makes the figure: any quantized one figure 1; the others one that figure
-    1 does not show."""
-    named = split_label(label)
-    if label == REFERENCE or named is None:
-        return False
-    return name == "law" or not _is_integer(*named)
-
-
-def _is_integer(bits: Bits, method: str) -> bool:
+def _is_integer(label: str) -> bool:
     """Weights and activations alike, so that the precision is one number."""
-    plain = bits.weight == bits.activation and bits.weight.kind == "int"
-    return plain and method == DEFAULT_METHOD
+    return integer_kind(label)[0] == DEFAULT_METHOD
 
 
-def _is_format_of_4_bits(bits: Bits, method: str) -> bool:
-    alike = bits.weight.label == bits.activation.label
-    return alike and bits.weight.bits == 4 and method == DEFAULT_METHOD
+def _is_integer_of_either_rotation(label: str) -> bool:
+    return integer_kind(label)[0] in (DEFAULT_METHOD, "quest-noht")
 
 
-def _is_weight_only(bits: Bits, method: str) -> bool:
-    return not bits.activation.quantized and method == DEFAULT_METHOD
+def _is_format_of_4_bits(label: str) -> bool:
+    named = split_label(label)
+    if named is None or named[1] != DEFAULT_METHOD:
+        return False
+    weight, activation = named[0].weight, named[0].activation
+    return weight.label == activation.label and weight.bits == 4
 
 
-def _is_integer_of_either_rotation(bits: Bits, method: str) -> bool:
-    method = DEFAULT_METHOD if method == "quest-noht" else method
-    return _is_integer(bits, method)
+def _is_weight_only(label: str) -> bool:
+    named = split_label(label)
+    return named is not None and not named[0].activation.quantized and named[1] == DEFAULT_METHOD
 
 
 def _runs_at(found: LawRuns, points: Sequence[Point]) -> list[Run]:
@@ -198,10 +148,34 @@ def _runs_at(found: LawRuns, points: Sequence[Point]) -> list[Run]:
 def _say_other_ratios(name: str, ratio: float, groups: dict[float, list[Point]]) -> None:
     for other, points in groups.items():
         if other != ratio and points:
-            log.warning(
+            selection.log.warning(
                 "left out of %s: %d runs at %g tokens/parameter; drawn are those at %g",
                 name,
                 len(points),
                 other,
                 ratio,
             )
+
+
+LAW = LossMemory("law", "scaling", "Scaling law", ("1", "2", "3", "4", REFERENCE), _is_integer)
+FORMATS = LossMemory(
+    "formats",
+    "fig5a_formats",
+    "Formats of 4 bits",
+    ("4", "fp4", "w4s24a4", REFERENCE),
+    _is_format_of_4_bits,
+)
+WEIGHT_ONLY = LossMemory(
+    "weight-only",
+    "fig5b_weight_only",
+    "Weight-only quantization",
+    ("w1a16", "w2a16", "w3a16", "w4a16", REFERENCE),
+    _is_weight_only,
+)
+HADAMARD = LossMemory(
+    "hadamard",
+    "fig5c_hadamard",
+    "With and without the Hadamard transform",
+    (*"1234", *(f"{bits}-quest-noht" for bits in "1234"), REFERENCE),
+    _is_integer_of_either_rotation,
+)

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-from questtrain.scaling.figures.selection import (
-    Paths,
-    Spread,
-    budget,
-    finished,
-    known,
-    loss_label,
-    method_and_bits,
-    nothing_to_draw,
-    richest,
-    say_missing,
-    size_and_tokens,
-    spread,
-)
+from questtrain.scaling.figures import selection
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.figures.tables import Table
 from questtrain.scaling.runs import Run
 
@@ -33,38 +19,40 @@ class LsqDecayData:
     title: str
     bits: list[str]
     weight_decay: list[float]
-    perplexity: list[list[Spread | None]]
+    perplexity: list[list[selection.Spread | None]]
     missing: list[str]
     notes: list[str]
 
 
 def data(paths: Paths) -> LsqDecayData:
     """LSQ's runs of one size, token count and learning-rate scale: those with most cells."""
-    scanned = [run for run in finished(paths) if _is_scanned(run)]
-    cells: dict[tuple[float, str], list[float]] = {}
-    runs = richest(scanned, "table4", _setting, _cell) if scanned else []
-    for run in runs:
-        cells.setdefault(_cell(run), []).append(math.exp(known(run, "val_loss")))
+    scanned = [run for run in selection.finished(paths) if _is_scanned(run)]
+    runs = selection.richest(
+        scanned,
+        "table4",
+        setting=lambda run: (selection.budget(run), run.number("lr_scale")),
+        content=_cell,
+    )
+    cells = {
+        cell: selection.perplexity_spread(own)
+        for cell, own in selection.grouped(runs, _cell).items()
+    }
     decays = sorted({decay for decay, _ in cells})
     if len(decays) < 2:
         needs = "runs of LSQ at two or more values of scale_weight_decay"
-        raise nothing_to_draw("table4", needs, "table4_lsq_wd")
+        raise selection.nothing_to_draw("table4", needs, "table4_lsq_wd")
     bits = sorted({bits for _, bits in cells}, key=float)
     absent = [(d, b) for d in decays for b in bits if (d, b) not in cells]
-    missing = [f"W{b}A{b} at scale_weight_decay={d:g}" for d, b in absent]
-    say_missing("table4", missing)
-    quantity = loss_label(runs, "validation perplexity")
+    quantity = selection.loss_label(runs, "validation perplexity")
     notes = [f"{quantity}; the lowest of each column in bold."]
-    if any(len(values) > 1 for values in cells.values()):
+    if any(cell.runs > 1 for cell in cells.values()):
         notes.append("Means over seeds, with the lowest and highest.")
     return LsqDecayData(
-        title=f"LSQ by weight decay of the step, {size_and_tokens(runs[0])}",
+        title=f"LSQ by weight decay of the step, {selection.size_and_tokens(runs[0])}",
         bits=bits,
         weight_decay=decays,
-        perplexity=[
-            [spread(cells[d, b]) if (d, b) in cells else None for b in bits] for d in decays
-        ],
-        missing=missing,
+        perplexity=[[cells.get((d, b)) for b in bits] for d in decays],
+        missing=[f"W{b}A{b} at scale_weight_decay={d:g}" for d, b in absent],
         notes=notes,
     )
 
@@ -78,12 +66,12 @@ def table(data: LsqDecayData) -> Table:
     ]
     best = []
     for place, column in enumerate(zip(*data.perplexity, strict=True), start=1):
-        known = [(cell.mean, row) for row, cell in enumerate(column) if cell is not None]
-        best.append((min(known)[1], place))
+        means = [(cell.mean, row) for row, cell in enumerate(column) if cell is not None]
+        best.append((min(means)[1], place))
     return Table(data.title, header, rows, best, data.notes)
 
 
-def _text(cell: Spread | None) -> str:
+def _text(cell: selection.Spread | None) -> str:
     if cell is None:
         return NONE
     several = f" [{cell.low:.2f}, {cell.high:.2f}]" if cell.runs > 1 else ""
@@ -91,15 +79,9 @@ def _text(cell: Spread | None) -> str:
 
 
 def _is_scanned(run: Run) -> bool:
-    kind = method_and_bits(run)
-    return kind is not None and kind[0] == "lsq" and run.number("scale_weight_decay") is not None
-
-
-def _setting(run: Run) -> Hashable:
-    return budget(run), run.number("lr_scale")
+    is_lsq = selection.method_and_bits(run)[0] == "lsq"
+    return is_lsq and run.number("scale_weight_decay") is not None
 
 
 def _cell(run: Run) -> tuple[float, str]:
-    kind = method_and_bits(run)
-    assert kind is not None, run.name
-    return known(run, "scale_weight_decay"), kind[1]
+    return selection.known(run, "scale_weight_decay"), selection.method_and_bits(run)[1]

@@ -7,16 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import read_all, read_mask
+from questtrain.scaling.figures import style
 from questtrain.scaling.figures.selection import Paths
-from questtrain.scaling.figures.style import (
-    GREY,
-    add_legend,
-    line_figure,
-    line_style,
-    run_labels,
-    title,
-)
-from questtrain.scaling.run_folders import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,9 +36,9 @@ class MaskData:
 
 def data(paths: Paths) -> MaskData:
     """A line for each run."""
-    records = read_all(find_runs([str(path) for path in paths]), "mask", read_mask)
+    records = read_all(paths, "mask", read_mask)
     return MaskData(
-        title("Weights outside the trust mask", records),
+        style.title("Weights outside the trust mask", records),
         [
             Line(
                 label,
@@ -55,21 +47,21 @@ def data(paths: Paths) -> MaskData:
                 [point.fraction for point in record.points],
                 record.expected,
             )
-            for label, record in zip(run_labels(records), records, strict=True)
+            for label, record in zip(style.run_labels(records), records, strict=True)
         ],
     )
 
 
 def draw(data: MaskData) -> Figure:
     """Fractions over steps, expected values dotted; logarithmic from a factor of ten on."""
-    figure, axes = line_figure(data.title, "training step", "fraction of weights with M = 0")
+    figure, axes = style.line_figure(data.title, "training step", "fraction of weights with M = 0")
     for index, line in enumerate(data.lines):
-        style = line_style(index, len(line.steps))
-        axes.plot(line.steps, line.fractions, label=line.label, **style)
+        look = style.line_style(index, len(line.steps))
+        axes.plot(line.steps, line.fractions, label=line.label, **look)
     _draw_expected(axes, data.lines)
     _scale(axes, data.lines)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    add_legend(figure, axes)
+    style.add_legend(figure, axes)
     return figure
 
 
@@ -80,12 +72,14 @@ def _draw_expected(axes: Axes, lines: Sequence[Line]) -> None:
     if not known:
         return
     if len(set(known.values())) == 1:
-        axes.axhline(next(iter(known.values())), color=GREY, linestyle=":", label=EXPECTED_LABEL)
+        axes.axhline(
+            next(iter(known.values())), color=style.GREY, linestyle=":", label=EXPECTED_LABEL
+        )
         return
-    axes.plot([], [], color=GREY, linestyle=":", label=EXPECTED_LABEL)
+    axes.plot([], [], color=style.GREY, linestyle=":", label=EXPECTED_LABEL)
     for index, value in known.items():
-        style = line_style(index) | {"linestyle": ":", "markevery": [1], "clip_on": False}
-        axes.plot([0, 1], [value, value], transform=axes.get_yaxis_transform(), **style)
+        look = style.line_style(index) | {"linestyle": ":", "markevery": [1], "clip_on": False}
+        axes.plot([0, 1], [value, value], transform=axes.get_yaxis_transform(), **look)
 
 
 def _scale(axes: Axes, lines: Sequence[Line]) -> None:

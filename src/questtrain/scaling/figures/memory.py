@@ -8,23 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from questtrain.scaling.figures import selection, style
 from questtrain.scaling.figures.law_runs import fitted, law_notes, read_law_runs
-from questtrain.scaling.figures.selection import (
-    Paths,
-    loss_label,
-    nothing_to_draw,
-    say_missing,
-)
-from questtrain.scaling.figures.style import GREY, add_notes, precision_style
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.law import Law
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.plan import iso_memory
 from questtrain.scaling.precision import (
     DEFAULT_METHOD,
     REFERENCE,
+    integer_kind,
     label_text,
     sorted_labels,
-    split_label,
 )
 
 if TYPE_CHECKING:
@@ -76,9 +71,8 @@ def data(paths: Paths) -> MemoryData:
     law = fitted(found.points)
     if law is None or not any(_is_plain(label) for label in law.eff):
         needs = "a law: runs of several sizes, of QuEST at some precision and of BF16"
-        raise nothing_to_draw("memory", needs, "scaling")
+        raise selection.nothing_to_draw("memory", needs, "scaling")
     missing = [label_text(label) for label in PAPER_PRECISIONS if label not in law.precisions]
-    say_missing("memory", missing)
     largest = max(point.params for point in found.points)
     panels, notes = _panels(law), law_notes(law)
     notes.append(
@@ -89,7 +83,7 @@ def data(paths: Paths) -> MemoryData:
         notes.append("Grey: from here on 4 bits are best.")
     return MemoryData(
         title="Best precision in a fixed memory",
-        ylabel=loss_label(found.runs, "loss (nats/token)"),
+        ylabel=selection.loss_label(found.runs, "loss (nats/token)"),
         ratios=RATIOS.tolist(),
         panels=panels,
         missing=missing,
@@ -99,10 +93,7 @@ def data(paths: Paths) -> MemoryData:
 
 def draw(data: MemoryData) -> Figure:
     """Two by two panels, losses over the ratio that equal compute makes comparable."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 5.8), layout="constrained")
-    figure.suptitle(data.title, parse_math=False)
+    figure = style.panels_figure(data.title, (7.2, 5.8))
     grid = figure.subplots(2, 2, sharex=True)
     for axes, panel in zip(grid.flatten(), data.panels, strict=True):
         _draw_panel(axes, panel, data.ratios)
@@ -110,20 +101,20 @@ def draw(data: MemoryData) -> Figure:
         axes.set_ylabel(data.ylabel)
     for axes in grid[-1]:
         axes.set_xlabel("tokens/parameter · (16/P)²")
-    add_notes(figure, data.notes)
+    style.add_notes(figure, data.notes)
     return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel, ratios: list[float]) -> None:
     for index, curve in enumerate(panel.curves):
         shift = MARKER_EVERY * (index + 1) // (len(panel.curves) + 1)
-        style = precision_style(curve.precision) | {
+        look = style.precision_style(curve.precision) | {
             "markevery": (shift, MARKER_EVERY),
             "markersize": 5,
         }
-        axes.plot(ratios, curve.loss, label=curve.label, **style)
+        axes.plot(ratios, curve.loss, label=curve.label, **look)
     if panel.four_bits_from is not None:
-        axes.axvline(panel.four_bits_from, color=GREY, linewidth=1, linestyle=":")
+        axes.axvline(panel.four_bits_from, color=style.GREY, linewidth=1, linestyle=":")
         axes.annotate(
             f"{float(f'{panel.four_bits_from:.2g}'):,g}",
             xy=(panel.four_bits_from, 0),
@@ -131,13 +122,12 @@ def _draw_panel(axes: Axes, panel: Panel, ratios: list[float]) -> None:
             xytext=(3, 4),
             textcoords="offset points",
             fontsize="small",
-            color=GREY,
+            color=style.GREY,
         )
     axes.set_title(panel.title, fontsize="medium")
     axes.set_xscale("log")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=False, fontsize="small", handlelength=3)
+    style.open_frame(axes)
+    style.panel_legend(axes, loc="upper right", handlelength=3)
 
 
 def _panels(law: Law) -> list[Panel]:
@@ -170,10 +160,7 @@ def _plain_losses(law: Law, memory: float) -> dict[str, list[float]]:
 
 def _is_plain(label: str) -> bool:
     """Precisions that are one number, so that P bits mean P/16 of the compute."""
-    named = split_label(label)
-    if named is None or named[1] != DEFAULT_METHOD:
-        return False
-    return named[0].weight == named[0].activation and named[0].weight.kind != "fp4"
+    return integer_kind(label)[0] in (DEFAULT_METHOD, "none")
 
 
 def _four_bits_from(curves: dict[str, list[float]]) -> float | None:

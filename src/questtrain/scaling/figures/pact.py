@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from questtrain.scaling.figures.selection import (
-    Paths,
-    all_runs,
-    budget,
-    known,
-    log,
-    loss_label,
-    method_and_bits,
-    nothing_to_draw,
-    richest,
-    say_missing,
-    size_and_tokens,
-)
-from questtrain.scaling.figures.style import add_notes
+from questtrain.scaling.figures import selection, style
+from questtrain.scaling.figures.selection import Paths
 from questtrain.scaling.runs import Run
 
 if TYPE_CHECKING:
@@ -48,23 +36,31 @@ class PactData:
 
 def data(paths: Paths) -> PactData:
     """PACT's runs of one size, token count and bits: those with most cells."""
-    scanned = [run for run in all_runs(paths) if _is_scanned(run)]
-    cells: dict[tuple[float, float], list[float | None]] = {}
-    runs = richest(scanned, "pact", _setting, _cell) if scanned else []
-    for run in runs:
-        cells.setdefault(_cell(run), []).append(run.val_loss)
+    scanned = [run for run in selection.all_runs(paths) if _is_scanned(run)]
+    runs = selection.richest(
+        scanned,
+        "pact",
+        setting=lambda run: (selection.budget(run), selection.method_and_bits(run)),
+        content=_cell,
+    )
+    cells = {
+        cell: [run.val_loss for run in own] for cell, own in selection.grouped(runs, _cell).items()
+    }
     if len(cells) < 2 or not any(run.val_loss for run in runs):
         needs = "runs of PACT at several lr_scale and scale_weight_decay"
-        raise nothing_to_draw("pact", needs, "fig12_pact")
+        raise selection.nothing_to_draw("pact", needs, "fig12_pact")
     decays, scales = (sorted({cell[axis] for cell in cells}) for axis in (0, 1))
-    missing = [f"{_words(d, s)}" for d in decays for s in scales if (d, s) not in cells]
-    say_missing("pact", missing)
+    missing = [
+        f"lr_scale={s:g} scale_weight_decay={d:g}"
+        for d in decays
+        for s in scales
+        if (d, s) not in cells
+    ]
     diverged = [cell for cell, losses in cells.items() if not any(losses)]
-    bits = method_and_bits(runs[0])
-    assert bits is not None
+    _, bits = selection.method_and_bits(runs[0])
     return PactData(
-        title=f"PACT, W{bits[1]}A{bits[1]}, {size_and_tokens(runs[0])}",
-        bar_label=loss_label(runs),
+        title=f"PACT, W{bits}A{bits}, {selection.size_and_tokens(runs[0])}",
+        bar_label=selection.loss_label(runs),
         lr_scale=scales,
         weight_decay=decays,
         loss=[[_mean(cells.get((d, s), [])) for s in scales] for d in decays],
@@ -98,15 +94,16 @@ def draw(data: PactData) -> Figure:
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, pad=0.02).set_label(data.bar_label)
-    add_notes(figure, data.notes)
+    style.add_notes(figure, data.notes)
     return figure
 
 
 def _write_cells(axes: Axes, data: PactData) -> None:
     from matplotlib.patches import Rectangle
 
-    known = [value for row in data.loss for value in row if value is not None]
-    lowest, middle = min(known), min(known) + DARK * (max(known) - min(known))
+    reached = [value for row in data.loss for value in row if value is not None]
+    lowest = min(reached)
+    middle = lowest + DARK * (max(reached) - lowest)
     for y, decay in enumerate(data.weight_decay):
         for x, scale in enumerate(data.lr_scale):
             value = data.loss[y][x]
@@ -130,30 +127,21 @@ def _write_cells(axes: Axes, data: PactData) -> None:
 
 def _is_scanned(run: Run) -> bool:
     """A run of PACT that ended, with both settings known."""
-    kind = method_and_bits(run)
-    if kind is None or kind[0] != "pact":
+    if selection.method_and_bits(run)[0] != "pact":
         return False
     if run.status not in ("completed", "diverged"):
-        log.warning("left out of pact: %s is %s", run.name, run.status)
+        selection.log.warning("left out of pact: %s is %s", run.name, run.status)
         return False
     return None not in (run.number("lr_scale"), run.number("scale_weight_decay"))
 
 
-def _setting(run: Run) -> Hashable:
-    return budget(run), method_and_bits(run)
-
-
 def _cell(run: Run) -> tuple[float, float]:
-    return known(run, "scale_weight_decay"), known(run, "lr_scale")
+    return selection.known(run, "scale_weight_decay"), selection.known(run, "lr_scale")
 
 
 def _mean(losses: Sequence[float | None]) -> float | None:
-    known = [loss for loss in losses if loss is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _words(decay: float, scale: float) -> str:
-    return f"lr_scale={scale:g} scale_weight_decay={decay:g}"
+    reached = [loss for loss in losses if loss is not None]
+    return sum(reached) / len(reached) if reached else None
 
 
 def _notes(cells: dict[tuple[float, float], list[float | None]], empty: bool) -> list[str]:

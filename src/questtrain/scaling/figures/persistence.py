@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.diagnostics import read_all, read_persistence
+from questtrain.scaling.figures import style
 from questtrain.scaling.figures.selection import Paths
-from questtrain.scaling.figures.style import run_labels, title
-from questtrain.scaling.run_folders import find_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,24 +39,21 @@ class PersistenceData:
 
 def data(paths: Paths) -> PersistenceData:
     """A panel for each run."""
-    records = read_all(find_runs([str(path) for path in paths]), "persistence", read_persistence)
+    records = read_all(paths, "persistence", read_persistence)
     return PersistenceData(
-        title("Masked weights that stay masked", records),
+        style.title("Masked weights that stay masked", records),
         [
             Panel(label, record.folder, record.steps, record.retained)
-            for label, record in zip(run_labels(records), records, strict=True)
+            for label, record in zip(style.run_labels(records), records, strict=True)
         ],
     )
 
 
 def draw(data: PersistenceData) -> Figure:
     """Heat maps of old against new step, in one colour scale, with the percentage in each cell."""
-    from matplotlib.figure import Figure
-
     sides = [_side(panel) for panel in data.panels]
-    figure = Figure(figsize=(sum(sides) + 0.5 * len(sides) + 1.4, max(sides) + 1.3))
-    figure.set_layout_engine("constrained")
-    figure.suptitle(data.title, parse_math=False)
+    size = (sum(sides) + 0.5 * len(sides) + 1.4, max(sides) + 1.3)
+    figure = style.panels_figure(data.title, size)
     row = figure.subplots(1, len(sides), squeeze=False, width_ratios=sides)[0]
     top = max((value for panel in data.panels for value in _values(panel)), default=1.0) or 1.0
     for axes, panel in zip(row, data.panels, strict=True):

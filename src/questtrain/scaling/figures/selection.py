@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import left_out
-from questtrain.scaling.precision import DEFAULT_METHOD, REFERENCE, label_text, split_label
+from questtrain.scaling.precision import DEFAULT_METHOD, integer_kind, label_text, split_label
 from questtrain.scaling.runs import Run, read_runs
 
 log = logging.getLogger(__name__)
 
 Paths: TypeAlias = Sequence[str | Path]
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
 
 DATASETS = {"c4": "C4"}
 SEED_NOTE = "Bars: lowest to highest of several seeds, the marker their mean."
@@ -38,11 +41,14 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(fmean(values), min(values), max(values), len(values))
 
 
-def error_bars(spreads: Sequence[Spread]) -> list[list[float]] | None:
-    """From the means down to the lowest and up to the highest; None where no place has several."""
-    if all(one.runs == 1 for one in spreads):
-        return None
-    return [[one.mean - one.low for one in spreads], [one.high - one.mean for one in spreads]]
+def loss_spread(runs: Sequence[Run]) -> Spread:
+    """Of the runs' validation losses, in nats."""
+    return spread([known(run, "val_loss") for run in runs])
+
+
+def perplexity_spread(runs: Sequence[Run]) -> Spread:
+    """Of the runs' validation perplexities."""
+    return spread([math.exp(known(run, "val_loss")) for run in runs])
 
 
 def seed_notes(spreads: Iterable[Spread]) -> list[str]:
@@ -67,9 +73,12 @@ def nothing_to_draw(figure: str, needs: str, sweep: str) -> UserError:
     return UserError(f"nothing to draw: {figure} needs {needs} (`questtrain sweep {sweep}`).")
 
 
-def say_missing(figure: str, missing: Sequence[str]) -> None:
-    if missing:
-        log.warning("missing from %s: %s", figure, "; ".join(missing))
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Key → the items that have it, in the order of their first ones."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def richest(
@@ -79,15 +88,14 @@ def richest(
     content: Callable[[Run], Hashable],
 ) -> list[Run]:
     """The runs of the one setting that shows most different contents, trained longest where several
-    do; the log says how many runs of other settings are left out."""
-    groups: dict[Hashable, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(setting(run), []).append(run)
+    do, or none of none; the log says how many runs of other settings are left out."""
+    if not runs:
+        return []
 
     def worth(group: list[Run]) -> tuple[int, int, float]:
         return len({content(run) for run in group}), len(group), group[0].number("tokens") or 0.0
 
-    best = max(groups.values(), key=worth)
+    best = max(grouped(runs, setting).values(), key=worth)
     if len(best) < len(runs):
         others = [run.name for run in runs if run not in best]
         names = ", ".join(others[:3]) + (", …" if len(others) > 3 else "")
@@ -113,16 +121,9 @@ def budget(run: Run) -> tuple[float | None, float | None, str | None]:
     return run.number("non_embedding_params"), run.number("tokens"), run.text("dataset")
 
 
-def method_and_bits(run: Run) -> tuple[str, str] | None:
-    """``("lsq", "4")`` of an integer run of equal weights and activations, ``("none", "16")`` of
-    the reference; None for other formats."""
-    label = run.precision or ""
-    named = split_label(label)
-    if label == REFERENCE:
-        return "none", label
-    if named is None or named[0].weight != named[0].activation or named[0].weight.kind != "int":
-        return None
-    return named[1], named[0].weight.label
+def method_and_bits(run: Run) -> tuple[str, str]:
+    """The `integer_kind` of its precision."""
+    return integer_kind(run.precision or "")
 
 
 def head(run: Run) -> RunHead:
@@ -130,16 +131,13 @@ def head(run: Run) -> RunHead:
     named = split_label(run.precision or "")
     method = run.method or (named[1] if named else DEFAULT_METHOD)
     bits = run.text("bits") or (str(named[0]) if named else label_text(run.precision or ""))
-    model = run.model or count_text(run.number("non_embedding_params"))
-    hadamard = is_rotated(run)
-    seed = int(run.number("seed") or 0)
     return RunHead(
         name=run.name,
-        model=model,
+        model=run.model or count_text(run.number("non_embedding_params")),
         bits=bits,
         method=method,
-        hadamard=hadamard,
-        seed=seed,
+        hadamard=is_rotated(run),
+        seed=int(run.number("seed") or 0),
         folder=run.source,
     )
 

@@ -7,19 +7,21 @@ that they stay apart in black and white too. Dots are kept for expected values.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zlib import crc32
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
+from questtrain.scaling.figures.selection import Spread
 from questtrain.scaling.precision import DEFAULT_METHOD, METHODS, REFERENCE, split_label
 from questtrain.store.files import atomic_write, output_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -157,19 +159,63 @@ def line_figure(title: str, xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.set_title(title, parse_math=False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    open_frame(axes)
+    return figure, axes
+
+
+def panels_figure(title: str, size: tuple[float, float]) -> Figure:
+    """A figure for several panels under one title; ``size`` is width and height in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def open_frame(axes: Axes) -> None:
+    """The frame of a panel for lines: a light grid, nothing above and to the right."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+
+
+def bits_axis(axes: Axes, bits: Iterable[float]) -> None:
+    """A logarithmic axis below, with ticks at ``bits`` alone."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(bits)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def draw_bars(axes: Axes, x: Sequence[float], y: Sequence[float], bars: Any, **look: Any) -> None:
+    """A line with error bars; ``bars`` are matplotlib's ``yerr``, None for none."""
+    axes.errorbar(x, y, yerr=bars, capsize=3, elinewidth=1, **look)
+
+
+def draw_spreads(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], **look: Any) -> None:
+    """A line through the means, with bars from lowest to highest if any place has several runs."""
+    means = [one.mean for one in spreads]
+    bars = [[one.mean - one.low for one in spreads], [one.high - one.mean for one in spreads]]
+    draw_bars(axes, x, means, bars if any(one.runs > 1 for one in spreads) else None, **look)
 
 
 def add_legend(figure: Figure, axes: Axes) -> None:
     """A legend in which a run's name is no formula; beside the panel where it is a long one."""
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) <= LEGEND_INSIDE:
-        legend = axes.legend(handles, labels, **_LEGEND)
-    else:
-        figure.set_figwidth(9)
-        legend = figure.legend(handles, labels, loc="outside right center", **_LEGEND)
+        panel_legend(axes)
+        return
+    figure.set_figwidth(9)
+    _as_written(figure.legend(handles, labels, loc="outside right center", **_LEGEND))
+
+
+def panel_legend(axes: Axes, **options: Any) -> None:
+    """The legend of one panel, inside it; ``options`` are those of matplotlib's."""
+    _as_written(axes.legend(**_LEGEND | options))
+
+
+def _as_written(legend: Legend) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
 

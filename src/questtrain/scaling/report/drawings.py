@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import logging
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from questtrain.scaling.figures import FIGURES
-from questtrain.scaling.figures.available import available
+from questtrain.scaling.figures.available import available, captured
 from questtrain.scaling.figures.style import render
 from questtrain.scaling.figures.tables import Table
 from questtrain.scaling.report.markup import escape, folded, table, tag
@@ -37,7 +35,7 @@ class Drawing:
 def draw_all(runs: Sequence[str]) -> tuple[list[Drawing], list[str]]:
     """Every figure that the runs determine, and remarks: what these lack and the others need."""
     drawings = []
-    with _overheard() as remarks:
+    with captured() as records:
         found = available(runs)
     for name, data in found.items():
         figure = FIGURES[name]
@@ -45,7 +43,7 @@ def draw_all(runs: Sequence[str]) -> tuple[list[Drawing], list[str]]:
         command = shlex.join(["questtrain", "plot", name, *runs])
         caption = f"{_number(figure.alias)}: {figure.text}"
         drawings.append(Drawing(name, caption, command, content))
-    return drawings, remarks
+    return drawings, [record.getMessage() for record in records]
 
 
 def figures_html(drawings: Sequence[Drawing], remarks: Sequence[str]) -> str:
@@ -81,33 +79,6 @@ def _width(svg: str) -> float:
     """In points, by the box of its own coordinates."""
     found = re.search(r'viewBox="0 0 ([\d.]+)', svg)
     return float(found[1]) if found else 0.0
-
-
-class _Listener(logging.Handler):
-    def __init__(self, texts: list[str]) -> None:
-        super().__init__(logging.INFO)
-        self._texts = texts
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._texts.append(record.getMessage())
-
-
-@contextmanager
-def _overheard() -> Iterator[list[str]]:
-    """What the law wing says in the log meanwhile; it goes to the page and not to the terminal."""
-    log = logging.getLogger("questtrain.scaling")
-    texts: list[str] = []
-    handler = _Listener(texts)
-    level, propagate = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    try:
-        yield texts
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        log.propagate = propagate
 
 
 def _table(content: Table) -> str:
