@@ -20,7 +20,7 @@ def test_a_launcher_is_what_its_file_says(kind) -> None:
     launcher = launcher_class(kind)
     assert config_from_mapping(launcher, settings) == launcher()
     assert settings["kind"] == kind
-    for name in ("check", "run", "queued"):
+    for name in ("check", "run"):
         ours, asked = (inspect.signature(getattr(c, name)) for c in (launcher, Launcher))
         assert list(ours.parameters) == list(asked.parameters)
 

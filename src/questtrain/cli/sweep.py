@@ -103,12 +103,9 @@ def main(words: Sequence[str]) -> int:
     sweep = read_sweep(request.name)
     folder = Path(request.runs_dir).expanduser() / sweep.name
     config, launcher = _sweep_config(request)
-    manifest = read_manifest(folder) if "--status" in chosen and not request.settings else None
-    jobs = (
-        manifest.jobs
-        if manifest
-        else make_jobs(sweep, folder, request.settings, request.config_dir)
-    )
+    jobs = read_manifest(folder) if "--status" in chosen and not request.settings else None
+    if jobs is None:
+        jobs = make_jobs(sweep, folder, request.settings, request.config_dir)
 
     def states() -> list[State]:
         return read_states(jobs, queued_runs(folder))

@@ -9,9 +9,8 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -26,29 +25,12 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class MetricsFile:
-    """Appends rows to ``metrics.jsonl``; opened at a step, it drops what lies beyond it. ``kept``
-    are the rows up to there."""
-
-    def __init__(self, path: Path, start_step: int) -> None:
-        self.kept = [row for row in read_metric_rows(path) if row["step"] <= start_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.kept))
-        self._file = LineFile(path)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """WriteFailed where the disk refuses it."""
-        self._file.write(json.dumps(row, allow_nan=False))
-
-    def close(self) -> None:
-        self._file.close()
-
-
 class WandbLogger:
     """Sends the same rows to Weights & Biases; a resumed run continues its own W&B run.
 
     Online, the server has what was sent before. Offline, every start writes a folder of its own,
-    and syncing one replaces what an earlier one has brought: the ``kept`` rows come first, so that
-    the newest folder holds the whole run.
+    and syncing one replaces what an earlier one has brought: the ``earlier_rows`` come first, so
+    that the newest folder holds the whole run.
     """
 
     def __init__(
@@ -56,7 +38,7 @@ class WandbLogger:
         config: LoggerConfig,
         folder: Path,
         resolved: dict[str, Any],
-        kept: Sequence[dict[str, Any]],
+        earlier_rows: Sequence[dict[str, Any]],
     ) -> None:
         import wandb
 
@@ -81,7 +63,7 @@ class WandbLogger:
                 f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
             ) from error
         if config.mode == "offline":
-            for row in kept:
+            for row in earlier_rows:
                 self.write(row)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -91,10 +73,12 @@ class WandbLogger:
         self._run.finish()
 
 
-class Metrics:
-    """Fans rows out to the run's file and its logger; on a rank that ``writes`` none, to nobody.
+class Metrics(AbstractContextManager["Metrics"]):
+    """Writes rows to ``metrics.jsonl`` and to the run's logger; on a rank that ``writes`` none, to
+    nobody.
 
-    A number that is not finite is written as null: JSON has no other word for it.
+    Rows of the file beyond ``start_step`` are dropped. A number that is not finite is written as
+    null: JSON has no other word for it.
     """
 
     def __init__(
@@ -105,30 +89,29 @@ class Metrics:
         resolved: dict[str, Any],
         writes: bool,
     ) -> None:
-        self._sinks: list[MetricsFile | WandbLogger] = []
+        self._file: LineFile | None = None
+        self._wandb: WandbLogger | None = None
         if not writes:
             return
-        file = MetricsFile(folder / "metrics.jsonl", start_step)
-        self._sinks.append(file)
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read_metric_rows(path) if row["step"] <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = LineFile(path)
         if config.name == "wandb":
-            self._sinks.append(WandbLogger(config, folder, resolved, file.kept))
+            self._wandb = WandbLogger(config, folder, resolved, rows)
 
     def write(self, row: dict[str, Any]) -> None:
+        """WriteFailed where the disk refuses it."""
         plain = {key: _finite(value) for key, value in row.items()}
-        for sink in self._sinks:
-            sink.write(plain)
+        if self._file is not None:
+            self._file.write(json.dumps(plain, allow_nan=False))
+        if self._wandb is not None:
+            self._wandb.write(plain)
 
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for sink in self._sinks:
-            sink.close()
+    def __exit__(self, *_error: object) -> None:
+        for sink in (self._file, self._wandb):
+            if sink is not None:
+                sink.close()
 
 
 def _finite(value: Any) -> Any:

@@ -5,12 +5,13 @@ A launcher is one module here and one YAML file in ``conf/launcher/``, whose ``k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from questtrain.errors import unknown
 from questtrain.sweep.job import Job
+from questtrain.sweep.launchers.slurm_queue import tasks_in_queue
 from questtrain.sweep.state import QueuedRun
 
 KINDS = ("local", "slurm")
@@ -29,10 +30,6 @@ class Launcher(Protocol):
         on; otherwise, when they have ended, the number of the signal that ended them, or 0.
         """
 
-    @staticmethod
-    def queued(folder: Path) -> Mapping[str, QueuedRun]:
-        """Run name → where it is in the launcher's queue, by what lies in the sweep's folder."""
-
 
 def launcher_class(kind: object) -> type[Launcher]:
     """The launcher of that ``kind``; UserError for an unknown one."""
@@ -49,6 +46,5 @@ def launcher_class(kind: object) -> type[Launcher]:
 
 
 def queued_runs(folder: Path) -> dict[str, QueuedRun]:
-    """Run name → where it is, in whatever queue a launcher has put it."""
-    queues = (launcher_class(kind).queued(folder) for kind in KINDS)
-    return {name: run for queue in queues for name, run in queue.items()}
+    """Run name → where it is, in whatever queue a launcher has put it: that of Slurm."""
+    return tasks_in_queue(folder)
