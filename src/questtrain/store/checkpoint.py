@@ -70,7 +70,10 @@ def save_checkpoint(
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
-    _remove_abandoned(parent)
+    # What a killed process left half written or half removed; the run's lock says that nobody is at
+    # it now.
+    for path in parent.glob(".step_*.tmp"):
+        shutil.rmtree(path)
     needed = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
     try:
         with writing(final, needed):
@@ -223,10 +226,3 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     if problems:
         raise UserError("\n".join(problems) + "\nNo intact checkpoint is left in this run.")
     return None
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """What a killed process left half written or half removed; the run's lock says that nobody is
-    at it now."""
-    for path in parent.glob(".step_*.tmp"):
-        shutil.rmtree(path)

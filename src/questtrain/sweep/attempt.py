@@ -157,11 +157,6 @@ class Attempt:
                 start_new_session=True,
             )
 
-    def send(self, number: int) -> None:
-        """Send the child a signal; the first lets it save a checkpoint, a second SIGINT not."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-
     def finish(self) -> Outcome | None:
         """The recorded outcome if the child has ended (the claim is then given up), else None."""
         code = self.process.poll()

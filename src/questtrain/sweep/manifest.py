@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from questtrain.errors import UserError
-from questtrain.store.files import write_json
+from questtrain.store.files import locked, write_json
 from questtrain.store.json_file import read_json
 from questtrain.sweep.grid import Sweep
 from questtrain.sweep.job import Job, ManifestEntry, longest_first
@@ -44,8 +43,7 @@ def record_jobs(sweep: Sweep, folder: Path, jobs: Iterable[Job]) -> None:
     try:
         for place in (folder / ".sweep", folder / "logs"):
             place.mkdir(parents=True, exist_ok=True)
-        with (folder / ".sweep" / "manifest.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(folder / ".sweep" / "manifest.lock"):
             by_name = {job.name: job for job in [*(read_manifest(folder) or []), *jobs]}
             write_json(folder / FILE, _content(sweep, longest_first(by_name.values())))
     except OSError as error:

@@ -131,7 +131,7 @@ def _persistence(run: DiagnosedRun) -> dict[str, Any]:
 
 def _masked_weights(model: Llama) -> Iterator[Bits]:
     """Each layer's M = 0 as packed bits."""
-    for layer, quantizer in weight_quantizers(model).values():
+    for layer, quantizer in weight_quantizers(model):
         yield np.packbits((~quantizer.mask(layer.weight)).cpu().numpy().ravel())
 
 

@@ -8,10 +8,10 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -20,57 +20,12 @@ from questtrain.errors import UserError
 from questtrain.store.files import LineFile, write_text, writing
 from questtrain.store.metric_rows import read_metric_rows
 
+if TYPE_CHECKING:
+    import wandb
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class WandbLogger:
-    """Sends the same rows to Weights & Biases; a resumed run continues its own W&B run.
-
-    Online, the server has what was sent before. Offline, every start writes a folder of its own,
-    and syncing one replaces what an earlier one has brought: the ``earlier_rows`` come first, so
-    that the newest folder holds the whole run.
-    """
-
-    def __init__(
-        self,
-        config: LoggerConfig,
-        folder: Path,
-        resolved: dict[str, Any],
-        earlier_rows: Sequence[dict[str, Any]],
-    ) -> None:
-        import wandb
-
-        identity = folder / "wandb_id.txt"
-        if not identity.exists():
-            write_text(identity, uuid.uuid4().hex[:12])
-        try:
-            with writing(folder / "wandb"):
-                self._run = wandb.init(
-                    project=config.project,
-                    entity=config.entity,
-                    mode=config.mode,  # type: ignore[arg-type]
-                    tags=config.tags,
-                    name=folder.name,
-                    id=identity.read_text(),
-                    resume="allow" if config.mode == "online" else None,
-                    dir=folder,
-                    config=resolved,
-                )
-        except (wandb.Error, ValueError) as error:  # ValueError: one of its own variables
-            raise UserError(
-                f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
-            ) from error
-        if config.mode == "offline":
-            for row in earlier_rows:
-                self.write(row)
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._run.log(row, step=row["step"])
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class Metrics(AbstractContextManager["Metrics"]):
@@ -90,7 +45,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         writes: bool,
     ) -> None:
         self._file: LineFile | None = None
-        self._wandb: WandbLogger | None = None
+        self._wandb: wandb.Run | None = None
         if not writes:
             return
         path = folder / "metrics.jsonl"
@@ -98,7 +53,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = LineFile(path)
         if config.name == "wandb":
-            self._wandb = WandbLogger(config, folder, resolved, rows)
+            self._wandb = _start_wandb(config, folder, resolved, rows)
 
     def write(self, row: dict[str, Any]) -> None:
         """WriteFailed where the disk refuses it."""
@@ -106,12 +61,50 @@ class Metrics(AbstractContextManager["Metrics"]):
         if self._file is not None:
             self._file.write(json.dumps(plain, allow_nan=False))
         if self._wandb is not None:
-            self._wandb.write(plain)
+            self._wandb.log(plain, step=plain["step"])
 
     def __exit__(self, *_error: object) -> None:
-        for sink in (self._file, self._wandb):
-            if sink is not None:
-                sink.close()
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(
+    config: LoggerConfig, folder: Path, resolved: dict[str, Any], earlier_rows: list[dict[str, Any]]
+) -> wandb.Run:
+    """What takes the same rows to Weights & Biases; a resumed run continues its own W&B run.
+
+    Online, the server has what was sent before. Offline, every start writes a folder of its own,
+    and syncing one replaces what an earlier one has brought: the ``earlier_rows`` come first, so
+    that the newest folder holds the whole run.
+    """
+    import wandb
+
+    identity = folder / "wandb_id.txt"
+    if not identity.exists():
+        write_text(identity, uuid.uuid4().hex[:12])
+    try:
+        with writing(folder / "wandb"):
+            run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                mode=config.mode,  # type: ignore[arg-type]
+                tags=config.tags,
+                name=folder.name,
+                id=identity.read_text(),
+                resume="allow" if config.mode == "online" else None,
+                dir=folder,
+                config=resolved,
+            )
+    except (wandb.Error, ValueError) as error:  # ValueError: one of its own variables
+        raise UserError(
+            f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
+        ) from error
+    if config.mode == "offline":
+        for row in earlier_rows:
+            run.log(row, step=row["step"])
+    return run
 
 
 def _finite(value: Any) -> Any:

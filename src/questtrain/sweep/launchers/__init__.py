@@ -11,8 +11,6 @@ from typing import Protocol
 
 from questtrain.errors import unknown
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers.slurm_queue import tasks_in_queue
-from questtrain.sweep.state import QueuedRun
 
 KINDS = ("local", "slurm")
 
@@ -43,8 +41,3 @@ def launcher_class(kind: object) -> type[Launcher]:
 
             return SlurmLauncher
     raise unknown("launcher.kind", kind, KINDS)
-
-
-def queued_runs(folder: Path) -> dict[str, QueuedRun]:
-    """Run name → where it is, in whatever queue a launcher has put it: that of Slurm."""
-    return tasks_in_queue(folder)

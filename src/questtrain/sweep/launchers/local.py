@@ -89,7 +89,7 @@ class _Pool:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             except BaseException:  # such as a full disk: the runs save what they have
                 for attempt, _ in self.running:
-                    attempt.send(signal.SIGTERM)
+                    attempt.process.send_signal(signal.SIGTERM)
                 raise
         return self.asked.number
 
@@ -147,7 +147,7 @@ class _Pool:
             self.watcher.stopping(len(self.running))
         self.passed_on += 1
         for attempt, _ in self.running:
-            attempt.send(SIGNALS.get(self.passed_on, signal.SIGKILL))
+            attempt.process.send_signal(SIGNALS.get(self.passed_on, signal.SIGKILL))
 
 
 def own_words(job: Job, place: Place) -> tuple[str, ...]:
