@@ -1,4 +1,4 @@
-"""This process and its children: what asks them to end, and how they start."""
+"""This process and its children: their cores, what asks them to end, and how they start."""
 
 from __future__ import annotations
 

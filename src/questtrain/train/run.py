@@ -46,10 +46,7 @@ def train(config: TrainConfig) -> tuple[Path, RunRecord]:
         folder = world.agree(lambda: _claim(config, world, claims))
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))
         check_same_on_all(DataIdentity.of(dataset), world)
-        settled = world.agree(
-            lambda: settle_run(folder, config, dataset) if world.is_first else None
-        )
-        record = world.broadcast_object(settled)
+        record = world.from_rank_0(lambda: settle_run(folder, config, dataset))
         if record is not None and record.status == "completed":
             log.info("%s is already complete", folder)
             return folder, record

@@ -98,10 +98,7 @@ class Trainer:
                 lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
             ) as metrics:
                 self._train(metrics)
-            record = world.agree(lambda: self._finish("completed") if world.is_first else None)
-        record = world.broadcast_object(record)
-        assert record is not None
-        return record
+            return world.from_rank_0(lambda: self._finish("completed"))
 
     def _train(self, metrics: Metrics) -> None:
         config = self.config
@@ -122,13 +119,13 @@ class Trainer:
                     self._write(metrics, row)
                     progress.show(row)
                 with rate.paused():
-                    self._look_and_save(metrics, must_save=bool(last or stop), last=last)
+                    self._evaluate_and_save(metrics, must_save=bool(last or stop), last=last)
                 if stop and not last:
                     raise Interrupted(stop, self.step)
         finally:
             progress.close()
 
-    def _look_and_save(self, metrics: Metrics, must_save: bool, last: bool) -> None:
+    def _evaluate_and_save(self, metrics: Metrics, must_save: bool, last: bool) -> None:
         """Validation, diagnostics and a checkpoint, where they are due after this step."""
         config = self.config
         loss = None
@@ -203,15 +200,12 @@ class Trainer:
     def _require_finite_loss(self) -> None:
         """The last update may have made weights that are of no use: they reach no checkpoint. One
         window, eagerly, because a signal leaves no time to compile anything."""
-        finite = math.isfinite(self._between_steps(self._loss_of_one_window))
-        if self.world.all_reduce_max(int(not finite)):
-            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
-
-    def _loss_of_one_window(self) -> float:
-        length = self.config.sequence_length
-        return float(
-            self._eager_loss(next(validation_batches(self.dataset.validation, 1, length, length)))
+        length, validation = self.config.sequence_length, self.dataset.validation
+        loss = self._between_steps(
+            lambda: float(self._eager_loss(next(validation_batches(validation, 1, length, length))))
         )
+        if self.world.all_reduce_max(int(not math.isfinite(loss))):
+            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
 
     def _measure(self) -> float:
         config = self.config
@@ -253,16 +247,14 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        world, folder = self.world, self.folder
-        found = world.agree(lambda: latest_checkpoint(folder) if world.is_first else None)
-        checkpoint = world.broadcast_object(found)
+        checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
         if checkpoint is None:
             return
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
         self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
-        log.info("resuming %s at step %d", folder, self.step)
+        log.info("resuming %s at step %d", self.folder, self.step)
 
     def _save(self) -> None:
         if not self.world.is_first:

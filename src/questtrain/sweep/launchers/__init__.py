@@ -1,6 +1,7 @@
 """Where a sweep's runs train: this machine, or a Slurm cluster.
 
-A launcher is one module here and one YAML file in ``conf/launcher/``, whose ``kind`` names it.
+A launcher is one module here and one YAML file in ``conf/launcher/``, whose ``kind`` names it. What
+waits in a queue of its own, `questtrain sweep --status` asks that queue for (`slurm_queue`).
 """
 
 from __future__ import annotations
