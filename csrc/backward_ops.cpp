@@ -44,7 +44,7 @@ Tensor hadamard_backward(Tensor grad, Tensor mask, int64_t block) {
 
 Tensor swiglu_backward(Tensor grad, Tensor mask, Tensor gate_up, int64_t block) {
   const Check check("swiglu_backward", grad);
-  const int64_t width = swiglu_source(check, gate_up).width;
+  const int64_t width = swiglu_source(Check("swiglu_backward", gate_up), gate_up).width;
   BackwardArguments arguments = masked_arguments(check, grad, mask, width, block);
   arguments.x =
       check.matrix("gate_up", gate_up, arguments.rows, 2 * width, {grad.scalar_type()});

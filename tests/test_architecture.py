@@ -6,6 +6,7 @@ Imports are read from the syntax tree, those inside functions and under TYPE_CHE
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -149,6 +150,25 @@ def test_no_circles() -> None:
         pytest.fail("a circle of imports: " + " ← ".join(error.args[1]))
 
 
+def names_an_op(node: ast.AST) -> bool:
+    """Whether this is ``torch.ops.questtrain``, or the same of an ``ops`` that torch's were given
+    to."""
+    if not isinstance(node, ast.Attribute) or node.attr != "questtrain":
+        return False
+    name = node.value.attr if isinstance(node.value, ast.Attribute) else ast.unparse(node.value)
+    return "ops" in name
+
+
+def test_ops_are_called_by_their_functions() -> None:
+    """``torch.ops.questtrain.…`` would be an arrow that no import shows: only the module that makes
+    the ops says it; `questtrain.kernels.ops` defines them with it, and all others import those."""
+    maker = ROOT / "kernels" / "library.py"
+    users = {f for f in FILES if any(map(names_an_op, ast.walk(ast.parse(f.read_text("utf-8")))))}
+    assert users == {maker}
+    definers = {f.parent for f in FILES if "questtrain.kernels.library" in imports(f)}
+    assert definers == {ROOT / "kernels" / "ops"}
+
+
 def test_only_cli_knows_hydra() -> None:
     """Components get typed values: Hydra and its DictConfig end at the command line."""
     wrong = [report(f) for f in FILES if external(f) & ONLY_CLI and f not in in_floors("cli")]
@@ -181,3 +201,20 @@ def test_rooms_stay_small(file: Path) -> None:
         and (node.end_lineno or 0) - node.lineno >= MAX_FUNCTION_LINES
     }
     assert not long
+
+
+def test_the_page_about_the_house_names_what_there_is() -> None:
+    """docs/architecture.md: every package, and every file and folder that it names exists, but
+    those that a word in capitals stands for. A row about a folder names what lies in it."""
+    home = ROOT.parents[1]
+    page = (home / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = {name for name in re.findall(r"`([\w./-]+)`", page) if "/" in name or ".py" in name}
+    told = {name for name in named if not re.search(r"[A-Z]{2,}|\bX\b", name)}
+    missing = [
+        name
+        for name in told
+        if not ((home / name).exists() or any(ROOT.glob(name)) or any(ROOT.glob(f"*/{name}")))
+    ]
+    assert len(told) > 50
+    assert not missing
+    assert all(f"{floor}/" in page or f"{floor}.py" in page for floor in FLOORS)

@@ -14,7 +14,6 @@ from tests.gpu.kernel_cases import (
     need_kernel,
     needs_kernels,
     on,
-    replaced,
     same_bits,
     tensors,
 )
@@ -30,6 +29,7 @@ from tests.kernels.arguments import (
     random_weight,
     reference_of,
 )
+from tests.kernels.refusals import wrong_numbers, wrong_tensors
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,27 +73,13 @@ def test_graphs_replay_with_new_contents(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_wrong_tensors_are_refused_in_the_references_words(op):
+def test_a_wrong_argument_is_refused_in_the_references_words(op):
     need_kernel(op)
-    operands = arguments(op, "cuda")
-    several = sum(isinstance(value, torch.Tensor) for value in operands) > 1
-    for index, value in enumerate(operands):
-        if not isinstance(value, torch.Tensor):
-            continue
-        changes = [torch.Tensor.double]
-        changes += [torch.Tensor.cpu] if several else []
-        changes += [scattered] if value.dim() else []
-        for change in changes:
-            wrong = replaced(operands, index, change)
-            with pytest.raises(RuntimeError) as expected:
-                reference_of(op)(*wrong)
-            with pytest.raises(RuntimeError, match=f"^{re.escape(str(expected.value))}$"):
-                getattr(torch.ops.questtrain, op)(*wrong)
-
-
-def scattered(value):
-    """The same contents, every second element."""
-    return torch.stack([value, value], dim=-1)[..., 0]
+    for wrong, words in (*wrong_tensors(op, "cuda"), *wrong_numbers(op, "cuda")):
+        with pytest.raises(RuntimeError, match=words) as expected:
+            reference_of(op)(**wrong)
+        with pytest.raises(RuntimeError, match=f"^{re.escape(str(expected.value))}$"):
+            getattr(torch.ops.questtrain, op)(**wrong)
 
 
 def block_of(weight):

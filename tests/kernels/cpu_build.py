@@ -37,5 +37,5 @@ def load_for_tests(folder: Path) -> None:
         script.find_compiler()
     except script.BuildError as error:
         pytest.skip(str(error))
-    cpu_library._found = cpu_library._load(script.build(folder / cpu_library.NAME))
+    cpu_library._found = cpu_library._start(script.build(folder / cpu_library.NAME))
     assert cpu_library._found.loaded, cpu_library._found.error

@@ -12,8 +12,9 @@ import torch
 
 import questtrain.kernels
 from questtrain.cli import doctor
-from questtrain.kernels import extension
+from questtrain.kernels import extension, shared_library
 from questtrain.kernels.library import OPS
+from questtrain.kernels.shared_library import SharedLibrary
 from tests.kernels.arguments import WITHOUT_CUDA
 
 LIBRARY = Path(questtrain.kernels.__file__).parent / extension.NAME
@@ -47,7 +48,7 @@ def test_a_library_that_is_not_built(anew, tmp_path, caplog):
 def test_no_library_at_all_is_not_worth_a_warning(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(extension, "_found", None)
     monkeypatch.delenv(extension.PATH_VARIABLE, raising=False)
-    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    monkeypatch.setattr(shared_library, "__file__", str(tmp_path / "shared_library.py"))
     with caplog.at_level(logging.WARNING):
         assert not extension.load().loaded
     assert not caplog.records
@@ -69,7 +70,7 @@ def test_it_is_looked_for_once(anew, tmp_path):
 
 
 def test_it_serves_gpus_from_sm_80_on(monkeypatch):
-    monkeypatch.setattr(extension, "_found", extension.Extension(Path("library.so")))
+    monkeypatch.setattr(extension, "_found", SharedLibrary(Path("library.so")))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for capability, served in (((7, 5), False), ((8, 0), True), ((8, 6), True), ((12, 0), True)):
         monkeypatch.setattr("torch.cuda.get_device_capability", lambda device, c=capability: c)
@@ -123,29 +124,29 @@ def finding(monkeypatch, found, capability=None):
 def test_doctor_on_kernels(monkeypatch, tmp_path):
     present = tmp_path / "library.so"
     present.write_text("")
-    loaded = extension.Extension(present, ("80", "90a"), "13.0")
+    loaded = SharedLibrary(present, ("80", "90a"), "13.0")
     built_for = "built for 80;90a with CUDA 13.0"
     assert finding(monkeypatch, loaded, (9, 0)) == ("ok", f"auto: {built_for}; in use on this GPU")
     assert finding(monkeypatch, loaded, (7, 5))[0] == "note"
     assert "no GPU to run them" in finding(monkeypatch, loaded)[1]
-    hashed = extension.Extension(present, ("80",), "13.0", "0123456789abcdef" * 4)
+    hashed = SharedLibrary(present, ("80",), "13.0", "0123456789abcdef" * 4)
     assert "CUDA 13.0 from sources 0123456789ab; in use" in finding(monkeypatch, hashed, (9, 0))[1]
-    unrecorded = extension.Extension(present)
+    unrecorded = SharedLibrary(present)
     assert "says not what it was built for; in use" in finding(monkeypatch, unrecorded, (9, 0))[1]
-    missing = extension.Extension(tmp_path / "none.so", error="not built (make kernels builds it)")
+    missing = SharedLibrary(tmp_path / "none.so", error="not built (make kernels builds it)")
     state, text = finding(monkeypatch, missing, (9, 0))
     assert state == "note"
     assert "make kernels" in text
     assert "references serve" in text
-    broken = extension.Extension(present, error="library.so does not load: why")
+    broken = SharedLibrary(present, error="library.so does not load: why")
     assert finding(monkeypatch, broken)[0] == "problem"
-    too_old = extension.Extension(present, error="they need a newer GPU", left_out=True)
+    too_old = SharedLibrary(present, error="they need a newer GPU", left_out=True)
     assert finding(monkeypatch, too_old, (7, 5))[0] == "note"
 
 
 def test_doctor_says_which_backend_is_chosen(monkeypatch, tmp_path):
-    loaded = extension.Extension(tmp_path / "library.so", ("90a",), "13.0")
-    missing = extension.Extension(tmp_path / "none.so", error="not built")
+    loaded = SharedLibrary(tmp_path / "library.so", ("90a",), "13.0")
+    missing = SharedLibrary(tmp_path / "none.so", error="not built")
     monkeypatch.setenv(extension.BACKEND_VARIABLE, "cuda")
     text = f"cuda ({extension.BACKEND_VARIABLE}): built for 90a with CUDA 13.0; in use on this GPU"
     assert finding(monkeypatch, loaded, (9, 0)) == ("ok", text)

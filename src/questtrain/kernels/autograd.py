@@ -168,7 +168,7 @@ class _HadamardLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
         mask, grad_values, rest = _backward(ctx, grad_y, *ctx.saved_tensors)
-        return hadamard_backward(grad_values, mask, ctx.plan.form.block), None, *rest
+        return hadamard_backward(grad_values, mask, ctx.form.block), None, *rest
 
 
 class _AddRMSNormLinear(torch.autograd.Function):
@@ -193,7 +193,7 @@ class _AddRMSNormLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_hidden: Tensor, grad_y: Tensor) -> tuple[Any, ...]:
         hidden, norm_weight, *saved = ctx.saved_tensors
         mask, grad_values, rest = _backward(ctx, grad_y, *saved)
-        block, added = ctx.plan.form.block, grad_hidden.contiguous()
+        block, added = ctx.form.block, grad_hidden.contiguous()
         grad_x, grad_norm = rmsnorm_backward(
             grad_values, mask, hidden, norm_weight, ctx.eps, block, added
         )
@@ -210,7 +210,7 @@ class _SwigluLinear(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
         gate_up, *saved = ctx.saved_tensors
         mask, grad_values, rest = _backward(ctx, grad_y, *saved)
-        return swiglu_backward(grad_values, mask, gate_up, ctx.plan.form.block), None, *rest
+        return swiglu_backward(grad_values, mask, gate_up, ctx.form.block), None, *rest
 
 
 class _DenseLinear(torch.autograd.Function):
@@ -233,7 +233,7 @@ class _DenseLinear(torch.autograd.Function):
         x, values, mask, total = ctx.saved_tensors
         grad_y = grad_y.contiguous()
         rounding = None if mask is None else Rounding(mask, *ctx.rounded)
-        grads = _weight_gradient(grad_y, x, total, ctx.target, rounding)
+        grads = _weight_gradient(total, ctx.target, rounding, grad_y, x)
         return grad_y @ values, None, None, None, None, *grads
 
 
@@ -243,16 +243,6 @@ class _Target(NamedTuple):
 
     rows: tuple[int, ...]
     first: bool | None
-
-
-class _Plan(NamedTuple):
-    """What a backward needs to know besides tensors."""
-
-    form: RowFormat
-    levels: int
-    block: int
-    fp8: bool
-    target: _Target
 
 
 def _target(gradient: Sequence[Any]) -> _Target:
@@ -283,8 +273,8 @@ def _forward(
     scales = (weight.scales,) if weight.fp8 or weight.values is None else ()
     operand = (fed.codes, fed.scales, fed.mask)
     ctx.save_for_backward(*kept, *operand, gradient[0], weight.mask, values, *scales)
-    target = _target(gradient)
-    ctx.plan = _Plan(step.form, weight.levels, weight.block, weight.fp8, target)
+    ctx.form, ctx.target = step.form, _target(gradient)
+    ctx.levels, ctx.block, ctx.fp8 = weight.levels, weight.block, weight.fp8
     if step.packed:
         fed = fed._replace(codes=unpack(fed.codes, step.form.levels))
     return quantized_linear(fed, _matrix(weight), dtype, step.form.levels)
@@ -302,57 +292,52 @@ def _backward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """The mask of x̂, the gradient of x̂, unmasked and in its own space, and those of a flattened
     weight and its gradient's target."""
-    plan, grad_y = ctx.plan, grad_y.contiguous()
-    rounding = Rounding(weight_mask, plan.block, False)
-    if plan.fp8:
-        grad_values, grads = _fp8_backward(grad_y, codes, scales, total, weight, plan, rounding)
+    grad_y = grad_y.contiguous()
+    rounding = Rounding(weight_mask, ctx.block, False)
+    if ctx.fp8:
+        grad_values, *operands = _fp8_backward(ctx, grad_y, codes, scales, *weight)
+        grads = _weight_gradient(total, ctx.target, rounding, *operands)
     else:
         values = weight[0]
         if len(weight) > 1:
-            values = dequantize(values, weight[1], plan.levels, grad_y.dtype)
-        fed = dequantize(codes, scales, plan.form.levels, grad_y.dtype)
-        grads = _weight_gradient(grad_y, fed, total, plan.target, rounding)
+            values = dequantize(values, weight[1], ctx.levels, grad_y.dtype)
+        fed = dequantize(codes, scales, ctx.form.levels, grad_y.dtype)
+        grads = _weight_gradient(total, ctx.target, rounding, grad_y, fed)
         grad_values = grad_y @ values
     return mask, grad_values, (*(None,) * len(StepWeight._fields), *grads)
 
 
-def _weight_gradient(
-    grad_y: Tensor, fed: Tensor, total: Tensor, target: _Target, rounding: Rounding | None
-) -> Sequence[Tensor | None]:
-    """For each of a flattened `Gradient`."""
-    if target.first is not None:
-        add_weight_gradient_(total, grad_y, fed, target.first)
-        return None, None
-    return _placed(weight_gradient(grad_y, fed), target, rounding)
-
-
 def _fp8_backward(
+    ctx: Any,
     grad_y: Tensor,
     codes: Tensor,
     scales: Tensor,
-    total: Tensor,
-    weight: Sequence[Tensor],
-    plan: _Plan,
-    rounding: Rounding,
-) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """`_backward` by FP8 products; the weight's codes are transposed already or not."""
-    weight_codes, weight_scales = weight
+    weight_codes: Tensor,
+    weight_scales: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of x̂ by an FP8 product, and the operands and the unit of the weight's; the
+    weight's codes are transposed already or not."""
     rows, columns, unit_rows, unit_columns = fp8_gradients(grad_y, weight_scales, scales)
     if weight_codes.dtype != E4M3:
-        weight_codes = fp8_transpose(weight_codes, plan.levels)
-    fed = fp8_transpose(codes, plan.form.levels)
+        weight_codes = fp8_transpose(weight_codes, ctx.levels)
+    fed = fp8_transpose(codes, ctx.form.levels)
     grad_values = fp8_product(rows, weight_codes.t(), unit_rows, grad_y.dtype)
-    if plan.target.first is not None:
-        add_weight_gradient_(total, columns.t(), fed.t(), plan.target.first, unit_columns)
-        return grad_values, (None, None)
-    product = fp8_product(columns, fed.t(), unit_columns, torch.float32)
-    return grad_values, _placed(product, plan.target, rounding)
+    return grad_values, columns.t(), fed.t(), unit_columns
 
 
-def _placed(
-    grad_weight: Tensor, target: _Target, rounding: Rounding | None
+def _weight_gradient(
+    total: Tensor,
+    target: _Target,
+    rounding: Rounding | None,
+    grad_y: Tensor,
+    fed: Tensor,
+    unit: Tensor | None = None,
 ) -> Sequence[Tensor | None]:
-    """For each of the parameters, from grad_yᵀ·x̂."""
+    """For each of a flattened `Gradient`, of the operands as `add_weight_gradient_` takes them."""
+    if target.first is not None:
+        add_weight_gradient_(total, grad_y, fed, target.first, unit)
+        return None, None
+    grad_weight = weight_gradient(grad_y, fed, unit)
     if rounding is not None:
         grad_weight = through_rounding(grad_weight, rounding)
     return torch.split(grad_weight, list(target.rows))

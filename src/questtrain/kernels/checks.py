@@ -1,6 +1,7 @@
 """Argument checks of the ops: op, argument, what is expected, what came.
 
-The CUDA bindings check the same on their own.
+The libraries' bindings check the same in the same words. Each check raises RuntimeError for what is
+wrong: kernels behind torch's stable C++ interface can raise nothing else, and torch's own do it.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def check_vector(
 
 
 def check_output(op: str, dtype: torch.dtype) -> None:
+    """The dtype of a result: one of `FLOATING`."""
     if dtype not in FLOATING:
         raise RuntimeError(f"{op}: dtype must be {_one_of(FLOATING)}, not {dtype}")
 
@@ -70,6 +72,7 @@ def check_format(
 
 
 def check_levels(op: str, name: str, levels: int, among: tuple[int, ...] = LEVELS) -> None:
+    """The levels of a grid."""
     if levels not in among:
         raise RuntimeError(f"{op}: {name} must be one of {among}, not {levels}")
 
@@ -116,6 +119,7 @@ def check_swiglu(op: str, gate_up: Tensor) -> int:
 
 
 def check_multiple(op: str, what: str, size: int, divisor: int) -> None:
+    """A size that the kernels divide: positive, a multiple of ``divisor``."""
     if size <= 0 or size % divisor:
         raise RuntimeError(f"{op}: {what} {size} must be a multiple of {divisor}")
 
@@ -157,6 +161,7 @@ def check_dense(op: str, name: str, x: Tensor, like: Tensor) -> None:
 
 
 def check_scalar(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: Tensor) -> None:
+    """Of no dimension, of ``dtype``, on ``like``'s device."""
     if tensor.dim():
         raise RuntimeError(f"{op}: {name} must be a scalar, not of shape {list(tensor.shape)}")
     _check_layout(op, name, tensor, (dtype,), like)

@@ -8,16 +8,15 @@ is ``auto``, and then serves on every CPU, with the best of its `PATHS` that the
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
 from questtrain.errors import UserError, unknown
+from questtrain.kernels import shared_library
 from questtrain.kernels.extension import BACKEND_VARIABLE, backend, constant_when_compiled
+from questtrain.kernels.shared_library import SharedLibrary
 
 log = logging.getLogger(__name__)
 
@@ -31,35 +30,16 @@ PATHS = ("portable", "avx2", "avx512-vnni")
 INTERFACE = 1
 """What a library says of itself (csrc/cpu/interface.h): raised when an op of its own changes."""
 
-
-@dataclass(frozen=True)
-class CpuLibrary:
-    """The library as found: ``error`` says why it is not loaded, ``left_out`` that this is no fault
-    of its own; ``compiler`` built it from sources with this hash."""
-
-    path: Path
-    error: str | None = None
-    left_out: bool = False
-    compiler: str | None = None
-    source_hash: str | None = None
-
-    @property
-    def loaded(self) -> bool:
-        return self.error is None
+_found: SharedLibrary | None = None
 
 
-_found: CpuLibrary | None = None
-
-
-def load() -> CpuLibrary:
+def load() -> SharedLibrary:
     """Load it once, after the schemas are defined. Never raises: uses do, where the environment
     asks for what there is not. One that is there and cannot be used is warned of."""
     global _found
     if _found is None:
-        named = os.environ.get(PATH_VARIABLE)
-        path = Path(named or Path(__file__).parent / NAME)
-        _found = _unwanted(path) or _load(path)
-        if _found.error and not _found.left_out and (named or path.exists()):
+        _found = shared_library.find(NAME, PATH_VARIABLE, _unwanted(), _start)
+        if _found.missed:
             log.warning("the CPU's library: %s; the plain-torch references serve", _found.error)
     return _found
 
@@ -89,36 +69,25 @@ def check_isa() -> None:
         raise unknown(ISA_VARIABLE, asked, PATHS)
 
 
-def _is_wanted() -> bool:
-    """Whether the environment asks for it, and for something that there is."""
-    try:
+def _unwanted() -> str | None:
+    """What of the environment asks for no library, or for something that there is not."""
+    with suppress(UserError):
         check_isa()
-        return backend() == "auto"
-    except UserError:
-        return False
-
-
-def _unwanted(path: Path) -> CpuLibrary | None:
-    if _is_wanted():
-        return None
+        if backend() == "auto":
+            return None
     variable = BACKEND_VARIABLE if os.environ.get(BACKEND_VARIABLE) else ISA_VARIABLE
-    return CpuLibrary(path, f"{variable}={os.environ.get(variable)}", left_out=True)
+    return f"{variable}={os.environ.get(variable)}"
 
 
-def _load(path: Path) -> CpuLibrary:
-    if not path.exists():
-        missing = os.environ.get(PATH_VARIABLE) or path.name
-        return CpuLibrary(path, f"not built ({missing} is missing; make kernels builds it)")
-    try:
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if facts.get("interface") != INTERFACE:
-            return CpuLibrary(path, f"{path} is of another version (make kernels builds it anew)")
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-        asked = os.environ.get(ISA_VARIABLE)
-        _symbols(path).questtrain_cpu_cap(asked.encode() if asked else None)
-    except (OSError, ValueError, AttributeError) as error:
-        return CpuLibrary(path, f"{path} does not load: {error}")
-    return CpuLibrary(path, None, False, facts.get("compiler"), facts.get("source_hash"))
+def _start(path: Path) -> SharedLibrary:
+    facts = shared_library.facts_of(path)
+    if facts.get("interface") != INTERFACE:
+        error = f"{path} is of another version (make kernels builds it anew)"
+        return SharedLibrary(path, error=error)
+    found = shared_library.load(path, facts)
+    asked = os.environ.get(ISA_VARIABLE)
+    _symbols(path).questtrain_cpu_cap(asked.encode() if asked else None)
+    return found
 
 
 def _symbols(path: Path) -> ctypes.CDLL:

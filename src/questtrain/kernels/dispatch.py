@@ -8,6 +8,9 @@
 - 256 levels on either side, any rows: `int8_offset_linear`.
 
 The functions are the forward alone; `questtrain.kernels.autograd` has those with a backward.
+Activations are bf16, fp16 or fp32 ``[M, K]``, weights ``[N, K]``, results ``[M, N]`` in the
+activations' dtype; norm weights are ``[K]`` in fp32 or that dtype. What no op takes is a
+RuntimeError.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 
 def hadamard_linear(x: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
     """``Q(x)·wᵀ``: ``x [M, K]`` → ``[M, N]`` in x's dtype."""
-    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+    if _fuses(x, x.shape[1], form, weight):
         return hadamard_quantize_linear(x, form.levels, form.alpha, *_weight(weight))
     packed = _packs(x, x.shape[1], form, weight)
     return quantized_linear(hadamard_quantize(x, *form, packed), weight, x.dtype, form.levels)
@@ -80,7 +83,7 @@ def rmsnorm_linear(
     x: Tensor, norm_weight: Tensor, eps: float, form: RowFormat, weight: Matrix
 ) -> Tensor:
     """``Q(RMSNorm(x))·wᵀ``."""
-    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+    if _fuses(x, x.shape[1], form, weight):
         return rmsnorm_quantize_linear(
             x, norm_weight, eps, form.levels, form.alpha, *_weight(weight)
         )
@@ -92,7 +95,7 @@ def add_rmsnorm_linear(
     x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float, form: RowFormat, weight: Matrix
 ) -> tuple[Tensor, Tensor]:
     """``x + residual``, and ``Q(RMSNorm(x + residual))·wᵀ``."""
-    if isinstance(weight, PackedMatrix) and _fuses(x, x.shape[1], form, weight):
+    if _fuses(x, x.shape[1], form, weight):
         return add_rmsnorm_quantize_linear(
             x, residual, norm_weight, eps, form.levels, form.alpha, *_weight(weight)
         )
@@ -104,15 +107,18 @@ def add_rmsnorm_linear(
 def swiglu_linear(gate_up: Tensor, form: RowFormat, weight: Matrix) -> Tensor:
     """``Q(silu(gate)·up)·wᵀ``; ``gate_up [M, 2K]``."""
     width = gate_up.shape[1] // 2
-    if isinstance(weight, PackedMatrix) and _fuses(gate_up, width, form, weight):
+    if _fuses(gate_up, width, form, weight):
         return swiglu_quantize_linear(gate_up, form.levels, form.alpha, *_weight(weight))
     packed = _packs(gate_up, width, form, weight)
     fed = swiglu_quantize(gate_up, *form, packed)
     return quantized_linear(fed, weight, gate_up.dtype, form.levels)
 
 
-def _fuses(x: Tensor, width: int, form: RowFormat, weight: PackedMatrix) -> bool:
-    return form.levels != OFFSET_LEVELS and quantizes_on_the_way(x, width, form.block, weight)
+def _fuses(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:
+    """Whether x is to be quantized on the way into the product."""
+    if not isinstance(weight, PackedMatrix) or form.levels == OFFSET_LEVELS:
+        return False
+    return quantizes_on_the_way(x, width, form.block, weight)
 
 
 def _packs(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:
@@ -122,7 +128,7 @@ def _packs(x: Tensor, width: int, form: RowFormat, weight: Matrix) -> bool:
     )
 
 
-def _weight(weight: PackedMatrix) -> tuple[Tensor, Tensor, int]:
+def _weight(weight: Matrix) -> tuple[Tensor, Tensor, int]:
     return weight.codes, weight.scales, weight.levels
 
 

@@ -8,12 +8,10 @@ there: importing this starts nothing, and a process that uses no GPU loads nothi
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +20,8 @@ import torch
 from torch._compile import _disable_dynamo
 
 from questtrain.errors import UserError, unknown
+from questtrain.kernels import shared_library
+from questtrain.kernels.shared_library import SharedLibrary
 
 log = logging.getLogger(__name__)
 
@@ -35,26 +35,7 @@ BACKENDS = ("auto", "cuda", "reference")
 OLDEST = (8, 0)
 """The compute capability that the kernels need."""
 
-
-@dataclass(frozen=True)
-class Extension:
-    """The library as found: ``error`` says why it is not loaded, ``left_out`` that this is no fault
-    of its own; ``architectures`` as in ``ARCHS``, the CUDA it was built with and the hash of its
-    sources, where its facts lie beside it."""
-
-    path: Path
-    architectures: tuple[str, ...] = ()
-    cuda: str | None = None
-    source_hash: str | None = None
-    error: str | None = None
-    left_out: bool = False
-
-    @property
-    def loaded(self) -> bool:
-        return self.error is None
-
-
-_found: Extension | None = None
+_found: SharedLibrary | None = None
 
 
 def backend() -> str:
@@ -65,7 +46,7 @@ def backend() -> str:
     return chosen
 
 
-def load() -> Extension:
+def load() -> SharedLibrary:
     """Load the library once, after the schemas are defined; starts CUDA where there is a GPU.
 
     Raises UserError for an unknown backend, and for the backend ``cuda`` without a library.
@@ -133,33 +114,21 @@ def serves(device: torch.device | str) -> bool:
     return torch.cuda.get_device_capability(device) >= OLDEST
 
 
-def _find(chosen: str) -> Extension:
-    named = os.environ.get(PATH_VARIABLE)
-    path = Path(named or Path(__file__).parent / NAME)
-    if chosen == "reference":
-        return Extension(path, error=f"{BACKEND_VARIABLE}=reference", left_out=True)
-    found = _load(path)
-    if chosen == "auto" and found.error and not found.left_out and (named or path.exists()):
+def _find(chosen: str) -> SharedLibrary:
+    unwanted = f"{BACKEND_VARIABLE}=reference" if chosen == "reference" else None
+    found = shared_library.find(NAME, PATH_VARIABLE, unwanted, _start)
+    if chosen == "auto" and found.error and found.missed:
         _say(logging.WARNING, found.error)
     return found
 
 
-def _load(path: Path) -> Extension:
-    if not path.exists():
-        missing = os.environ.get(PATH_VARIABLE) or path.name
-        return Extension(path, error=f"not built ({missing} is missing; make kernels builds it)")
+def _start(path: Path) -> SharedLibrary:
     if (newest := _newest_gpu()) and newest < OLDEST:
         needed, given = (".".join(map(str, capability)) for capability in (OLDEST, newest))
         error = f"they need a GPU of compute capability {needed} or newer, here is {given}"
-        return Extension(path, error=error, left_out=True)
-    facts = path.with_suffix(".json")
-    try:
-        known = json.loads(facts.read_text(encoding="utf-8")) if facts.exists() else {}
-        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        return Extension(path, error=f"{path} does not load: {error}")
-    architectures = tuple(known.get("architectures", ()))
-    return Extension(path, architectures, known.get("cuda"), known.get("source_hash"))
+        return SharedLibrary(path, error=error, left_out=True)
+    has_facts = path.with_suffix(".json").exists()
+    return shared_library.load(path, shared_library.facts_of(path) if has_facts else {})
 
 
 def _newest_gpu() -> tuple[int, int] | None:

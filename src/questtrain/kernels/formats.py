@@ -114,7 +114,7 @@ def pack_bits(indices: Tensor, bits: int) -> Tensor:
         return ((eights * FIRST_BITS_TO_TOP_BYTE) >> 56).to(torch.uint8)
     in_byte = 8 // bits
     groups = indices.reshape(indices.shape[0], indices.shape[1] // in_byte, in_byte)
-    packed = groups[..., 0].clone()
+    packed = groups[..., 0].clone(memory_format=torch.contiguous_format)
     for position in range(1, in_byte):
         packed |= groups[..., position] << (bits * position)
     return packed

@@ -11,6 +11,8 @@ from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from questtrain.kernels import cpu_library, extension
 
@@ -35,7 +37,7 @@ def register(
 ) -> Callable[[Function], Function]:
     """Define the op of ``schema`` with the decorated function as its reference; gives the op.
 
-    ``fake``, for a reference that has to look at values, says what tracing sees instead.
+    ``fake`` says what tracing sees where the reference cannot.
     ``torchs_own`` is an op that torch's kernels serve on every device: no backend forbids it. The
     op's first argument is a tensor or a list of some; a wrong argument is a RuntimeError, as it is
     one of the libraries' kernels (`questtrain.kernels.checks`).
@@ -49,9 +51,16 @@ def register(
         torch.library.register_fake(f"questtrain::{name}", fake or reference, lib=LIBRARY)
         OPS[name] = Op(schema, reference)
         op: Function = getattr(torch.ops.questtrain, name).default
+        op.__doc__ = reference.__doc__
         return op
 
     return registered
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a reference may look at the values of ``tensor`` for nothing: they lie on the host,
+    and it is none of the tensors without values by which tracing asks for shapes."""
+    return tensor.device.type == "cpu" and not isinstance(tensor, FakeTensor)
 
 
 def _admitted(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from questtrain.kernels.checks import (
     check_scalar,
     check_vector,
 )
-from questtrain.kernels.library import register
+from questtrain.kernels.library import has_values, register
 from questtrain.kernels.ops.rotary import rotate
 
 HEAD_WIDTHS = (32, 64, 128, 256)
@@ -65,7 +65,14 @@ def _reference(
     cos: Tensor,
     sin: Tensor,
 ) -> Tensor:
-    _check(q, k, v, keys, values, position, cos, sin)
+    op = "decode_attention"
+    for name, operand in (("q", q), ("k", k), ("v", v)):
+        check_cached_operand(op, name, operand, q)
+    for name, cache in (("keys", keys), ("values", values)):
+        check_cache(op, name, cache, keys, q)
+    check_scalar(op, "position", position, torch.int64, q)
+    for name, angles in (("cos", cos), ("sin", sin)):
+        check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)
     heads_BH1K = (q.shape[0], keys.shape[1], 1, keys.shape[3])
     q_BH1K = rotate(q.reshape(heads_BH1K), cos, sin).float()
     capacity = keys.shape[2]
@@ -75,7 +82,7 @@ def _reference(
         old = cache.index_select(2, place)
         cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
     seen_S = None
-    if position.device.type == "cpu":  # the host knows it: what lies beyond is not even read
+    if has_values(position):  # what lies beyond is not even read
         keys, values = (cache[:, :, : int(place) + 1] for cache in (keys, values))
     else:
         seen_S = torch.arange(capacity, device=keys.device) <= position
@@ -85,34 +92,7 @@ def _reference(
     return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, *rest: Tensor) -> Tensor:
-    """The reference asks for ``position`` as a number, which there is none of in tracing."""
-    _check(q, k, v, keys, *rest)
-    return q.new_empty(tuple(q.shape))
-
-
 _op = register(
     "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values,"
     " Tensor position, Tensor cos, Tensor sin) -> Tensor",
-    fake=_fake,
 )(_reference)
-
-
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    position: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-) -> None:
-    op = "decode_attention"
-    for name, operand in (("q", q), ("k", k), ("v", v)):
-        check_cached_operand(op, name, operand, q)
-    for name, cache in (("keys", keys), ("values", values)):
-        check_cache(op, name, cache, keys, q)
-    check_scalar(op, "position", position, torch.int64, q)
-    for name, angles in (("cos", cos), ("sin", sin)):
-        check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)

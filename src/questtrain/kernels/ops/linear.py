@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from questtrain.kernels.checks import (
     check_levels,
@@ -27,7 +26,7 @@ from questtrain.kernels.formats import (
     packed_integers,
     unpack_bits,
 )
-from questtrain.kernels.library import register
+from questtrain.kernels.library import has_values, register
 
 _INT8, _UINT8 = (torch.int8,), (torch.uint8,)
 _FLOAT, _INT32 = (torch.float32,), (torch.int32,)
@@ -212,8 +211,7 @@ def _integer_product(x: Tensor, weight: Tensor) -> Tensor:
     values tell whether all are. (Without VNNI `torch._int_mm` is 20 times slower than that.)
     """
     dtype = torch.float64
-    has_values = x.device.type == "cpu" and not isinstance(x, FakeTensor)  # one that is traced
-    if has_values and _largest(x) * _largest(weight) * x.shape[1] <= EXACT_IN_FP32:
+    if has_values(x) and _largest(x) * _largest(weight) * x.shape[1] <= EXACT_IN_FP32:
         dtype = torch.float32
     return x.to(dtype) @ weight.to(dtype).t()
 

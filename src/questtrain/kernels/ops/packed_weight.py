@@ -18,7 +18,7 @@ from questtrain.kernels.checks import (
     check_packed_levels,
     check_vector,
 )
-from questtrain.kernels.formats import container_bits, unpack_bits
+from questtrain.kernels.formats import packed_integers
 from questtrain.kernels.hadamard import hadamard_signs, hadamard_transform
 from questtrain.kernels.library import register
 
@@ -42,6 +42,5 @@ def packed_weight_linear(
     check_multiple(op, "the weight's rows", weight.shape[0], 8)
     check_block(op, x.shape[1], block)
     wide = hadamard_transform(x, hadamard_signs(block, x.device)) if block > 1 else x.float()
-    indices = unpack_bits(weight, container_bits(levels))
-    values = (2 * indices.float() - (levels - 1)) * weight_scales.unsqueeze(1)
+    values = packed_integers(weight, levels).float() * weight_scales.unsqueeze(1)
     return (wide @ values.t()).to(x.dtype)

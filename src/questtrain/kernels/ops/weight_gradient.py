@@ -11,9 +11,23 @@ from questtrain.kernels.library import register
 from questtrain.kernels.ops.fp8 import fp8_product
 
 
+def _check(total: Tensor, grad: Tensor, x: Tensor, first: bool, unit: Tensor | None = None) -> None:
+    """What tracing sees: torch's products into a matrix know no tensors without values."""
+    op = "add_weight_gradient_"
+    check_matrix(op, "total", total, None, None, (torch.float32,), total)
+    if unit is None:
+        check_matrix(op, "grad", grad, None, total.shape[0], FLOATING, total)
+        check_matrix(op, "x", x, grad.shape[0], total.shape[1], (grad.dtype,), total)
+        return
+    check_matrix(op, "grad's transpose", grad.t(), total.shape[0], None, (E4M3,), total)
+    check_matrix(op, "x's transpose", x.t(), total.shape[1], grad.shape[0], (E4M3,), total)
+    check_vector(op, "unit", unit, 1, (torch.float32,), total)
+
+
 @register(
     "add_weight_gradient_(Tensor(a!) total, Tensor grad, Tensor x, bool first, Tensor? unit=None)"
     " -> ()",
+    fake=_check,
     torchs_own=True,
 )
 def add_weight_gradient_(
@@ -25,16 +39,10 @@ def add_weight_gradient_(
     grad and x are bf16, fp16 or fp32; with ``unit``, fp32 ``[1]``, which the product is multiplied
     by, e4m3 and column-major. Raises RuntimeError for anything else.
     """
-    op = "add_weight_gradient_"
-    check_matrix(op, "total", total, None, None, (torch.float32,), total)
+    _check(total, grad, x, first, unit)
     if unit is None:
-        check_matrix(op, "grad", grad, None, total.shape[0], FLOATING, total)
-        check_matrix(op, "x", x, grad.shape[0], total.shape[1], (grad.dtype,), total)
         add_product_(total, grad, x, first)
         return
-    check_matrix(op, "grad's transpose", grad.t(), total.shape[0], None, (E4M3,), total)
-    check_matrix(op, "x's transpose", x.t(), total.shape[1], grad.shape[0], (E4M3,), total)
-    check_vector(op, "unit", unit, 1, (torch.float32,), total)
     product = fp8_product(grad.t(), x, unit, torch.float32, total if first else None)
     if not first:
         total.add_(product)
@@ -51,8 +59,10 @@ def add_product_(total: Tensor, grad: Tensor, x: Tensor, first: bool) -> None:
         torch.addmm(total, grad.t(), x, out_dtype=torch.float32, out=total)
 
 
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """``gradᵀ·x`` of ``[M, N]`` and ``[M, K]``, accumulated and returned in fp32."""
+def weight_gradient(grad: Tensor, x: Tensor, unit: Tensor | None = None) -> Tensor:
+    """``gradᵀ·x`` of operands as `add_weight_gradient_` takes them, in fp32 ``[N, K]``."""
+    if unit is not None:
+        return fp8_product(grad.t(), x, unit, torch.float32)
     if grad.is_cuda and grad.dtype != torch.float32:
         return torch.mm(grad.t(), x, out_dtype=torch.float32)
     return grad.t().float() @ x.float()
