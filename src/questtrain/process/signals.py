@@ -69,11 +69,7 @@ def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
             _leave_closed_terminal()
         handler(number)
 
-    taken = [
-        number
-        for number in STOP_SIGNALS
-        if number not in MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN
-    ]
+    taken = [n for n in STOP_SIGNALS if n not in MAY_BE_IGNORED or not _is_ignored(n)]
     before = {number: signal.signal(number, handle) for number in taken}
     try:
         yield
@@ -96,6 +92,10 @@ def stops_raise() -> Iterator[StopRequests]:
 
     with on_stop_signals(raise_it):
         yield requests
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _leave_closed_terminal() -> None:
