@@ -66,9 +66,9 @@ def wait_for(what: Callable[[], bool], folder: Path) -> None:
 
 
 def only_job(folder: Path) -> Job:
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    (job,) = manifest.jobs
+    jobs = read_manifest(folder)
+    assert jobs is not None
+    (job,) = jobs
     return job
 
 
@@ -100,9 +100,9 @@ def test_an_array_of_four_to_the_end(sweep, tmp_path) -> None:
     assert again.returncode == 0, again.stderr + what_was_said(folder)
     status = json.loads(sweep(*words, "--status", "--json").stdout)
     assert status["counts"] == {"done": 4, "running": 0, "failed": 0, "waiting": 0}
-    manifest = read_manifest(folder)
-    assert manifest is not None
-    for job in manifest.jobs:
+    jobs = read_manifest(folder)
+    assert jobs is not None
+    for job in jobs:
         assert [step for step, _ in rows(job.folder, "train_loss")] == list(range(1, 13))
         assert "attempt 1" in job.log_file.read_text()
         assert "validation loss" in job.log_file.read_text()

@@ -11,9 +11,10 @@ import pytest
 from questtrain.config.gpus import PEAK_BF16_FLOPS, peak_bf16_flops
 from questtrain.config.ranges import check_fields
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.sweep.estimate import ASSUMED_MFU, choose_speed
 from questtrain.sweep.launchers.local import LocalLauncher, own_words
-from questtrain.sweep.machine import available_cores, visible_gpus
+from questtrain.sweep.machine import visible_gpus
 from tests.sweep.test_state import RECORD, job_in, outcome, write
 
 GIB = 2**30

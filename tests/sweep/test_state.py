@@ -256,7 +256,6 @@ def test_the_manifest_keeps_every_job_and_orders_by_flops(tmp_path):
     short, long = job_in(folder, "short", 1.0), job_in(folder, "long", 2.0)
     record_jobs(sweep, folder, [short])
     record_jobs(sweep, folder, [long])
-    manifest = read_manifest(folder)
-    assert manifest.jobs == [long, short] == longest_first([short, long])
+    assert read_manifest(folder) == [long, short] == longest_first([short, long])
     content = json.loads((folder / "sweep.json").read_text())
     assert (content["name"], content["figure"]) == ("fig3_lsq", "fig3")

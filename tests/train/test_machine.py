@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from questtrain.config import total_params, training_bytes, validate
-from questtrain.data.pool import available_cores
 from questtrain.device import control_group_limits, host_memory_bytes
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.train import machine
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import World

@@ -15,9 +15,9 @@ from urllib.parse import urlparse
 from questtrain.cli.arguments import parse_arguments
 from questtrain.cli.output import print_json
 from questtrain.config import DataConfig
-from questtrain.data.pool import available_cores
 from questtrain.data.records import MANIFEST
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 
 HELP = """usage: questtrain doctor [--json]
 

@@ -31,7 +31,8 @@ from questtrain.sweep.display import (
 )
 from questtrain.sweep.estimate import choose_speed
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers import Launcher, launcher_class, queued_runs
+from questtrain.sweep.launchers import Launcher, launcher_class
+from questtrain.sweep.launchers.slurm_queue import tasks_in_queue
 from questtrain.sweep.manifest import read_manifest, record_jobs
 from questtrain.sweep.state import State, ended, progress, read_states
 
@@ -103,15 +104,12 @@ def main(words: Sequence[str]) -> int:
     sweep = read_sweep(request.name)
     folder = Path(request.runs_dir).expanduser() / sweep.name
     config, launcher = _sweep_config(request)
-    manifest = read_manifest(folder) if "--status" in chosen and not request.settings else None
-    jobs = (
-        manifest.jobs
-        if manifest
-        else make_jobs(sweep, folder, request.settings, request.config_dir)
-    )
+    jobs = read_manifest(folder) if "--status" in chosen and not request.settings else None
+    if jobs is None:
+        jobs = make_jobs(sweep, folder, request.settings, request.config_dir)
 
     def states() -> list[State]:
-        return read_states(jobs, queued_runs(folder))
+        return read_states(jobs, tasks_in_queue(folder))
 
     if "--status" in chosen:
         live = not request.json and sys.stdout.isatty()

@@ -15,6 +15,7 @@ from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.process.start import python_command
 
 
@@ -70,13 +71,6 @@ class Schedule:
             if task.name not in self._taken:
                 needed.append(task)
         return needed
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make_pieces(schedule: Schedule, workers: int, on_tokens: OnTokens) -> None:

@@ -24,7 +24,7 @@ from questtrain.data.documents import is_plain
 from questtrain.data.json_rows import COMPRESSIONS
 from questtrain.data.parquet_rows import PARQUET_SUFFIX
 from questtrain.data.piece import PieceTask
-from questtrain.data.pool import Schedule, available_cores, make_pieces
+from questtrain.data.pool import Schedule, make_pieces
 from questtrain.data.records import (
     FORMAT,
     GROWABLE,
@@ -49,6 +49,7 @@ from questtrain.data.sources import Piece, Source, list_source
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.data.tokenizer_choice import choose_tokenizer
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.store.files import atomic_write
 
 log = logging.getLogger(__name__)

@@ -70,7 +70,10 @@ def save_checkpoint(
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
     temporary = parent / f".{final.name}.{os.getpid()}.tmp"
-    _remove_abandoned(parent)
+    # What a killed process left half written or half removed; the run's lock says that nobody is at
+    # it now.
+    for path in parent.glob(".step_*.tmp"):
+        shutil.rmtree(path)
     needed = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
     try:
         with writing(final, needed):
@@ -103,12 +106,12 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 def _remove_older(run: Path, step: int, keep: int, known_intact: Collection[int]) -> None:
     """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one: a
     damaged one, newer or between them, takes nobody's place."""
-    kept = 0
+    intact = 0
     for folder in reversed(checkpoint_folders(run)):
-        if kept == keep and step_of(folder) != step:
+        if intact == keep and step_of(folder) != step:
             remove_folder(folder)
-        elif kept < keep and (step_of(folder) in known_intact or _is_intact(folder)):
-            kept += 1
+        elif intact < keep and (step_of(folder) in known_intact or _is_intact(folder)):
+            intact += 1
 
 
 def _is_intact(folder: Path) -> bool:
@@ -135,10 +138,16 @@ def step_of(folder: Path) -> int:
 
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify a checkpoint, its record and every file; UserError names what is damaged."""
-    state = _read_state(folder)
+    damaged = f"checkpoint {folder} is damaged"
+    try:
+        state = read_json(folder / _STATE, _State)
+    except FileNotFoundError as error:
+        raise UserError(f"{damaged}: {_STATE} is missing.") from error
+    except DamagedJson as error:
+        raise UserError(f"{damaged}: {_STATE}: {error.problem}.") from error
     problem = next(state.problems(folder), None)
     if problem is not None:
-        raise UserError(f"checkpoint {folder} is damaged: {problem}.")
+        raise UserError(f"{damaged}: {problem}.")
     return Checkpoint(folder, state.step, state.wall_seconds)
 
 
@@ -168,15 +177,6 @@ class _State:
                 yield f"{name} does not match its checksum ({size:,} bytes)"
             elif name.endswith(_TENSORS) and (problem := _no_tensors(file)):
                 yield f"{name} holds no tensors ({problem}), though its checksum is right"
-
-
-def _read_state(folder: Path) -> _State:
-    try:
-        return read_json(folder / _STATE, _State)
-    except FileNotFoundError as error:
-        raise UserError(f"checkpoint {folder} is damaged: {_STATE} is missing.") from error
-    except DamagedJson as error:
-        raise UserError(f"checkpoint {folder} is damaged: {_STATE}: {error.problem}.") from error
 
 
 def _no_tensors(file: Path) -> str | None:
@@ -223,10 +223,3 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
     if problems:
         raise UserError("\n".join(problems) + "\nNo intact checkpoint is left in this run.")
     return None
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """What a killed process left half written or half removed; the run's lock says that nobody is
-    at it now."""
-    for path in parent.glob(".step_*.tmp"):
-        shutil.rmtree(path)

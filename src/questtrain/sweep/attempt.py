@@ -136,10 +136,9 @@ class Attempt:
         Takes over the claim's descriptor. ``environment`` is added to this process's own.
         """
         self.job, self._descriptor = job, descriptor
-        before = read_outcome(job)
-        attempts = 1 + (before.attempts if before else 0)
-        kills = before.kills if before else 0
-        self.outcome = Outcome(attempts, _now(), extra=tuple(extra), kills=kills)
+        before = read_outcome(job) or Outcome(attempts=0, started="")
+        attempts = before.attempts + 1
+        self.outcome = Outcome(attempts, _now(), extra=tuple(extra), kills=before.kills)
         words = [*command, *job.words, *extra]
         job.log_file.parent.mkdir(parents=True, exist_ok=True)
         _write(job, self.outcome)
@@ -157,11 +156,6 @@ class Attempt:
                 pass_fds=(descriptor,),
                 start_new_session=True,
             )
-
-    def send(self, number: int) -> None:
-        """Send the child a signal; the first lets it save a checkpoint, a second SIGINT not."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
 
     def finish(self) -> Outcome | None:
         """The recorded outcome if the child has ended (the claim is then given up), else None."""

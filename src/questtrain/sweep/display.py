@@ -81,9 +81,7 @@ def plan_view(states: Sequence[State], speed: Speed) -> RenderableType:
     table.add_section()
     table.add_row(
         f"{totals['runs']} runs",
-        "",
-        "",
-        "",
+        *[""] * 3,
         count_text(totals["tokens"]),
         f"{totals['flops']:.2e}",
         _hours(totals["gpu_hours"]),
@@ -110,14 +108,10 @@ def status_json(states: Sequence[State]) -> dict[str, Any]:
 
 
 def status_view(states: Sequence[State], rows: Sequence[State] | None = None) -> RenderableType:
-    """A row a run (of all, or of ``rows`` only), and the sweep as a whole in one line below."""
-    return _with_line(_status_table(states if rows is None else rows), summary(progress(states)))
-
-
-def _status_table(states: Sequence[State]) -> Table:
-    """How far, the last loss (validation where the run is done), how long yet."""
+    """A row a run (of all, or of ``rows`` only): how far, the last loss (validation where it is
+    done), how long yet; and the sweep as a whole in one line below."""
     table = _table(("run", "state", ">done", ">step", ">loss", ">tokens/s", ">left", "reason"))
-    for state in states:
+    for state in states if rows is None else rows:
         loss = state.val_loss if state.status == "done" else state.train_loss
         table.add_row(
             state.job.name,
@@ -129,7 +123,7 @@ def _status_table(states: Sequence[State]) -> Table:
             "" if state.seconds_left is None else duration(state.seconds_left),
             state.reason or "",
         )
-    return table
+    return _with_line(table, summary(progress(states)))
 
 
 def summary(whole: Progress) -> str:
@@ -157,10 +151,10 @@ class Lines:
         self._started[job.name] = time.monotonic()
         self._say(f"started {job.name} ({place})")
 
-    def elsewhere(self, job: Job) -> None:
+    def trained_elsewhere(self, job: Job) -> None:
         self._say(f"waiting for {job.name}: another process trains it")
 
-    def over(self, job: Job, outcome: Outcome) -> None:
+    def ended(self, job: Job, outcome: Outcome) -> None:
         seconds = time.monotonic() - self._started[job.name]
         if outcome.failed:
             self._say(f"failed  {job.name}: {outcome.reason} (log: {job.log_file})")

@@ -41,11 +41,11 @@ def choose_speed(jobs: Sequence[Job], mfu: float | None, gpu: str | None) -> Spe
     if mfu is not None:
         return Speed(name, peak, mfu, {}, f"MFU {mfu:.2f} (given)")
     folder = jobs[0].sweep_folder
-    here = _measured(job.folder for job in jobs)
+    in_sweep = _measured(job.folder for job in jobs)
     models = {job.model for job in jobs}
     records = [*folder.parent.glob("*/run.json"), *folder.parent.glob("*/*/run.json")]
-    beside = _measured(record.parent for record in records)
-    by_model = {model: here.get(model) or beside.get(model, []) for model in models}
+    elsewhere = _measured(record.parent for record in records)
+    by_model = {model: in_sweep.get(model) or elsewhere.get(model, []) for model in models}
     medians = {model: statistics.median(values) for model, values in by_model.items() if values}
     if not medians:
         return Speed(name, peak, ASSUMED_MFU, {}, f"MFU {ASSUMED_MFU:.2f} (an assumption)")

@@ -1,4 +1,4 @@
-"""This machine's GPUs and cores, without torch: ``nvidia-smi`` and the scheduler's affinity."""
+"""This machine's GPUs, without torch: what ``nvidia-smi`` says of them."""
 
 from __future__ import annotations
 
@@ -41,11 +41,6 @@ def visible_gpus(chosen: Sequence[int] | None = None) -> list[Gpu]:
             there = ", ".join(map(str, by_index)) or "none"
             raise UserError(f"launcher.gpus: there is no GPU {index}; visible: {there}.")
     return [by_index[index] for index in chosen]
-
-
-def available_cores() -> int:
-    """Cores this process may use, which a container or a batch system may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _all_gpus() -> list[Gpu]:

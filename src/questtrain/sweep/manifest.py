@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from questtrain.errors import UserError
-from questtrain.store.files import write_json
+from questtrain.store.files import locked, write_json
 from questtrain.store.json_file import read_json
 from questtrain.sweep.grid import Sweep
 from questtrain.sweep.job import Job, ManifestEntry, longest_first
@@ -18,21 +17,15 @@ FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """The jobs of a sweep, longest first; the rest of the file is the experiment's own words."""
-
-    jobs: list[Job]
-
-
-@dataclass(frozen=True)
 class _File:
-    """The jobs as JSON holds them: the folder that the file lies in says where each run is."""
+    """The jobs as JSON holds them: the folder that the file lies in says where each run is. The
+    rest of the file is the experiment's own words."""
 
     jobs: dict[str, ManifestEntry]
 
 
-def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a sweep's folder, None where no sweep has begun.
+def read_manifest(folder: Path) -> list[Job] | None:
+    """The jobs of a sweep's folder, longest first; None where no sweep has begun.
 
     DamagedJson names what is wrong with it.
     """
@@ -42,7 +35,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     except FileNotFoundError:
         return None
     jobs = [Job(name=name, folder=folder / name, **vars(e)) for name, e in found.jobs.items()]
-    return Manifest(longest_first(jobs))
+    return longest_first(jobs)
 
 
 def record_jobs(sweep: Sweep, folder: Path, jobs: Iterable[Job]) -> None:
@@ -50,11 +43,9 @@ def record_jobs(sweep: Sweep, folder: Path, jobs: Iterable[Job]) -> None:
     try:
         for place in (folder / ".sweep", folder / "logs"):
             place.mkdir(parents=True, exist_ok=True)
-        with (folder / ".sweep" / "manifest.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            before = read_manifest(folder)
-            together = {job.name: job for job in [*(before.jobs if before else []), *jobs]}
-            write_json(folder / FILE, _content(sweep, longest_first(together.values())))
+        with locked(folder / ".sweep" / "manifest.lock"):
+            by_name = {job.name: job for job in [*(read_manifest(folder) or []), *jobs]}
+            write_json(folder / FILE, _content(sweep, longest_first(by_name.values())))
     except OSError as error:
         raise UserError(f"sweep folder {folder} cannot be written: {error.strerror}.") from error
 

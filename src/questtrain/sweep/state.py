@@ -1,4 +1,4 @@
-"""How far each run of a sweep is, read from disk alone: by whoever sweeps, and beside it."""
+"""How far each run of a sweep is, read from disk alone: by whoever sweeps, and by others."""
 
 from __future__ import annotations
 
@@ -85,23 +85,15 @@ def read_state(job: Job) -> State:
     """One job's state. A run record that says completed is done, whoever trained it."""
     record = read_record(job.folder)
     if record is not None and record.status == "completed":
-        return State(
-            job,
-            "done",
-            job.steps,
-            record.train_loss,
-            record.val_loss,
-            record.tokens_per_second,
-            record.mfu,
-        )
+        return _state(job, "done", [record.columns | {"step": job.steps}])
     rows = _last_rows(job.folder / "metrics.jsonl")
     if is_claimed(job):
-        return _in_progress(job, "running", rows)
+        return _state(job, "running", rows)
     reason = _failure(job, record)
     if reason:
-        return _in_progress(job, "failed", rows, reason)
+        return _state(job, "failed", rows, reason)
     outcome = read_outcome(job)
-    return _in_progress(job, "waiting", rows, outcome.unasked if outcome else None)
+    return _state(job, "waiting", rows, outcome.unasked if outcome else None)
 
 
 def ended(job: Job) -> Status | None:
@@ -165,9 +157,11 @@ def _typical_rate(job: Job, states: Sequence[State]) -> float | None:
     return statistics.median(chosen) if chosen else None
 
 
-def _in_progress(
+def _state(
     job: Job, status: Status, rows: list[dict[str, Any]], reason: str | None = None
 ) -> State:
+    """With the last number of each column that stands in the ``rows``."""
+
     def last(key: str) -> Any:
         return next((row[key] for row in reversed(rows) if row.get(key) is not None), None)
 
@@ -175,17 +169,8 @@ def _in_progress(
     left = None
     if status == "running" and rate:
         left = (job.steps - step) * (job.tokens / job.steps) / rate
-    return State(
-        job,
-        status,
-        step,
-        last("train_loss"),
-        last("val_loss"),
-        rate,
-        last("mfu"),
-        left,
-        reason,
-    )
+    losses = last("train_loss"), last("val_loss")
+    return State(job, status, step, *losses, rate, last("mfu"), left, reason)
 
 
 def _last_rows(metrics: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from questtrain.config import TrainConfig, parse_bits
+from questtrain.config import parse_bits
 from questtrain.config.loading import read_config
 from questtrain.data import prepare
 from questtrain.device import choose_device, device_name
@@ -41,7 +41,7 @@ class DiagnosedRun:
         if not folder.is_dir():
             raise no_such_folder(f"run={folder}", folder)
         self.folder, self.device = folder, device
-        self.config: TrainConfig = read_config(folder / "config.yaml")
+        self.config = read_config(folder / "config.yaml")
         saved = [step_of(path) for path in checkpoint_folders(folder)]
         if not parse_bits(self.config.bits).quantized:
             raise UserError(f"{folder} is a BF16 run: there is no quantization to diagnose.")
@@ -131,7 +131,7 @@ def _persistence(run: DiagnosedRun) -> dict[str, Any]:
 
 def _masked_weights(model: Llama) -> Iterator[Bits]:
     """Each layer's M = 0 as packed bits."""
-    for layer, quantizer in weight_quantizers(model).values():
+    for layer, quantizer in weight_quantizers(model):
         yield np.packbits((~quantizer.mask(layer.weight)).cpu().numpy().ravel())
 
 

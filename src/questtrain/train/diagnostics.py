@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +16,7 @@ from questtrain.data import TokenSplit, validation_batches
 from questtrain.errors import UserError
 from questtrain.model import Llama
 from questtrain.quant import Quantizer, QuantLinear
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from questtrain.train.evaluate import Loss
 
 ROWS = 8
 """Sequences in a batch: a gradient of each block's activation must fit beside the model."""
@@ -31,13 +30,13 @@ def diagnostic_batches(config: TrainConfig, shards: TokenSplit, count: int) -> I
     )
 
 
-def weight_quantizers(model: Llama) -> dict[str, tuple[QuantLinear, Quantizer]]:
-    """Each linear layer with quantized weights, by name; UserError if there is none."""
-    found = {
-        name: (layer, layer.weight_quantizer)
-        for name, layer in model.named_modules()
+def weight_quantizers(model: Llama) -> list[tuple[QuantLinear, Quantizer]]:
+    """The linear layers with quantized weights; UserError if there is none."""
+    found = [
+        (layer, layer.weight_quantizer)
+        for layer in model.modules()
         if isinstance(layer, QuantLinear) and isinstance(layer.weight_quantizer, Quantizer)
-    }
+    ]
     if not found:
         raise UserError("the weights of this run are not quantized: they have no mask.")
     return found
@@ -46,7 +45,7 @@ def weight_quantizers(model: Llama) -> dict[str, tuple[QuantLinear, Quantizer]]:
 def masked_fraction(model: Llama) -> float:
     """The fraction of quantized weights with M = 0: those that no gradient reaches (figure 8)."""
     masked = total = 0
-    for layer, quantizer in weight_quantizers(model).values():
+    for layer, quantizer in weight_quantizers(model):
         masked += int((~quantizer.mask(layer.weight)).sum())
         total += layer.weight.numel()
     return masked / total
@@ -54,7 +53,7 @@ def masked_fraction(model: Llama) -> float:
 
 def expected_masked_fraction(model: Llama) -> float:
     """`masked_fraction` if all weights were exactly Gaussian: figure 8's theoretical line."""
-    _, quantizer = next(iter(weight_quantizers(model).values()))
+    _, quantizer = weight_quantizers(model)[0]
     return quantizer.expected_masked_fraction()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -10,6 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.train.parallel import World
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From inputs and targets, int64 ``[B, T]``, to their summed loss."""
 
 IGNORED = -100
 """Target of padded positions; they count in no loss."""
@@ -29,9 +33,7 @@ def product_dtype(device: torch.device, autocast: str) -> torch.dtype:
     return torch.bfloat16 if use_bf16 else torch.float32
 
 
-def loss_function(
-    model: nn.Module, device: torch.device, autocast: str
-) -> Callable[[Tensor, Tensor], Tensor]:
+def loss_function(model: nn.Module, device: torch.device, autocast: str) -> Loss:
     """`summed_loss` of inputs and targets ``[B, T]`` in the precision of training on ``device``.
 
     ``autocast`` as in `product_dtype`.
@@ -49,7 +51,7 @@ def loss_function(
 
 @torch.no_grad()
 def validation_loss(
-    loss_of: Callable[[Tensor, Tensor], Tensor],
+    loss_of: Loss,
     batches: Iterable[np.ndarray],
     rows: int,
     device: torch.device,

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 
 from questtrain.config import TrainConfig, intermediate_size, total_params, training_bytes
-from questtrain.data.pool import available_cores
 from questtrain.device import host_memory_bytes
 from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.train.parallel import World
 from questtrain.train.step import micro_batch_size
 

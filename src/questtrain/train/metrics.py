@@ -8,11 +8,10 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -21,80 +20,20 @@ from questtrain.errors import UserError
 from questtrain.store.files import LineFile, write_text, writing
 from questtrain.store.metric_rows import read_metric_rows
 
+if TYPE_CHECKING:
+    import wandb
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class MetricsFile:
-    """Appends rows to ``metrics.jsonl``; opened at a step, it drops what lies beyond it. ``kept``
-    are the rows up to there."""
+class Metrics(AbstractContextManager["Metrics"]):
+    """Writes rows to ``metrics.jsonl`` and to the run's logger; on a rank that ``writes`` none, to
+    nobody.
 
-    def __init__(self, path: Path, start_step: int) -> None:
-        self.kept = [row for row in read_metric_rows(path) if row["step"] <= start_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in self.kept))
-        self._file = LineFile(path)
-
-    def write(self, row: dict[str, Any]) -> None:
-        """WriteFailed where the disk refuses it."""
-        self._file.write(json.dumps(row, allow_nan=False))
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class WandbLogger:
-    """Sends the same rows to Weights & Biases; a resumed run continues its own W&B run.
-
-    Online, the server has what was sent before. Offline, every start writes a folder of its own,
-    and syncing one replaces what an earlier one has brought: the ``kept`` rows come first, so that
-    the newest folder holds the whole run.
-    """
-
-    def __init__(
-        self,
-        config: LoggerConfig,
-        folder: Path,
-        resolved: dict[str, Any],
-        kept: Sequence[dict[str, Any]],
-    ) -> None:
-        import wandb
-
-        identity = folder / "wandb_id.txt"
-        if not identity.exists():
-            write_text(identity, uuid.uuid4().hex[:12])
-        try:
-            with writing(folder / "wandb"):
-                self._run = wandb.init(
-                    project=config.project,
-                    entity=config.entity,
-                    mode=config.mode,  # type: ignore[arg-type]
-                    tags=config.tags,
-                    name=folder.name,
-                    id=identity.read_text(),
-                    resume="allow" if config.mode == "online" else None,
-                    dir=folder,
-                    config=resolved,
-                )
-        except (wandb.Error, ValueError) as error:  # ValueError: one of its own variables
-            raise UserError(
-                f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
-            ) from error
-        if config.mode == "offline":
-            for row in kept:
-                self.write(row)
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._run.log(row, step=row["step"])
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class Metrics:
-    """Fans rows out to the run's file and its logger; on a rank that ``writes`` none, to nobody.
-
-    A number that is not finite is written as null: JSON has no other word for it.
+    Rows of the file beyond ``start_step`` are dropped. A number that is not finite is written as
+    null: JSON has no other word for it.
     """
 
     def __init__(
@@ -105,30 +44,67 @@ class Metrics:
         resolved: dict[str, Any],
         writes: bool,
     ) -> None:
-        self._sinks: list[MetricsFile | WandbLogger] = []
+        self._file: LineFile | None = None
+        self._wandb: wandb.Run | None = None
         if not writes:
             return
-        file = MetricsFile(folder / "metrics.jsonl", start_step)
-        self._sinks.append(file)
+        path = folder / "metrics.jsonl"
+        rows = [row for row in read_metric_rows(path) if row["step"] <= start_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = LineFile(path)
         if config.name == "wandb":
-            self._sinks.append(WandbLogger(config, folder, resolved, file.kept))
+            self._wandb = _start_wandb(config, folder, resolved, rows)
 
     def write(self, row: dict[str, Any]) -> None:
+        """WriteFailed where the disk refuses it."""
         plain = {key: _finite(value) for key, value in row.items()}
-        for sink in self._sinks:
-            sink.write(plain)
+        if self._file is not None:
+            self._file.write(json.dumps(plain, allow_nan=False))
+        if self._wandb is not None:
+            self._wandb.log(plain, step=plain["step"])
 
-    def __enter__(self) -> Metrics:
-        return self
+    def __exit__(self, *_error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for sink in self._sinks:
-            sink.close()
+
+def _start_wandb(
+    config: LoggerConfig, folder: Path, resolved: dict[str, Any], earlier_rows: list[dict[str, Any]]
+) -> wandb.Run:
+    """What takes the same rows to Weights & Biases; a resumed run continues its own W&B run.
+
+    Online, the server has what was sent before. Offline, every start writes a folder of its own,
+    and syncing one replaces what an earlier one has brought: the ``earlier_rows`` come first, so
+    that the newest folder holds the whole run.
+    """
+    import wandb
+
+    identity = folder / "wandb_id.txt"
+    if not identity.exists():
+        write_text(identity, uuid.uuid4().hex[:12])
+    try:
+        with writing(folder / "wandb"):
+            run = wandb.init(
+                project=config.project,
+                entity=config.entity,
+                mode=config.mode,  # type: ignore[arg-type]
+                tags=config.tags,
+                name=folder.name,
+                id=identity.read_text(),
+                resume="allow" if config.mode == "online" else None,
+                dir=folder,
+                config=resolved,
+            )
+    except (wandb.Error, ValueError) as error:  # ValueError: one of its own variables
+        raise UserError(
+            f"Weights & Biases did not start: {error} logger.mode=offline needs no login."
+        ) from error
+    if config.mode == "offline":
+        for row in earlier_rows:
+            run.log(row, step=row["step"])
+    return run
 
 
 def _finite(value: Any) -> Any:

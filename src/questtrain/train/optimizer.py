@@ -28,29 +28,26 @@ def build_optimizer(model: nn.Module, config: OptimConfig, quant: QuantConfig, l
 
     A group's ``lr_scale`` is its share of the schedule's learning rate, see `set_learning_rate`.
     """
-    scales, offsets = _learned_parameters(model)
-    learned = {*scales, *offsets}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
+    scales: list[nn.Parameter] = []
+    offsets: list[nn.Parameter] = []
+    for scalar in learned_scalars(model):
+        (offsets if isinstance(scalar, LearnedOffset) else scales).append(scalar.value)
+    learned = {*scales, *offsets}
     for name, parameter in model.named_parameters():
-        if parameter in learned:
-            continue
-        is_block_matrix = name.startswith("layers.") and parameter.ndim == 2
-        (decayed if is_block_matrix else plain).append(parameter)
+        if parameter not in learned:
+            is_block_matrix = name.startswith("layers.") and parameter.ndim == 2
+            (decayed if is_block_matrix else plain).append(parameter)
     groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay, "lr_scale": 1.0},
         {"params": plain, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
-    for parameters, decay in ((scales, quant.scale_weight_decay), (offsets, 0.0)):
-        if parameters:
-            groups.append(
-                {
-                    "params": parameters,
-                    "weight_decay": decay,
-                    "lr_scale": quant.lr_scale,
-                    "eps": SCALE_EPS,
-                }
-            )
+    own = {"lr_scale": quant.lr_scale, "eps": SCALE_EPS}
+    if scales:
+        groups.append({"params": scales, "weight_decay": quant.scale_weight_decay, **own})
+    if offsets:
+        groups.append({"params": offsets, "weight_decay": 0.0, **own})
     return AdamW(groups, lr, (config.beta1, config.beta2), config.eps)
 
 
@@ -72,14 +69,6 @@ def clipped_step(optimizer: AdamW, limit: float | None) -> Tensor:
         optimizer.grad_scale = ((norm + CLIP_EPS) / limit).clamp_min(1.0)
     optimizer.step()
     return norm
-
-
-def _learned_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Learned steps and clipping values, and learned offsets."""
-    scalars = learned_scalars(model)
-    offsets = [scalar.value for scalar in scalars if isinstance(scalar, LearnedOffset)]
-    scales = [scalar.value for scalar in scalars if not isinstance(scalar, LearnedOffset)]
-    return scales, offsets
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -151,6 +151,10 @@ class World:
             if self.size == 1:
                 raise
             raise RankEndsAlone(str(error)) from error
+
+    def from_rank_0(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns on rank 0, which alone does it; it must pickle. See `agree`."""
+        return self.broadcast_object(cast(T, self.agree(lambda: work() if self.is_first else None)))
 
     def agree_rank_0_first(self, work: Callable[[], T]) -> T:
         """`agree`, where the others begin when rank 0 has left its result on disk for them."""

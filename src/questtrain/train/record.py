@@ -1,8 +1,10 @@
-"""The run record that training writes: what the run is, what it reached, and on which machine."""
+"""What a run leaves when it ends: its record (what it is, what it reached, and on which machine),
+and the picture of its loss."""
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from questtrain.config import TrainConfig, steps
 from questtrain.data import TokenDataset, passes
 from questtrain.data.identity import DataIdentity
 from questtrain.device import device_name, peak_memory_bytes
+from questtrain.store.files import atomic_write, writing
 from questtrain.store.revision import git_revision
 from questtrain.store.run_record import RunRecord, Status, identity_columns
 from questtrain.version import __version__
@@ -58,6 +61,42 @@ def epochs(config: TrainConfig, dataset: TokenDataset) -> float:
     """Passes of the run over its training data."""
     samples = steps(config) * config.batch_size
     return passes(dataset.train, config.sequence_length, samples)
+
+
+def draw_loss(
+    rows: list[dict[str, Any]], title: str, path: Path, unigram_entropy: float | None = None
+) -> None:
+    """Training and validation loss over tokens as a PNG; the unigram entropy as a dotted line."""
+    from matplotlib.figure import Figure
+
+    training = [row for row in rows if "train_loss" in row]
+    validation = [row for row in rows if "val_loss" in row]
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [row["tokens"] / 1e6 for row in training],
+        [row["train_loss"] for row in training],
+        color="#9ecae1",
+        linewidth=1,
+        label="training (one batch)",
+    )
+    axes.plot(
+        [row["tokens"] / 1e6 for row in validation],
+        [row["val_loss"] for row in validation],
+        color="#08519c",
+        marker="o",
+        markersize=3,
+        label="validation",
+    )
+    if unigram_entropy is not None:
+        axes.axhline(unigram_entropy, color="0.4", linestyle=":", label="unigram entropy")
+    axes.set(xlabel="training tokens (millions)", ylabel="loss (nats a token)", title=title)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=150, format="png")
 
 
 def _median(rows: list[dict[str, Any]], key: str) -> float | None:

@@ -13,14 +13,14 @@ from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
-from questtrain.store.run_record import RunRecord, read_run_record
+from questtrain.store.run_record import RunRecord
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import RankEndsAlone, World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
+    advising_on_full_disk,
     claim_run,
     run_folder,
-    saying_what_is_kept,
     settle_run,
 )
 from questtrain.train.step import micro_batch_size
@@ -40,15 +40,13 @@ def train(config: TrainConfig) -> tuple[Path, RunRecord]:
     and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
     """
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
-    kept = saying_what_is_kept(run_folder(config))
-    with kept, join_world(on_gpus) as world, ExitStack() as claims:
+    advice = advising_on_full_disk(run_folder(config))
+    with advice, join_world(on_gpus) as world, ExitStack() as claims:
         device = world.agree(lambda: _device(config, world))
         folder = world.agree(lambda: _claim(config, world, claims))
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))
         check_same_on_all(DataIdentity.of(dataset), world)
-        record = world.broadcast_object(
-            world.agree(lambda: _settle(config, dataset, folder, world))
-        )
+        record = world.from_rank_0(lambda: settle_run(folder, config, dataset))
         if record is not None and record.status == "completed":
             log.info("%s is already complete", folder)
             return folder, record
@@ -103,16 +101,6 @@ def check_same_on_all(mine: DataIdentity, world: World) -> None:
             )
 
     world.agree(check)
-
-
-def _settle(
-    config: TrainConfig, dataset: TokenDataset, folder: Path, world: World
-) -> RunRecord | None:
-    """Rank 0 makes the folder this run's; returns its record if it has ended already."""
-    if not world.is_first:
-        return None
-    settle_run(folder, config, dataset)
-    return read_run_record(folder)
 
 
 def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> str:

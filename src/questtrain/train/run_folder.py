@@ -1,14 +1,15 @@
-"""A run's folder: made, claimed by one process, and compared with what it already holds."""
+"""A run's folder: made, claimed by one process, and compared with what it already holds: a run goes
+on with the settings and the data that it began with, or not."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -16,11 +17,13 @@ from filelock import FileLock, Timeout
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
 from questtrain.data import TokenDataset
-from questtrain.data.identity import read_identity
+from questtrain.data.identity import DataIdentity, read_identity
 from questtrain.errors import UserError, WriteFailed
 from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
-from questtrain.store.files import write_text, writing
-from questtrain.train.run_data import data_differences, keep_data
+from questtrain.store.files import copy_file, sha256_of, write_text, writing
+from questtrain.store.run_record import RunRecord, read_run_record
+
+log = logging.getLogger(__name__)
 
 DATA_PLACES = ("data.files", "data.validation_files", "data.tokenizer")
 """Settings that say where data lies."""
@@ -66,8 +69,9 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> None:
-    """Make the folder this run's: its ``config.yaml``, its data's identity and its tokenizer.
+def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> RunRecord | None:
+    """Make the folder this run's: its ``config.yaml``, its data's identity and its tokenizer;
+    returns its record if it has ended already.
 
     UserError, and nothing is written, if the folder holds a run of another configuration or of
     other data.
@@ -82,15 +86,21 @@ def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> None
         _check_same(folder, read_config(path), config, dataset)
     elif config.resume == "must" and not checkpoint_folders(folder):
         raise UserError(f"resume=must, but {folder} holds no run to resume.")
-    keep_data(folder, dataset)
+    _keep_data(folder, dataset)
     write_text(path, yaml.safe_dump(asdict(config), sort_keys=False))
+    return read_run_record(folder)
 
 
 def _check_same(folder: Path, old: TrainConfig, new: TrainConfig, dataset: TokenDataset) -> None:
     # Where the data's content is known, it may have moved: only other data is another run.
     places = DATA_PLACES if read_identity(folder) is not None else ()
-    settings = _differences(asdict(old), asdict(new), ignored=places)
-    data = data_differences(folder, dataset)
+    before, after = flatten(asdict(old)), flatten(asdict(new))
+    settings = [
+        f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not is_operational(key) and key not in places
+    ]
+    data = _data_differences(folder, dataset)
     if not settings and not data:
         return
     what = "another configuration" if settings else "other data"
@@ -102,19 +112,40 @@ def _check_same(folder: Path, old: TrainConfig, new: TrainConfig, dataset: Token
     )
 
 
-def _differences(
-    old: dict[str, Any], new: dict[str, Any], ignored: Collection[str] = ()
-) -> list[str]:
-    before, after = flatten(old), flatten(new)
-    return [
-        f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_operational(key) and key not in ignored
-    ]
+def _data_differences(folder: Path, dataset: TokenDataset) -> list[str]:
+    """One line a difference between the data that the folder's run began with and ``dataset``."""
+    now = DataIdentity.of(dataset)
+    began = read_identity(folder)
+    if began is not None:
+        return began.differences(now)
+    copy = folder / dataset.tokenizer.path.name
+    if not checkpoint_folders(folder) or not copy.exists():
+        return []
+    before = sha256_of(copy)
+    if before != now.tokenizer_sha256:
+        return [
+            f"  tokenizer: SHA-256 {before[:12]} in the folder, {now.tokenizer_sha256[:12]} now"
+        ]
+    log.warning(
+        "%s was begun by an earlier version, which did not record its data: the tokenizer is the"
+        " same, the tokens are taken to be",
+        folder,
+    )
+    return []
+
+
+def _keep_data(folder: Path, dataset: TokenDataset) -> None:
+    """Record the data in the folder and keep a copy of the tokenizer there, if it lacks either."""
+    identity = DataIdentity.of(dataset)
+    copy = folder / dataset.tokenizer.path.name
+    if not copy.exists() or sha256_of(copy) != identity.tokenizer_sha256:
+        copy_file(dataset.tokenizer.path, copy)
+    if read_identity(folder) is None:
+        identity.write(folder)
 
 
 @contextmanager
-def saying_what_is_kept(folder: Path) -> Iterator[None]:
+def advising_on_full_disk(folder: Path) -> Iterator[None]:
     """Ends a WriteFailed's message with the last good checkpoint and what to do."""
     try:
         yield

@@ -22,7 +22,7 @@ from questtrain.errors import UserError
 from questtrain.kernels import serves
 from questtrain.kernels.formats import FP8_MULTIPLE
 from questtrain.model import FusedLlama, Llama
-from questtrain.train.evaluate import loss_function, product_dtype
+from questtrain.train.evaluate import Loss, loss_function, product_dtype
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
 from questtrain.train.parallel import World
 
@@ -35,7 +35,6 @@ WARM_STEPS = 2
 """Before one is captured as a CUDA graph."""
 
 T = TypeVar("T")
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def micro_batch_size(config: TrainConfig, world: World) -> int:

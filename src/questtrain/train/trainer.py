@@ -15,7 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from questtrain.config import TrainConfig, flops_per_token, steps
 from questtrain.data import Loader, TokenDataset, validation_batches
@@ -32,8 +34,7 @@ from questtrain.train.evaluate import validation_loss
 from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
-from questtrain.train.picture import draw_loss
-from questtrain.train.record import build_record
+from questtrain.train.record import build_record, draw_loss
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 
@@ -92,45 +93,39 @@ class Trainer:
             self._restore()
             self._initialise_scales()
             world.broadcast(self.model.parameters())
-            with world.agree(self._metrics) as metrics:
+            logger, resolved = self.config.logger, asdict(self.config)
+            with world.agree(
+                lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
+            ) as metrics:
                 self._train(metrics)
-            record = world.agree(lambda: self._finish("completed") if world.is_first else None)
-        record = world.broadcast_object(record)
-        assert record is not None
-        return record
-
-    def _metrics(self) -> Metrics:
-        resolved = asdict(self.config)
-        return Metrics(
-            self.folder, self.step, self.config.logger, resolved, writes=self.world.is_first
-        )
+            return world.from_rank_0(lambda: self._finish("completed"))
 
     def _train(self, metrics: Metrics) -> None:
         config = self.config
         progress = Progress(self.total_steps, self.step, shown=self.world.is_first)
         rate = StepRate(self.step)
         try:
-            if self.step < self.total_steps:
-                self._stop_if_asked()
+            if self.step < self.total_steps and (stop := self._asked_to_stop()):
+                raise Interrupted(stop, self.step)
             while self.step < self.total_steps:
                 row = self._update()
                 self.step += 1
                 progress.advance()
                 last = self.step == self.total_steps
-                stop = self.world.all_reduce_max(self.asked.number)
+                stop = self._asked_to_stop()
                 if last or self.step % config.log_every == 0:
                     self._check_finite()
                     row = self._logged(row, rate.since_last(self.step))
                     self._write(metrics, row)
                     progress.show(row)
                 with rate.paused():
-                    self._look_and_save(metrics, must_save=bool(last or stop), last=last)
+                    self._evaluate_and_save(metrics, must_save=bool(last or stop), last=last)
                 if stop and not last:
                     raise Interrupted(stop, self.step)
         finally:
             progress.close()
 
-    def _look_and_save(self, metrics: Metrics, must_save: bool, last: bool) -> None:
+    def _evaluate_and_save(self, metrics: Metrics, must_save: bool, last: bool) -> None:
         """Validation, diagnostics and a checkpoint, where they are due after this step."""
         config = self.config
         loss = None
@@ -146,10 +141,9 @@ class Trainer:
                 self._require_finite_loss()
             self.world.agree(self._save)
 
-    def _stop_if_asked(self) -> None:
-        stop = self.world.all_reduce_max(self.asked.number)
-        if stop:
-            raise Interrupted(stop, self.step)
+    def _asked_to_stop(self) -> int:
+        """The number of a signal that some rank was sent; 0: none."""
+        return self.world.all_reduce_max(self.asked.number)
 
     def _write(self, metrics: Metrics, row: dict[str, Any]) -> None:
         self.world.agree(lambda: metrics.write(row))
@@ -170,10 +164,13 @@ class Trainer:
         and the rank."""
         if all(scalar.initialised for scalar in learned_scalars(self.model)):
             return
-        rows = self.loader.batch(0, slice(CALIBRATION_ROWS))
-        tokens = torch.from_numpy(rows).to(self.device)
-        with torch.no_grad():
-            self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
+        self._eager_loss(self.loader.batch(0, slice(CALIBRATION_ROWS)))
+
+    @torch.no_grad()
+    def _eager_loss(self, rows_BT: np.ndarray) -> Tensor:
+        """The model's own summed loss over sequences, int64 ``[B, T+1]``."""
+        tokens = torch.from_numpy(rows_BT).to(self.device)
+        return self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
 
     def _logged(self, row: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
         config = self.config
@@ -203,16 +200,12 @@ class Trainer:
     def _require_finite_loss(self) -> None:
         """The last update may have made weights that are of no use: they reach no checkpoint. One
         window, eagerly, because a signal leaves no time to compile anything."""
-        finite = math.isfinite(self._between_steps(self._loss_of_one_window))
-        if self.world.all_reduce_max(int(not finite)):
+        length, validation = self.config.sequence_length, self.dataset.validation
+        loss = self._between_steps(
+            lambda: float(self._eager_loss(next(validation_batches(validation, 1, length, length))))
+        )
+        if self.world.all_reduce_max(int(not math.isfinite(loss))):
             self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
-
-    @torch.no_grad()
-    def _loss_of_one_window(self) -> float:
-        length = self.config.sequence_length
-        window = next(validation_batches(self.dataset.validation, 1, length, length))
-        tokens = torch.from_numpy(window).to(self.device)
-        return float(self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:]))
 
     def _measure(self) -> float:
         config = self.config
@@ -254,16 +247,14 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        world, folder = self.world, self.folder
-        found = world.agree(lambda: latest_checkpoint(folder) if world.is_first else None)
-        checkpoint = world.broadcast_object(found)
+        checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
         if checkpoint is None:
             return
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
         self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
-        log.info("resuming %s at step %d", folder, self.step)
+        log.info("resuming %s at step %d", self.folder, self.step)
 
     def _save(self) -> None:
         if not self.world.is_first:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from questtrain.config.ranges import SIZE, Choices, Interval
+from questtrain.errors import UserError
+from questtrain.process import available_cores
 from questtrain.process.signals import StopRequests, on_stop_signals
 from questtrain.sweep.attempt import Attempt, claim, read_outcome
 from questtrain.sweep.display import Lines, watcher
 from questtrain.sweep.job import Job, longest_first
-from questtrain.sweep.launchers.local_places import Place, Places, find_places
-from questtrain.sweep.state import QueuedRun, ended
+from questtrain.sweep.launchers.local_places import Place, Places, check_devices, place_on
+from questtrain.sweep.machine import visible_gpus
+from questtrain.sweep.state import ended
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_CLAIMS = 1.0
@@ -42,11 +45,22 @@ class LocalLauncher:
     threads: Annotated[int, Interval(SIZE)] = 1
 
     def places(self, jobs: Sequence[Job]) -> Places:
-        """Where the runs can train; UserError where that cannot be on this machine."""
-        return find_places(jobs, self.workers, self.gpus, self.runs_per_gpu, self.threads)
+        """The visible GPUs; CPU cores where there are none, or every job asks for ``device=cpu``.
+
+        UserError for GPUs that are not there, or that the runs do not ask for.
+        """
+        on_cpu = all("device=cpu" in job.words for job in jobs)
+        gpus = [] if on_cpu else visible_gpus(self.gpus)
+        if not gpus and self.gpus:
+            raise UserError("launcher.gpus is set, but every run has device=cpu.")
+        if gpus:
+            check_devices(jobs)
+            return Places([place_on(gpu, self.runs_per_gpu) for gpu in gpus], self.workers)
+        runs = self.workers or max(1, available_cores() // self.threads)
+        return Places([Place("CPU", runs, threads=self.threads)], workers=None)
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """UserError for GPUs that are not there, or that the runs do not ask for."""
+        """UserError where the runs find no `places`."""
         self.places(jobs)
 
     def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int:
@@ -54,11 +68,6 @@ class LocalLauncher:
         other sweepers train are waited for, and taken over if they are left unfinished."""
         with watcher(jobs) as lines:
             return _Pool(jobs, self.places(jobs), lines).run()
-
-    @staticmethod
-    def queued(folder: Path) -> Mapping[str, QueuedRun]:
-        """None: what runs here holds its claim, what does not is not begun."""
-        return {}
 
 
 class _Pool:
@@ -80,7 +89,7 @@ class _Pool:
                     time.sleep(SECONDS_BETWEEN_LOOKS)
             except BaseException:  # such as a full disk: the runs save what they have
                 for attempt, _ in self.running:
-                    attempt.send(signal.SIGTERM)
+                    attempt.process.send_signal(signal.SIGTERM)
                 raise
         return self.asked.number
 
@@ -98,7 +107,7 @@ class _Pool:
             if outcome is not None:
                 self.running.remove((attempt, place))
                 place.running.remove(attempt.job)
-                self.watcher.over(attempt.job, outcome)
+                self.watcher.ended(attempt.job, outcome)
 
     def _fill(self) -> None:
         """Start runs in order while there is room: the next one waits for its room, and none that
@@ -117,7 +126,7 @@ class _Pool:
         descriptor = claim(job)
         if descriptor is None:
             if job.name not in self.asked_again:
-                self.watcher.elsewhere(job)
+                self.watcher.trained_elsewhere(job)
             self.asked_again[job.name] = time.monotonic() + SECONDS_BETWEEN_CLAIMS
             return False
         self.waiting.remove(job)
@@ -138,7 +147,7 @@ class _Pool:
             self.watcher.stopping(len(self.running))
         self.passed_on += 1
         for attempt, _ in self.running:
-            attempt.send(SIGNALS.get(self.passed_on, signal.SIGKILL))
+            attempt.process.send_signal(SIGNALS.get(self.passed_on, signal.SIGKILL))
 
 
 def own_words(job: Job, place: Place) -> tuple[str, ...]:

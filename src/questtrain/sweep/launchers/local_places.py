@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from questtrain.errors import UserError
 from questtrain.sweep.job import Job
-from questtrain.sweep.machine import Gpu, available_cores, visible_gpus
+from questtrain.sweep.machine import Gpu
 
 MOST_RUNS_PER_GPU = 4
 """Of small runs; more of them gain nothing, because the first four keep the GPU busy."""
@@ -63,33 +63,16 @@ class Places:
         return ", ".join(str(place) for place in self.places) + bound
 
 
-def find_places(
-    jobs: Sequence[Job],
-    workers: int | None,
-    gpus: Sequence[int] | None,
-    runs_per_gpu: int | None,
-    threads: int,
-) -> Places:
-    """The visible GPUs; CPU cores where there are none, or every job asks for ``device=cpu``."""
-    on_cpu = all("device=cpu" in job.words for job in jobs)
-    found = [] if on_cpu else visible_gpus(gpus)
-    if not found and gpus:
-        raise UserError("launcher.gpus is set, but every run has device=cpu.")
-    if found:
-        _check_devices(jobs)
-        return Places([_on_gpu(gpu, runs_per_gpu) for gpu in found], workers)
-    runs = workers or max(1, available_cores() // threads)
-    return Places([Place("CPU", runs, threads=threads)], workers=None)
-
-
-def _on_gpu(gpu: Gpu, runs: int | None) -> Place:
+def place_on(gpu: Gpu, runs: int | None) -> Place:
+    """A GPU for so many ``runs``; None: for as many as fit into its memory, four at most."""
     # By PCI order CUDA numbers the GPUs as nvidia-smi does.
     environment = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(gpu.index)}
     free = None if runs else gpu.free_bytes
     return Place(f"GPU {gpu.index}", runs or MOST_RUNS_PER_GPU, free, environment)
 
 
-def _check_devices(jobs: Sequence[Job]) -> None:
+def check_devices(jobs: Sequence[Job]) -> None:
+    """UserError for a run that names its GPU, or asks for several: the launcher chooses one."""
     for word in {word for job in jobs for word in job.words}:
         key, _, value = word.partition("=")
         if key == "device" and value.startswith("cuda:"):

@@ -6,14 +6,12 @@ In the cluster every task of a job runs `SlurmRun` (`questtrain.sweep.launchers.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +20,12 @@ from typing import Annotated, Any
 from questtrain.config.ranges import SIZE, Choices, Interval
 from questtrain.errors import UserError
 from questtrain.process.signals import StopSignal
+from questtrain.store.files import locked
 from questtrain.sweep.attempt import is_claimed
 from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.launchers.slurm_queue import record_submissions, tasks_in_queue
 from questtrain.sweep.launchers.slurm_task import SlurmRun
-from questtrain.sweep.state import QueuedRun, ended
+from questtrain.sweep.state import ended
 
 SECONDS_BETWEEN_QUESTIONS = 2.0
 """How often squeue is asked with launcher.wait=true."""
@@ -89,7 +88,8 @@ class SlurmLauncher:
     def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int | None:
         """Submit what is neither done, failed, running nor queued, longest first; None, or 0 when
         no run is queued any more, with ``wait``. UserError for what Slurm refuses."""
-        with _only_submitter(folder):
+        # One submission at a time: the second sees what the first has put into the queue.
+        with locked(folder / ".sweep" / "slurm.lock"):
             queued = tasks_in_queue(folder, fresh=True)
             open_jobs = [job for job in longest_first(jobs) if ended(job) is None]
             waiting = [job for job in open_jobs if job.name not in queued and not is_claimed(job)]
@@ -104,11 +104,6 @@ class SlurmLauncher:
             return None
         _wait(folder)
         return 0
-
-    @staticmethod
-    def queued(folder: Path) -> Mapping[str, QueuedRun]:
-        """The sweep's runs that Slurm has not finished with, at most ten seconds ago."""
-        return tasks_in_queue(folder)
 
 
 def check_sbatch(options: Mapping[str, Any]) -> None:
@@ -194,14 +189,6 @@ def _announce(task_ids: dict[str, str], others: int, launcher: SlurmLauncher, co
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-@contextmanager
-def _only_submitter(folder: Path) -> Iterator[None]:
-    """One submission at a time, so that the second sees what the first has put into the queue."""
-    with (folder / ".sweep" / "slurm.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _wait(folder: Path) -> None:

@@ -20,25 +20,23 @@ from questtrain.store.files import write_json
 from questtrain.store.json_file import read_json
 from questtrain.sweep.state import QueuedRun
 
+SUBMISSIONS = "slurm.json"
+
 SECONDS_BETWEEN_QUESTIONS = 10
 """How often squeue is asked at most: the controller serves a whole cluster."""
-
-
-def submissions_file(sweep_folder: Path) -> Path:
-    return sweep_folder / "slurm.json"
 
 
 def read_submissions(sweep_folder: Path) -> dict[str, str]:
     """Run name → task id, as submitted last; UserError if the file is damaged."""
     try:
-        return read_json(submissions_file(sweep_folder), dict[str, str])
+        return read_json(sweep_folder / SUBMISSIONS, dict[str, str])
     except FileNotFoundError:
         return {}
 
 
 def record_submissions(sweep_folder: Path, task_ids: Mapping[str, str]) -> None:
     """Add what was submitted."""
-    write_json(submissions_file(sweep_folder), {**read_submissions(sweep_folder), **task_ids})
+    write_json(sweep_folder / SUBMISSIONS, {**read_submissions(sweep_folder), **task_ids})
 
 
 def tasks_in_queue(sweep_folder: Path, fresh: bool = False) -> dict[str, QueuedRun]:
