@@ -145,7 +145,8 @@ def record(device: str, only: str, file: Path) -> None:
     results: dict[str, Any] = {}
     for backend, cases in groups.items():
         chosen = {name: words for name, words in cases.items() if only in name}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        deterministic = {"OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+        environment = os.environ | deterministic
         if backend == "reference":
             environment["QUESTTRAIN_KERNELS_BACKEND"] = "reference"
         worker = subprocess.Popen(
@@ -175,7 +176,11 @@ def machine(device: str) -> dict[str, str]:
 
 
 def work() -> None:
-    """The cases of standard input, a line of JSON each."""
+    """The cases of standard input, a line of JSON each. On a GPU torch adds up gradients in any
+    order unless it is asked for one."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
     for name, words in json.load(sys.stdin).items():
         print(json.dumps({name: run_case(words)}), flush=True)
 

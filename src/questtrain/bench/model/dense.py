@@ -26,7 +26,9 @@ class PlainProduct(nn.Module):
         self.weight = nn.Parameter(stacked, requires_grad=False)
 
     def plain(self, x_MK: Tensor) -> Tensor:
-        return F.linear(x_MK, self.weight)
+        """In three dimensions: of two, Inductor makes the residual addition a part of the product,
+        which takes a decoding step on an H200 1 to 2% longer."""
+        return F.linear(x_MK.unsqueeze(1), self.weight).squeeze(1)
 
     def after_norm(
         self, x_MK: Tensor, added_MK: Tensor | None, norm_K: Tensor, eps: float
