@@ -34,7 +34,7 @@ def one_run(source: Path, words: list[str]) -> dict[str, Any]:
         if done.returncode:
             sys.exit(f"{source}: {' '.join(command)} ended with {done.returncode}")
         result: dict[str, Any] = json.loads(output.read_text())
-    result["environment"].pop("command", None)
+    del result["environment"]["command"], result["settings"]["output"]  # of this turn alone
     return result
 
 
