@@ -10,8 +10,7 @@ import yaml
 
 from questtrain.config.loading import config_from_mapping
 from questtrain.errors import UserError
-from questtrain.sweep.launchers import KINDS, Launcher, launcher_class
-from questtrain.sweep.launchers.slurm_queue import tasks_in_queue
+from questtrain.sweep.launchers import KINDS, Launcher, launcher_class, queued_runs
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -21,7 +20,7 @@ def test_a_launcher_is_what_its_file_says(kind) -> None:
     launcher = launcher_class(kind)
     assert config_from_mapping(launcher, settings) == launcher()
     assert settings["kind"] == kind
-    for name in ("check", "run"):
+    for name in ("check", "run", "queued"):
         ours, asked = (inspect.signature(getattr(c, name)) for c in (launcher, Launcher))
         assert list(ours.parameters) == list(asked.parameters)
 
@@ -32,4 +31,4 @@ def test_an_unknown_kind() -> None:
 
 
 def test_a_folder_of_which_no_queue_knows(tmp_path) -> None:
-    assert tasks_in_queue(tmp_path) == {}
+    assert queued_runs(tmp_path) == {}

@@ -31,8 +31,7 @@ from questtrain.sweep.display import (
 )
 from questtrain.sweep.estimate import choose_speed
 from questtrain.sweep.job import Job
-from questtrain.sweep.launchers import Launcher, launcher_class
-from questtrain.sweep.launchers.slurm_queue import tasks_in_queue
+from questtrain.sweep.launchers import Launcher, launcher_class, queued_runs
 from questtrain.sweep.manifest import read_manifest, record_jobs
 from questtrain.sweep.state import State, ended, progress, read_states
 
@@ -109,7 +108,7 @@ def main(words: Sequence[str]) -> int:
         jobs = make_jobs(sweep, folder, request.settings, request.config_dir)
 
     def states() -> list[State]:
-        return read_states(jobs, tasks_in_queue(folder))
+        return read_states(jobs, queued_runs(folder))
 
     if "--status" in chosen:
         live = not request.json and sys.stdout.isatty()

@@ -1,17 +1,17 @@
 """Where a sweep's runs train: this machine, or a Slurm cluster.
 
-A launcher is one module here and one YAML file in ``conf/launcher/``, whose ``kind`` names it. What
-waits in a queue of its own, `questtrain sweep --status` asks that queue for (`slurm_queue`).
+A launcher is one module here and one YAML file in ``conf/launcher/``, whose ``kind`` names it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from questtrain.errors import unknown
 from questtrain.sweep.job import Job
+from questtrain.sweep.state import QueuedRun
 
 KINDS = ("local", "slurm")
 
@@ -29,6 +29,10 @@ class Launcher(Protocol):
         on; otherwise, when they have ended, the number of the signal that ended them, or 0.
         """
 
+    @staticmethod
+    def queued(folder: Path) -> Mapping[str, QueuedRun]:
+        """Run name → where it is in the launcher's queue, by what lies in the sweep's folder."""
+
 
 def launcher_class(kind: object) -> type[Launcher]:
     """The launcher of that ``kind``; UserError for an unknown one."""
@@ -42,3 +46,9 @@ def launcher_class(kind: object) -> type[Launcher]:
 
             return SlurmLauncher
     raise unknown("launcher.kind", kind, KINDS)
+
+
+def queued_runs(folder: Path) -> dict[str, QueuedRun]:
+    """Run name → where it is, in whatever queue a launcher has put it."""
+    queues = (launcher_class(kind).queued(folder) for kind in KINDS)
+    return {name: run for queue in queues for name, run in queue.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from questtrain.sweep.display import Lines, watcher
 from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.launchers.local_places import Place, Places, check_devices, place_on
 from questtrain.sweep.machine import visible_gpus
-from questtrain.sweep.state import ended
+from questtrain.sweep.state import QueuedRun, ended
 
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_BETWEEN_CLAIMS = 1.0
@@ -68,6 +68,11 @@ class LocalLauncher:
         other sweepers train are waited for, and taken over if they are left unfinished."""
         with watcher(jobs) as lines:
             return _Pool(jobs, self.places(jobs), lines).run()
+
+    @staticmethod
+    def queued(folder: Path) -> Mapping[str, QueuedRun]:
+        """None: what runs here holds its claim, what does not is not begun."""
+        return {}
 
 
 class _Pool:

@@ -25,7 +25,7 @@ from questtrain.sweep.attempt import is_claimed
 from questtrain.sweep.job import Job, longest_first
 from questtrain.sweep.launchers.slurm_queue import record_submissions, tasks_in_queue
 from questtrain.sweep.launchers.slurm_task import SlurmRun
-from questtrain.sweep.state import ended
+from questtrain.sweep.state import QueuedRun, ended
 
 SECONDS_BETWEEN_QUESTIONS = 2.0
 """How often squeue is asked with launcher.wait=true."""
@@ -104,6 +104,11 @@ class SlurmLauncher:
             return None
         _wait(folder)
         return 0
+
+    @staticmethod
+    def queued(folder: Path) -> Mapping[str, QueuedRun]:
+        """The sweep's runs that Slurm has not finished with, at most ten seconds ago."""
+        return tasks_in_queue(folder)
 
 
 def check_sbatch(options: Mapping[str, Any]) -> None:
