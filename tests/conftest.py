@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -17,6 +18,9 @@ from tests.training_data import make_corpus
 # The same examples everywhere, and no time limit a shared machine could break.
 settings.register_profile("questtrain", deadline=None, derandomize=True)
 settings.load_profile("questtrain")
+
+# Under nohup it is ignored, here and in every process that a test starts; some tests send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
