@@ -273,3 +273,15 @@ def _linear_arguments(
         return (*x[:3], *dense[:3], 256, LEVELS, dtype)
     tile = (0,) if op == "int8_linear_tile" else ()
     return (*x[:2], dense.codes, dense.scales, dtype, *tile)
+
+
+def assert_a_row_without_a_number_stays_alone(product: Callable[..., Tensor], op: str) -> None:
+    """A row whose scale is NaN gives a row of NaN, and changes no other: of ``product``, which is
+    ``op`` by whatever serves it."""
+    x, scales, *rest = arguments(op, rows=5)
+    expected = product(x, scales, *rest)
+    spoiled = scales.clone()
+    spoiled[2] = torch.nan
+    y = product(x, spoiled, *rest)
+    assert y[2].isnan().all()
+    assert torch.equal(y[[0, 1, 3, 4]], expected[[0, 1, 3, 4]])

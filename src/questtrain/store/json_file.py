@@ -8,8 +8,9 @@ what it holds and what it should be.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 from annotated_types import Ge, Gt
 from pydantic import ConfigDict, RootModel, ValidationError
@@ -61,7 +62,15 @@ def read_json(path: Path, kind: type[Content], remedy: str = "") -> Content:
 
 def parse_json(text: str | bytes, kind: type[Content]) -> Content:
     """The ``kind`` that a JSON text holds; a ValueError (pydantic's ValidationError) otherwise."""
-    return _File[kind].model_validate_json(text).root  # type: ignore[valid-type]
+    content: Content = _file_of(kind).model_validate_json(text).root  # type: ignore[arg-type]
+    return content
+
+
+@cache
+def _file_of(kind: Any) -> type[_File[Any]]:
+    """`_File` of one kind. Making it takes milliseconds, and pydantic itself keeps it only until
+    the next garbage collection."""
+    return _File[kind]
 
 
 def _problem(error: ErrorDetails) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from questtrain.scaling.law import Law
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import sorted_labels
 from questtrain.scaling.runs import Run, read_runs
+from questtrain.store.json_file import DamagedJson, read_json
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,15 @@ def default_title(paths: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """What the report reads of a sweep's ``sweep.json``."""
+
+    title: str
+
+
 def _sweep_title(folder: Path) -> str | None:
-    try:
-        content = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    title = content.get("title") if isinstance(content, dict) else None
-    return title if isinstance(title, str) and title.strip() else None
+    with suppress(FileNotFoundError, DamagedJson):
+        title = read_json(folder / "sweep.json", _Sweep).title
+        return title if title.strip() else None
+    return None
