@@ -8,10 +8,10 @@ from questtrain.data import Tokenizer
 
 PASSAGES = (
     "The lighthouse keeper counted the ships that passed before noon: eleven going north, four"
-    " going south, and one that seemed unable to decide. He wrote the numbers into the long book, as his"
-    " mother had done, and added the wind, the height of the sea and the colour of the sky, which"
-    " that morning was the grey of wet slate. Nobody had ever asked him for the book. Still, when a"
-    " number was missing, he slept badly.",
+    " going south, and one that seemed unable to decide. He wrote the numbers into the long book,"
+    " as his mother had done, and added the wind, the height of the sea and the colour of the sky,"
+    " which that morning was the grey of wet slate. Nobody had ever asked him for the book. Still,"
+    " when a number was missing, he slept badly.",
     "def moving_average(values, window):\n"
     '    """The mean of each run of `window` neighbours."""\n'
     "    if window < 1:\n"
@@ -22,8 +22,8 @@ PASSAGES = (
     "        total += new - old\n"
     "        yield total / window\n",
     "To make the dough, mix 500 g of flour with 320 ml of water, 10 g of salt and 3 g of yeast."
-    " Knead for ten minutes; let it rest until it has doubled, about two hours at 22 °C. Shape it gently,"
-    " and bake it at 230 °C for 35–40 minutes. It is done when it sounds hollow.",
+    " Knead for ten minutes; let it rest until it has doubled, about two hours at 22 °C. Shape it"
+    " gently, and bake it at 230 °C for 35–40 minutes. It is done when it sounds hollow.",
     "Grüße aus Köln! Le café est déjà fermé, mañana será otro día. Журавли летят на юг. 東京の夜は"
     "静かだ。 한국어 문장도 하나. ∀x ∈ M: x² ≥ 0 — “quoted”, ½ + ¼ = ¾.",
     '{"name": "run-17", "steps": 1200, "loss": [6.02, 4.91, 4.37], "tags": ["w4a4", "c4"],'
