@@ -41,7 +41,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     embedding_and_norms = total_params(model, vocab_size) - non_embedding_params(model)
     embedding_and_norms += (2 * model.num_layers + 1) * model.hidden_size
     flops = flops_per_token(model, vocab_size, config.sequence_length)
-    packed = packed_block_bytes(model, bits, config.quant.skip)
+    packed = packed_block_bytes(model, bits, config.quant.skip, config.quant)
     return {
         "name": config.name,
         "model": model.name,

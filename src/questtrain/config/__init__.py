@@ -29,7 +29,9 @@ from questtrain.config.schema import (
     is_operational,
 )
 from questtrain.config.skip import is_skipped
+from questtrain.config.target import check_target_width, targeted
 from questtrain.config.validation import (
+    check_group_width,
     check_sparse_width,
     hadamard_block,
     rows_per_process,
@@ -48,7 +50,9 @@ __all__ = [
     "QuantConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "check_group_width",
     "check_sparse_width",
+    "check_target_width",
     "flops_per_token",
     "hadamard_block",
     "intermediate_size",
@@ -61,6 +65,7 @@ __all__ = [
     "quantized_params",
     "rows_per_process",
     "steps",
+    "targeted",
     "tokens",
     "total_params",
     "training_bytes",
