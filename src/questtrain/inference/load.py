@@ -69,9 +69,7 @@ def load_run(
     return TrainedModel(ready, tokenizer_of(folder, config), config, checkpoint.step)
 
 
-def _load_packed(
-    folder: Path, device: str, step: int | None, packed: bool | None
-) -> TrainedModel:
+def _load_packed(folder: Path, device: str, step: int | None, packed: bool | None) -> TrainedModel:
     """The same of an export, whose weights are codes already."""
     export = PackedFolder.open(folder)
     if step not in (None, export.manifest.step):

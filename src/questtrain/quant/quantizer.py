@@ -167,6 +167,15 @@ def decoded(grid: Grid, codes: Tensor, scale: Tensor) -> Tensor:
     return grid.decode(_in_groups(codes, groups), scale.unsqueeze(-1)).flatten(-2)
 
 
+def encoded(grid: Grid, values: Tensor, scale: Tensor) -> Tensor:
+    """The codes ``[..., K]``, in the dtype of the values, of what is nearest to them on the grids of
+    ``scale``, as in `decoded`."""
+    groups = scale.shape[-1]
+    if groups == 1:
+        return grid.encode(values, scale)
+    return grid.encode(_in_groups(values, groups), scale.unsqueeze(-1)).flatten(-2)
+
+
 def _in_groups(x: Tensor, groups: int) -> Tensor:
     """``[..., K]`` → ``[..., groups, K/groups]``."""
     return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)

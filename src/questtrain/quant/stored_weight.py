@@ -33,13 +33,17 @@ class StoredWeight:
 
     - ``codes`` uint8, flat (`questtrain.quant.dense_codes`): of a uniform grid the level indices,
       of FP4 the bit patterns; where sparsity prunes, those that it keeps alone;
-    - ``half_widths`` fp32, of the grid: ``[N, 1]``, or ``[1]`` where one was learned;
+    - ``half_widths`` fp32, of the grids: ``[N, G]`` of groups of K/G columns (G = 1: of rows), or
+      ``[1]`` where one was learned. Where they were trained as 16-bit numbers, ``units`` instead, in
+      ``unit_dtype``: half a step of a grid, of which every value is a whole multiple;
     - ``pairs`` uint8, flat, where sparsity prunes: which 2 of each 4 pairs are kept.
     """
 
     shape: tuple[int, int]
     levels: int
     scales: tuple[int, ...]
+    half_steps: float
+    unit_dtype: torch.dtype | None
     sparse: bool
 
     @classmethod
@@ -49,11 +53,14 @@ class StoredWeight:
         if not isinstance(quantizer, Quantizer):
             return None
         rows, columns = layer.weight.shape
+        groups = columns // (quantizer.group or columns)
         grid = quantizer.grid
         return cls(
             (rows, columns),
             grid.levels if isinstance(grid, UniformGrid) else FP4_LEVELS,
-            (1,) if isinstance(quantizer.scale, LearnedScalar) else (rows, 1),
+            (1,) if isinstance(quantizer.scale, LearnedScalar) else (rows, groups),
+            2 * grid.half_width,
+            quantizer.unit_dtype,
             quantizer.sparsity is not None,
         )
 
@@ -70,8 +77,11 @@ class StoredWeight:
         """What `tensors` gives."""
         layout: Layout = {
             "codes": (torch.uint8, (packed_bytes(self._stored, self.levels),)),
-            "half_widths": (torch.float32, self.scales),
         }
+        if self.unit_dtype is None:
+            layout["half_widths"] = (torch.float32, self.scales)
+        else:
+            layout["units"] = (self.unit_dtype, self.scales)
         if self.sparse:
             layout["pairs"] = (torch.uint8, (packed_bytes(self._choices, len(PAIR_CHOICES)),))
         return layout
@@ -79,7 +89,11 @@ class StoredWeight:
     def tensors(self, weight: QuantizedTensor) -> dict[str, Tensor]:
         """A weight as its quantizer gives it, on the CPU."""
         codes = weight.codes if weight.kept is None else weight.codes[weight.kept]
-        tensors = {"codes": pack_codes(codes, self.levels), "half_widths": weight.scale}
+        tensors = {"codes": pack_codes(codes, self.levels)}
+        if self.unit_dtype is None:
+            tensors["half_widths"] = weight.scale
+        else:
+            tensors["units"] = (weight.scale / self.half_steps).to(self.unit_dtype)
         if weight.kept is not None:
             tensors["pairs"] = pack_codes(choices_of(weight.kept), len(PAIR_CHOICES))
         return tensors
@@ -87,7 +101,10 @@ class StoredWeight:
     def weight(self, tensors: Mapping[str, Tensor]) -> QuantizedTensor:
         """What `tensors` was given; the codes of pruned values, which stand for nothing, as 0."""
         codes = unpack_codes(tensors["codes"], self.levels, self._stored)
-        scale = tensors["half_widths"].clone()
+        if self.unit_dtype is None:
+            scale = tensors["half_widths"].clone()
+        else:
+            scale = tensors["units"].float() * self.half_steps
         if not self.sparse:
             return QuantizedTensor(codes.view(self.shape), scale, None, None)
         choices = unpack_codes(tensors["pairs"], len(PAIR_CHOICES), self._choices)
@@ -108,6 +125,7 @@ class StoredQuantizer(Quantizer):
             quantizer.estimator,
             quantizer.sparsity,
             rotate_back=quantizer.rotate_back,
+            group=quantizer.group,
         )
         self._read = read
 
@@ -121,5 +139,3 @@ class StoredQuantizer(Quantizer):
         if self.rotate_back:
             values = self.rotation(values)
         return values.to(x.dtype)
-
-
