@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from questtrain.config import TrainConfig
 from questtrain.data import Tokenizer, load_tokenizer
@@ -164,5 +164,5 @@ class PackedFolder:
         """`values` in the space of the trained weight."""
         quantizer = self.skeleton.linears[layer].weight_quantizer
         assert isinstance(quantizer, Quantizer)
-        rotation: nn.Module = quantizer.rotation
-        return rotation(self.values(layer))
+        unrotated: Tensor = quantizer.rotation(self.values(layer))
+        return unrotated

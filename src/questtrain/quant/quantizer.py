@@ -168,8 +168,8 @@ def decoded(grid: Grid, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def encoded(grid: Grid, values: Tensor, scale: Tensor) -> Tensor:
-    """The codes ``[..., K]``, in the dtype of the values, of what is nearest to them on the grids of
-    ``scale``, as in `decoded`."""
+    """The codes ``[..., K]`` of what is nearest to values on the grids of a ``scale`` as in
+    `decoded`; in the values' dtype."""
     groups = scale.shape[-1]
     if groups == 1:
         return grid.encode(values, scale)

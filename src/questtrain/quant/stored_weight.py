@@ -1,4 +1,4 @@
-"""A quantized weight in a file: its codes in their bits, its scales, and what makes it one again."""
+"""A quantized weight in a file: its codes in their bits, its scales; and one that is read again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from questtrain.quant.dense_codes import (
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer
-from questtrain.quant.scale import LearnedScalar
 
 FP4_LEVELS = 16
 
@@ -33,15 +32,15 @@ class StoredWeight:
 
     - ``codes`` uint8, flat (`questtrain.quant.dense_codes`): of a uniform grid the level indices,
       of FP4 the bit patterns; where sparsity prunes, those that it keeps alone;
-    - ``half_widths`` fp32, of the grids: ``[N, G]`` of groups of K/G columns (G = 1: of rows), or
-      ``[1]`` where one was learned. Where they were trained as 16-bit numbers, ``units`` instead, in
-      ``unit_dtype``: half a step of a grid, of which every value is a whole multiple;
+    - ``half_widths`` fp32 ``[N, G]``, of the grids of groups of K/G columns (G = 1: of rows; one
+      that was learned is repeated). Where they were trained as 16-bit numbers, ``units`` instead,
+      in ``unit_dtype``: half a step of a grid, of which every value is a whole multiple;
     - ``pairs`` uint8, flat, where sparsity prunes: which 2 of each 4 pairs are kept.
     """
 
     shape: tuple[int, int]
     levels: int
-    scales: tuple[int, ...]
+    groups: int
     half_steps: float
     unit_dtype: torch.dtype | None
     sparse: bool
@@ -53,12 +52,11 @@ class StoredWeight:
         if not isinstance(quantizer, Quantizer):
             return None
         rows, columns = layer.weight.shape
-        groups = columns // (quantizer.group or columns)
         grid = quantizer.grid
         return cls(
             (rows, columns),
             grid.levels if isinstance(grid, UniformGrid) else FP4_LEVELS,
-            (1,) if isinstance(quantizer.scale, LearnedScalar) else (rows, groups),
+            columns // (quantizer.group or columns),
             2 * grid.half_width,
             quantizer.unit_dtype,
             quantizer.sparsity is not None,
@@ -79,9 +77,9 @@ class StoredWeight:
             "codes": (torch.uint8, (packed_bytes(self._stored, self.levels),)),
         }
         if self.unit_dtype is None:
-            layout["half_widths"] = (torch.float32, self.scales)
+            layout["half_widths"] = (torch.float32, (self.shape[0], self.groups))
         else:
-            layout["units"] = (self.unit_dtype, self.scales)
+            layout["units"] = (self.unit_dtype, (self.shape[0], self.groups))
         if self.sparse:
             layout["pairs"] = (torch.uint8, (packed_bytes(self._choices, len(PAIR_CHOICES)),))
         return layout
@@ -131,7 +129,12 @@ class StoredQuantizer(Quantizer):
 
     def quantize(self, x: Tensor) -> QuantizedTensor:
         stored = self._read()
-        return QuantizedTensor(*(None if each is None else each.to(x.device) for each in stored))
+        return QuantizedTensor(
+            stored.codes.to(x.device),
+            stored.scale.to(x.device),
+            None,
+            None if stored.kept is None else stored.kept.to(x.device),
+        )
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class TensorFiles:
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
         file, place = self._places.pop(name)
         file.seek(place)
-        file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
     def __enter__(self) -> TensorFiles:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -28,7 +29,10 @@ class PackedFormat:
 
     name = "packed"
     holds = "every run; weights as codes in their bits"
-    runtimes = {"questtrain": ("questtrain", "torch")}
+
+    def __init__(self) -> None:
+        self.runtimes: dict[str, tuple[str, ...]] = {"questtrain": ("questtrain", "torch")}
+        self._open = lru_cache(maxsize=1)(partial(PackedFolder.open, check=False))
 
     def refusal(self, source: Source, options: Options) -> str | None:
         return None
@@ -59,7 +63,7 @@ class PackedFormat:
         ).write(folder)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
-        return PackedFolder.open(folder, check=False).values(name), False
+        return self._open(folder).values(name), False
 
     def is_packed(self, source: Source) -> bool:
         return bool(Skeleton(source.config).weights)

@@ -34,10 +34,10 @@ from questtrain.store.run_record import RunRecord, identity_columns, read_run_re
 class WeightCodes:
     """A quantized weight ``[N, K]`` as its quantizer stores it.
 
-    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]``, of groups of K/G columns
-    (G = 1: of rows), or ``[1]`` where one was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
-    rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the layer
-    multiplies the values rotated once more, and its activations as they are.
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]`` of groups of K/G columns
+    (G = 1: of rows); ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the
+    weight rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the
+    layer multiplies the values rotated once more, and its activations as they are.
     """
 
     codes: Tensor
