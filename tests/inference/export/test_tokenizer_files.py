@@ -122,6 +122,6 @@ def test_where_ids_can_differ_is_said(tmp_path: Path) -> None:
     symbols = pieces(user_defined_symbols=["<sep>"])
     ours = load_tokenizer(tokenizers.save(symbols, tmp_path / "tokenizer.model"))
     assert "user-defined" in tokenizer_limits(ours)[0]
-    for made in (tokenizers.unigram(TRAINING), tokenizers.llama2_bpe(["x <s>"] * 9)):
+    for made in (tokenizers.unigram(TRAINING), tokenizers.llama2_bpe(["a<s> b<s> c<s>"])):
         path = tokenizers.save(made, tmp_path / "tokenizer.json")
         assert "becomes BOS" in tokenizer_limits(load_tokenizer(path))[0]
