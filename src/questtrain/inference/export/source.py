@@ -24,7 +24,7 @@ from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
-from questtrain.quant.quantizer import Quantizer
+from questtrain.quant.quantizer import Quantizer, decoded, encoded
 from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
 from questtrain.store.files import no_such_folder, sha256_of
 from questtrain.store.run_record import RunRecord, identity_columns, read_run_record
@@ -34,8 +34,8 @@ from questtrain.store.run_record import RunRecord, identity_columns, read_run_re
 class WeightCodes:
     """A quantized weight ``[N, K]`` as its quantizer stores it.
 
-    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, 1]``, or ``[1]`` where one
-    was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]``, of groups of K/G columns
+    (G = 1: of rows), or ``[1]`` where one was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
     rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the layer
     multiplies the values rotated once more, and its activations as they are.
     """
@@ -50,7 +50,7 @@ class WeightCodes:
 
     def values(self) -> Tensor:
         """fp32 ``[N, K]`` in the space of the codes."""
-        values = self.grid.decode(self.codes.to(self.half_widths.dtype), self.half_widths)
+        values = decoded(self.grid, self.codes, self.half_widths)
         return values if self.kept is None else torch.where(self.kept, values, 0.0)
 
     def folded(self) -> Tensor:
@@ -63,7 +63,7 @@ class WeightCodes:
         """How many codes are others in ``values [N, K]``, which a file holds: `folded` or not."""
         if folded and self.rotates_back:
             values = self.rotation(values)
-        found = self.grid.encode(values.to(self.half_widths.dtype), self.half_widths)
+        found = encoded(self.grid, values.to(self.half_widths.dtype), self.half_widths)
         wrong = found != self.codes
         if self.kept is not None:
             wrong = torch.where(self.kept, wrong, values != 0)
