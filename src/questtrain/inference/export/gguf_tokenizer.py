@@ -178,7 +178,9 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary | str:
     model = {1: "t5", 2: "llama"}.get(trainer.model_type)
     if model is None:
         return "its SentencePiece model is one of words or characters: llama.cpp reads BPE, unigram"
-    if model == "llama" and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces):
+    if model == "llama" and (
+        normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
+    ):
         return (
             f"its SentencePiece BPE normalizes text (normalization {normalizer.name!r},"
             f" remove_extra_whitespaces={normalizer.remove_extra_whitespaces}), which llama.cpp"

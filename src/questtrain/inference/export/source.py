@@ -34,9 +34,9 @@ from questtrain.store.run_record import RunRecord, identity_columns, read_run_re
 class WeightCodes:
     """A quantized weight ``[N, K]`` as its quantizer stores it.
 
-    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]``, of groups of K/G columns
-    (G = 1: of rows), or ``[1]`` where one was learned; ``kept`` bool ``[N, K]`` where sparsity
-    prunes some. The codes are of the weight rotated in blocks of ``block`` columns, 1 where it is
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]``, of groups of K/G
+    columns (G = 1: of rows), or ``[1]`` where one was learned; ``kept`` bool ``[N, K]`` where
+    sparsity prunes some. The codes are of the weight rotated in blocks of ``block`` columns, 1 where it is
     not. Where it ``rotates_back`` the values rotated once more multiply the layer's activations as
     they are given.
     """
@@ -141,9 +141,14 @@ class Source:
         """One tensor of the checkpoint, as it is stored (fp32)."""
         return self._read([name])[name]
 
+    def meta_linear(self, name: str) -> QuantLinear:
+        """One layer without its numbers."""
+        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        return layer
+
     def linear(self, name: str) -> QuantLinear:
         """One layer as it was trained, with its weight and its quantizers, on the CPU."""
-        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        layer = self.meta_linear(name)
         layer.to_empty(device="cpu")
         keys = layer.state_dict()
         state = self._read([f"{name}.{key}" for key in keys])
