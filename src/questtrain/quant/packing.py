@@ -28,7 +28,7 @@ from questtrain.kernels.formats import (
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
-from questtrain.quant.quantizer import Quantizer, Unquantized
+from questtrain.quant.quantizer import QuantizedTensor, Quantizer, Unquantized
 from questtrain.quant.rotation import HadamardRotation, NoRotation
 from questtrain.quant.scale import GaussianScale, RoundedScale
 
@@ -145,7 +145,13 @@ def pack_linear(layer: QuantLinear, name: str = "layer") -> PackedLinear | Packe
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, Quantizer):
         raise UserError(_nothing_to_pack(layer, name))
-    stored = quantizer.quantize(layer.weight)
+    return packed_form(layer, quantizer.quantize(layer.weight))
+
+
+def packed_form(layer: QuantLinear, stored: QuantizedTensor) -> PackedLinear | PackedWeightLinear:
+    """The same of a layer whose weight is quantized already."""
+    quantizer = layer.weight_quantizer
+    assert isinstance(quantizer, Quantizer)
     bias = None if layer.bias is None else layer.bias.detach().clone()
     activation = row_format(layer.activation_quantizer)
     if activation is not None and _has_integer_product(layer, quantizer):

@@ -10,12 +10,23 @@ from pathlib import Path
 
 from torch import Tensor
 
+from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.load import load
 from questtrain.packed import Manifest, PackedFolder, Skeleton
 from questtrain.quant.quantizer import Quantizer
 from questtrain.store.tensor_files import StoredTensors, TensorFiles
+
+LOADING = """questtrain loads it, on CPUs and GPUs, and needs no run:
+
+```python
+import questtrain
+
+model = questtrain.load("FOLDER")  # token ids [batch, length] → logits [batch, length, vocab]
+```
+
+or `questtrain generate run=FOLDER prompt="Once upon a time"`."""
 
 METADATA = {"format": "pt", "producer": "questtrain"}
 
@@ -61,6 +72,7 @@ class PackedFormat:
             tokenizer.bos_id,
             [*StoredTensors(folder).files, tokenizer.path.name],
         ).write(folder)
+        write_card(source, folder, LOADING)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return self._open(folder).values(name), False
