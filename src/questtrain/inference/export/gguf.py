@@ -57,7 +57,7 @@ class GgufFormat:
         return False
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return BOUNDS["f32" if runtime == "transformers" else options.dtype]
+        return BOUNDS[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         return [*context_limits(source), *precision_limits(options.dtype)]

@@ -25,7 +25,7 @@ LLAMA3 = _CL100K.replace("NUMBERS", r"\p{N}{1,3}")
 QWEN2 = _CL100K.replace("NUMBERS", r"\p{N}")
 DIGITS = "each digit"
 
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[tuple[str | None, ...], str] = {
     (GPT2,): "gpt-2",
     (DIGITS, GPT2): "smollm",
     (LLAMA3,): "llama-bpe",
@@ -172,13 +172,14 @@ def _tokens(content: dict[str, Any], bos: int) -> tuple[list[str], list[int]]:
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary | str:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(tokenizer.path.read_bytes())
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     model = {1: "t5", 2: "llama"}.get(trainer.model_type)
     if model is None:
         return "its SentencePiece model is one of words or characters: llama.cpp reads BPE, unigram"
-    if model == "llama" and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces):
+    changes = normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
+    if model == "llama" and changes:
         return (
             f"its SentencePiece BPE normalizes text (normalization {normalizer.name!r},"
             f" remove_extra_whitespaces={normalizer.remove_extra_whitespaces}), which llama.cpp"
