@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from questtrain.config import intermediate_size
+from questtrain.inference.export.gguf_blocks import TYPES, dequantize
 from questtrain.inference.export.gguf_tokenizer import UNKNOWN, Vocabulary, vocabulary
 from questtrain.inference.export.source import Source
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
-    from gguf.gguf_reader import ReaderTensor
 
 FILE = "model.gguf"
 
@@ -204,28 +204,57 @@ def _add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
     writer.add_add_eos_token(False)
 
 
-@lru_cache(maxsize=1)
-def _opened(file: Path, changed: int) -> tuple[GGUFReader, dict[str, ReaderTensor]]:
-    """A file, mapped into memory; ``changed`` tells it from one that was there before."""
-    from gguf import GGUFReader
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file: the number of its type, its shape (rows first), where."""
 
-    reader = GGUFReader(file)
-    return reader, {tensor.name: tensor for tensor in reader.tensors}
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+
+
+@lru_cache(maxsize=1)
+def _opened(file: Path, changed: int) -> tuple[GGUFReader, dict[str, Stored]]:
+    """A file's keys and tensors; ``changed`` tells it from one that was there before."""
+    from gguf import GGUFReader
+    from gguf.gguf_reader import ReaderField
+
+    tensors: dict[str, Stored] = {}
+
+    class Reader(GGUFReader):
+        """gguf 0.19's own way ends at a type that it has no name for, such as Q2_0."""
+
+        def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+            for field in fields:
+                _, name, _, dims, kind, offset = field.parts
+                shape = tuple(int(size) for size in reversed(dims))
+                start = start_offs + int(offset[0])
+                tensors[bytes(name).decode()] = Stored(int(kind[0]), shape, start)
+
+    return Reader(file), tensors
 
 
 def read_tensor(folder: Path, name: str) -> Tensor:
-    """The matrix of a layer, fp32 ``[N, K]`` with the rows as we have them: what gguf's own
-    dequantizers make of the file, times its ``.scale`` where there is one."""
-    from gguf.quants import dequantize
-
+    """The matrix of a layer, fp32 ``[N, K]`` with the rows as we have them: what other software
+    makes of the file's bytes, times its ``.scale`` where there is one."""
     file = folder / FILE
     reader, tensors = _opened(file, file.stat().st_mtime_ns)
     base = gguf_name(name)
-    found = tensors[f"{base}.weight"]
-    values = torch.from_numpy(np.array(dequantize(found.data, found.tensor_type), np.float32))
-    if f"{base}.scale" in tensors:
-        values = values * float(tensors[f"{base}.scale"].data[0])
+    values = _values(file, tensors[f"{base}.weight"])
+    if (scale := tensors.get(f"{base}.scale")) is not None:
+        values = values * _values(file, scale)
     if not is_turned(name):
         return values
     key = "head_count_kv" if name.endswith("k_proj") else "head_count"
     return halves(values, int(reader.fields[f"llama.attention.{key}"].contents()))
+
+
+def _values(file: Path, stored: Stored) -> Tensor:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+    sizes |= {block.number: (block.width, block.size) for block in TYPES}
+    width, size = sizes[stored.kind]
+    count = int(np.prod(stored.shape)) // width * size
+    data = np.fromfile(file, np.uint8, count, offset=stored.start)
+    return torch.from_numpy(dequantize(stored.kind, data, stored.shape))

@@ -140,9 +140,14 @@ class Source:
         """One tensor of the checkpoint, as it is stored (fp32)."""
         return self._read([name])[name]
 
+    def outline(self, name: str) -> QuantLinear:
+        """One layer without its weight, on the meta device: what quantizes it, and its shape."""
+        layer: QuantLinear = self._skeleton.get_submodule(name)  # type: ignore[assignment]
+        return layer
+
     def linear(self, name: str) -> QuantLinear:
         """One layer as it was trained, with its weight and its quantizers, on the CPU."""
-        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        layer = copy.deepcopy(self.outline(name))
         layer.to_empty(device="cpu")
         keys = layer.state_dict()
         state = self._read([f"{name}.{key}" for key in keys])
