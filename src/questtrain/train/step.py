@@ -183,6 +183,8 @@ class TrainingStep:
         what = f"{self.config.bits}, method {self.config.quant.method}"
         if self.config.model.qkv_bias:
             what += ", biases of Q, K and V"
+        if self.config.quant.group_size:
+            what += f", quant.group_size={self.config.quant.group_size}"
         if fused is None and settings.backward == "fp8":
             raise UserError(
                 f"train.backward=fp8: there are no kernels for {what}: choose train.backward=exact."

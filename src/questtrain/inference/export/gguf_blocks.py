@@ -42,12 +42,17 @@ class BlockType:
         return 8 * self.size / self.width
 
     def blocks(self, integers: Integers, units: npt.NDArray[np.float16]) -> Bytes:
-        """uint8 ``[N, K·bits/8]`` of integers ``[N, K]`` and a unit a row, fp16 ``[N]``."""
+        """uint8 ``[N, K·bits/8]`` of integers ``[N, K]`` and a unit for each of G groups of a row,
+        fp16 ``[N, G]``."""
         rows, columns = integers.shape
         count = columns // self.width
         packed = self.pack(integers.reshape(-1, self.width))
         where, times = self.scales
-        scale = np.repeat(units, count * times).view(np.uint8).reshape(rows * count, 2 * times)
+        scale = (
+            np.repeat(units, count // units.shape[1] * times)
+            .view(np.uint8)
+            .reshape(rows * count, 2 * times)
+        )
         parts = (scale, packed) if where == "before" else (packed, scale)
         return np.concatenate(parts, axis=1).reshape(rows, count * self.size)
 

@@ -19,9 +19,9 @@ from questtrain.inference.export.gguf import (
     context_limits,
     dense_linear,
     encode,
+    file_refusal,
     precision_limits,
     run,
-    tokenizer_refusal,
 )
 from questtrain.inference.export.gguf_blocks import BlockType, narrowest
 from questtrain.inference.export.gguf_file import (
@@ -58,7 +58,7 @@ class GgufPackedFormat:
             or bits_refusal(source)
             or rotation_refusal(source)
             or block_refusal(source)
-            or tokenizer_refusal(source)
+            or file_refusal(source)
         )
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
@@ -115,10 +115,10 @@ def block_refusal(source: Source) -> str | None:
     """Some type must have the integers and divide the width."""
     for name, quantizer in quantizers(source):
         if block_type(source, name) is None:
-            columns, values = source.outline(name).in_features, sorted(integers_of(quantizer))
+            columns, values = scale_columns(source, name), sorted(integers_of(quantizer))
             return (
                 f"no block format of llama.cpp holds the {len(values)} values {values[0]} …"
-                f" {values[-1]} of {name} in rows of {columns} weights: format=gguf holds them"
+                f" {values[-1]} of {name} in blocks of {columns} weights: format=gguf holds them"
                 " dense, format=onnx and format=packed as codes."
             )
     return None
@@ -127,7 +127,7 @@ def block_refusal(source: Source) -> str | None:
 def quantizers(source: Source) -> Iterator[tuple[str, Quantizer]]:
     """What quantizes the weight of each layer that has codes."""
     for name in source.linear_names():
-        quantizer = source.outline(name).weight_quantizer
+        quantizer = source.meta_linear(name).weight_quantizer
         if isinstance(quantizer, Quantizer):
             yield name, quantizer
 
@@ -156,9 +156,15 @@ def _outermost(grid: Grid) -> float:
 
 def block_type(source: Source, name: str) -> BlockType | None:
     """The blocks of a quantized layer."""
-    layer = source.outline(name)
+    layer = source.meta_linear(name)
     assert isinstance(layer.weight_quantizer, Quantizer)
-    return narrowest(integers_of(layer.weight_quantizer), layer.in_features)
+    return narrowest(integers_of(layer.weight_quantizer), scale_columns(source, name))
+
+
+def scale_columns(source: Source, name: str) -> int:
+    """How many weights of a row share a scale: blocks must divide them."""
+    group = source.config.quant.group_size
+    return source.meta_linear(name).in_features if group is None else group
 
 
 def file_type(source: Source) -> int:
@@ -200,25 +206,26 @@ def _blocks(source: Source, name: str, kind: BlockType) -> np.ndarray:
     integers = _integers(codes.grid, codes.codes)
     if codes.kept is not None:
         integers = integers * codes.kept
-    rows = len(integers)
-    halves = (units(codes) / tensor_scale(codes)).expand(rows).half()
-    ordered = in_file_order(source, name, integers)
-    # A row's unit goes where its row goes.
-    placed = in_file_order(source, name, halves.unsqueeze(1))[:, 0]
-    return kind.blocks(ordered.numpy(), placed.contiguous().numpy())
+    halves = (units(codes) / tensor_scale(codes)).half()
+    # A row's units go where its row goes.
+    ordered = (in_file_order(source, name, rows) for rows in (integers, halves))
+    return kind.blocks(*(rows.contiguous().numpy() for rows in ordered))
 
 
 def units(codes: WeightCodes) -> Tensor:
-    """fp32 ``[N]``, or ``[1]`` where one was learned: what a layer's integers are multiples of."""
-    return codes.half_widths.float().reshape(-1) / _outermost(codes.grid)
+    """fp32 ``[N, G]``, a number for each of G groups of a row: what its integers are multiples
+    of."""
+    groups = codes.half_widths.shape[-1]
+    found = codes.half_widths.float().reshape(-1, groups) / _outermost(codes.grid)
+    return found.expand(len(codes.codes), groups)
 
 
 def tensor_scale(codes: WeightCodes) -> float:
     """What llama.cpp multiplies all of a layer by, in fp32 (``.scale``): the one unit that was
     learned, which so stays exact, or a power of two that brings all units into fp16's range."""
     found = units(codes)
-    if len(found) == 1:
-        return float(found)
+    if bool((found == found[0, 0]).all()):
+        return float(found[0, 0])
     low, high = float(found.min()), float(found.max())
     if low >= SMALLEST_HALF and high <= LARGEST_HALF:
         return 1.0

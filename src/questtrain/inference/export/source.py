@@ -24,7 +24,7 @@ from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
-from questtrain.quant.quantizer import Quantizer, Unquantized
+from questtrain.quant.quantizer import Quantizer, Unquantized, decoded, encoded
 from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
 from questtrain.store.files import no_such_folder, sha256_of
 from questtrain.store.run_record import RunRecord, identity_columns, read_run_record
@@ -34,10 +34,10 @@ from questtrain.store.run_record import RunRecord, identity_columns, read_run_re
 class WeightCodes:
     """A quantized weight ``[N, K]`` as its quantizer stores it.
 
-    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, 1]``, or ``[1]`` where one
-    was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
-    rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the values
-    rotated once more multiply the layer's activations as they are given.
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]`` of groups of K/G columns
+    (G = 1: of rows); ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the
+    weight rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the
+    values rotated once more multiply the layer's activations as they are given.
     """
 
     codes: Tensor
@@ -50,7 +50,7 @@ class WeightCodes:
 
     def values(self) -> Tensor:
         """fp32 ``[N, K]`` in the space of the codes."""
-        values = self.grid.decode(self.codes.to(self.half_widths.dtype), self.half_widths)
+        values = decoded(self.grid, self.codes, self.half_widths)
         return values if self.kept is None else torch.where(self.kept, values, 0.0)
 
     def folded(self) -> Tensor:
@@ -63,7 +63,7 @@ class WeightCodes:
         """How many codes are others in ``values [N, K]``, which a file holds: `folded` or not."""
         if folded and self.rotates_back:
             values = self.rotation(values)
-        found = self.grid.encode(values.to(self.half_widths.dtype), self.half_widths)
+        found = encoded(self.grid, values.to(self.half_widths.dtype), self.half_widths)
         wrong = found != self.codes
         if self.kept is not None:
             wrong = torch.where(self.kept, wrong, values != 0)
@@ -140,14 +140,14 @@ class Source:
         """One tensor of the checkpoint, as it is stored (fp32)."""
         return self._read([name])[name]
 
-    def outline(self, name: str) -> QuantLinear:
-        """One layer without its weight, on the meta device: what quantizes it, and its shape."""
-        layer: QuantLinear = self._skeleton.get_submodule(name)  # type: ignore[assignment]
+    def meta_linear(self, name: str) -> QuantLinear:
+        """One layer without its numbers."""
+        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
         return layer
 
     def linear(self, name: str) -> QuantLinear:
         """One layer as it was trained, with its weight and its quantizers, on the CPU."""
-        layer = copy.deepcopy(self.outline(name))
+        layer = self.meta_linear(name)
         layer.to_empty(device="cpu")
         keys = layer.state_dict()
         state = self._read([f"{name}.{key}" for key in keys])
@@ -160,8 +160,9 @@ class Source:
 
     def folded(self, name: str) -> Tensor:
         """The matrix ``[N, K]`` of a layer, fp32: what multiplies its (quantized) input."""
-        codes = self.codes(name)
-        return self.tensor(f"{name}.weight") if codes is None else codes.folded()
+        layer = self.linear(name)
+        codes = weight_codes(layer)
+        return layer.weight_quantizer(layer.weight) if codes is None else codes.folded()
 
     def model(self, packed: bool, device: str = "cpu") -> nn.Module:
         """The whole model, as `questtrain.load` makes it."""
