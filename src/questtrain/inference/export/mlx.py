@@ -101,7 +101,7 @@ class MlxFormat:
         if kind.levels > 256:
             return (
                 f"with the zeros of its sparsity w{source.bits.weight} has {kind.levels} values a"
-                " step apart, and MLX's codes have at most 8 bits: format=packed and format=hf hold it."
+                " step apart, too many for 8 bits: format=packed and format=hf hold it."
             )
         if options.dtype == "bf16" and kind.levels > 128:
             return "a bias in bf16 is too coarse for 8 bits: choose dtype=f16 or dtype=f32."
