@@ -16,7 +16,7 @@ from questtrain.quant import PackedLinear, PackedWeightLinear, QuantLinear, pack
 from questtrain.quant.method import method_config
 from questtrain.quant.quantizer import Quantizer
 from questtrain.quant.scale import GaussianScale, RoundedScale
-from tests.quant.operands import DENSE, FORMATS, WIDTH, Format, gaussian, make, mask_of
+from tests.quant.operands import DENSE, FORMATS, ROTATIONS, WIDTH, Format, gaussian, make, mask_of
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 SMALLEST_FP16 = 2.0**-24
@@ -107,6 +107,17 @@ def test_groups_lie_in_the_rotated_space(stored_as: Format) -> None:
     back = stored_as.quantizer("hadamard-back", group_size=32)
     assert torch.equal(back(x), back.rotation(stays(x)))
     assert torch.equal(back.mask(x), stays.mask(x))
+
+
+@pytest.mark.parametrize("rotation", ROTATIONS)
+@pytest.mark.parametrize("stored_as", FORMATS, ids=str)
+def test_values_and_mask_at_once(stored_as: Format, rotation: str) -> None:
+    """Those of the two calls, bit for bit."""
+    for settings in ({}, {"group_size": 64, "scale_dtype": "bfloat16"}):
+        quantizer, x = stored_as.quantizer(rotation, **settings), gaussian(3, WIDTH)
+        values, mask = quantizer.values_and_mask(x)
+        assert torch.equal(values, quantizer(x))
+        assert torch.equal(mask, quantizer.mask(x))
 
 
 def test_a_group_of_all_columns_is_a_row() -> None:
