@@ -35,14 +35,14 @@ Rules between settings, each with a message of its own:
 - Names (`name`, `model.name`, `data.name`, a sweep's) become folders: not empty, no `.` or `..`,
   nothing absolute, no `-` at the beginning. `name=a/b` makes folders inside `runs_dir`.
 - `model.hidden_size` is a multiple of 16, and `model.num_heads` divides it into even widths;
-  `micro_batch_size` divides `batch_size`; `quant.hadamard_block` and `quant.group_size` are powers
-  of two.
+  `micro_batch_size` divides `batch_size`; `quant.hadamard_block` is a power of two.
 - `data=stdlib` trains a tokenizer of 257 to 65,536 tokens (`data.vocab_size`).
 - `schedule=wsd`: warm-up and decay are at most the whole run. Adam needs `beta1`⁴ < `beta2`.
 - `optim.gradient_clip` of 0, null or inf clips nothing.
 - `quant.skip` patterns match a layer each, and leave one to quantize (unless `bits=bf16`);
-  `quant.method` is what the file of `method=…` says; `quant.target` sets what the command line does
-  not (docs/methods.md).
+  `quant.method` is what the file of `method=…` says.
+- `quant.group_size` is a power of two that divides all widths of the blocks' layers. What
+  `quant.target` sets, the command line overrides, where the runtime holds it (docs/methods.md).
 - A run has 1 to 1,000,000,000 steps. On a CPU its estimated memory fits
   into the machine's or the control group's, and `train.threads` into the cores.
 - Settings do not read the environment (`${{oc.env:…}}` is refused), because they are written into
