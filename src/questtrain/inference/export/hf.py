@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
@@ -39,7 +40,8 @@ CODES = {
     "f16": Bound(largest=None, median=5e-2, argmax=0.9),
     "bf16": Bound(largest=None, median=0.2, argmax=0.8),
 }
-"""Of quantized activations: what lies on a border of rounding takes the other code."""
+"""Of quantized activations: what lies on a border of rounding takes the other code, and in 16 bits
+much does. A layer that is wrong leaves little of the argmax."""
 
 
 class HuggingFaceFormat:
@@ -69,8 +71,8 @@ class HuggingFaceFormat:
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return HuggingFaceFolder(folder).values(name)
 
-    def is_packed(self, source: Source) -> bool:
-        return False
+    def is_packed(self, source: Source) -> bool | torch.dtype:
+        return source.bits.weight.quantized and needs_questtrain(source) and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         return (CODES if needs_questtrain(source) else PLAIN)[options.dtype]
