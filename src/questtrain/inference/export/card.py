@@ -53,6 +53,8 @@ def add_certificate(folder: Path, certificate: Certificate) -> None:
     if not path.is_file():
         return
     found = certificate.comparison
+    if found is None:
+        return
     versions = ", ".join(f"{name} {number}" for name, number in certificate.versions.items())
     rows = {
         "loaded by": f"{certificate.runtime} ({versions}) on {certificate.device}",

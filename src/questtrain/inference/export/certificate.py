@@ -51,10 +51,12 @@ class Comparison:
 class Certificate:
     """What was compared, with what, and what came out. ``run`` names the run, ``checkpoint`` is its
     weights' SHA-256, ``files`` those of the export, ``weights`` and ``codes_different`` are counts
-    over all layers, ``not_expressed`` what the format or the runtime cannot say."""
+    over all layers, ``texts_compared`` is of how many texts the export's own tokenizer made the
+    same ids (None: it has none), ``not_expressed`` what the format or the runtime cannot say. A
+    format that no program here runs has no runtime, no comparison and no bound."""
 
     format: str
-    runtime: str
+    runtime: str | None
     versions: dict[str, str]
     device: str
     run: str
@@ -64,8 +66,9 @@ class Certificate:
     dtype: str
     weights: int
     codes_different: int
-    comparison: Comparison
-    bound: Bound
+    texts_compared: int | None
+    comparison: Comparison | None
+    bound: Bound | None
     not_expressed: list[str]
     files: dict[str, str]
 

@@ -19,6 +19,7 @@ from questtrain.inference.export.gguf_file import (
     dense_entry,
     gguf_name,
     in_file_order,
+    model_refusal,
     read_tensor,
     write_file,
 )
@@ -42,7 +43,7 @@ class GgufFormat:
     runtimes = {"llama.cpp": LLAMA_CPP, "transformers": ("transformers", "gguf", "torch")}  # noqa: RUF012
 
     def refusal(self, source: Source, options: Options) -> str | None:
-        return activations_refusal(source) or tokenizer_refusal(source)
+        return activations_refusal(source) or file_refusal(source)
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
         entries = around_the_blocks(source, options.dtype)
@@ -57,7 +58,7 @@ class GgufFormat:
         return False
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return BOUNDS["f32" if runtime == "transformers" else options.dtype]
+        return BOUNDS[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         return [*context_limits(source), *precision_limits(options.dtype)]
@@ -91,8 +92,10 @@ def activations_refusal(source: Source) -> str | None:
     )
 
 
-def tokenizer_refusal(source: Source) -> str | None:
-    """llama.cpp must make the same ids of a text."""
+def file_refusal(source: Source) -> str | None:
+    """llama.cpp must have the architecture, and make the same ids of a text."""
+    if (reason := model_refusal(source.config.model)) is not None:
+        return f"{reason} format=packed and format=onnx hold it."
     why = gguf_tokenizer.refusal(source.tokenizer)
     return why and f"{why}. format=hf and format=onnx take any tokenizer."
 
