@@ -55,7 +55,10 @@ class GuardedLinear(nn.Module):
         weight = self.layer.weight
         if isinstance(weight, IntegerWeight):
             return weight.integers() * weight.scales.unsqueeze(1)
-        return weight.values() if isinstance(weight, CodedWeight) else weight
+        if isinstance(weight, CodedWeight):
+            return weight.values()
+        assert isinstance(weight, Tensor)
+        return weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GuardedLinear:
         """Learned scales and offsets keep their dtype when a model is cast, as other scales do."""

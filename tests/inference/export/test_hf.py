@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from questtrain.cli.main import main
 from questtrain.inference.export import write
-from questtrain.inference.export.format import ExportFormat, Options
-from questtrain.inference.export.hf import needs_questtrain
+from questtrain.inference.export.format import Options
+from questtrain.inference.export.hf import HuggingFaceFormat, needs_questtrain
+from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.generate import generate_tokens
 from questtrain.inference.load import load_run
@@ -46,11 +47,17 @@ RUNS = [
 
 
 def in_process(
-    form: ExportFormat, folder: Path, runtime: str, prompts: list[Tensor], device: str
-) -> list[Tensor]:
+    form: HuggingFaceFormat,
+    folder: Path,
+    runtime: str,
+    prompts: Sequence[Tensor],
+    device: str,
+    texts: Sequence[str],
+) -> Answer:
     """`runtime.ask` without a process of its own, which imports for seconds."""
     with torch.no_grad():
-        return list(form.logits(folder, runtime, prompts, device))
+        logits = list(form.logits(folder, runtime, prompts, device))
+    return Answer(logits, list(form.token_ids(folder, runtime, texts)))
 
 
 @pytest.fixture(scope="session")

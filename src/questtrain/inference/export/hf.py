@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from questtrain.config import is_skipped
+from questtrain.config import ModelConfig, is_skipped
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -84,6 +84,11 @@ class HuggingFaceFormat:
                 "Without `import questtrain.hf` transformers refuses the folder: it finds no"
                 " weights of the shape that it expects."
             )
+        if (kind := tokenizer_class(source.config.model)) != "AutoTokenizer":
+            limits.append(
+                "AutoTokenizer splits words as Qwen's tokenizers do, for every model with biases of"
+                f" Q, K and V; {kind} reads the tokenizer that is there."
+            )
         if options.dtype != "f32":
             limits.append(f"Numbers that are no codes are rounded to {options.dtype}.")
         limits.append(
@@ -106,10 +111,11 @@ class HuggingFaceFormat:
             yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """What AutoTokenizer makes of every text, BOS included."""
-        from transformers import AutoTokenizer
+        """What the tokenizer makes of every text, BOS included."""
+        import transformers
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        kind = getattr(transformers, tokenizer_class(HuggingFaceFolder(folder).model))
+        tokenizer = kind.from_pretrained(folder)
         for text in texts:
             ids: list[int] = tokenizer(text)["input_ids"]
             yield ids
@@ -121,6 +127,12 @@ def needs_questtrain(source: Source) -> bool:
     return source.bits.activation.quantized and not all(
         is_skipped(name, skip) for name in source.linear_names()
     )
+
+
+def tokenizer_class(model: ModelConfig) -> str:
+    """The class of transformers that reads tokenizer.json as it is: for a Qwen2, AutoTokenizer
+    takes another one, which splits words as Qwen's do, whatever the file says."""
+    return "PreTrainedTokenizerFast" if model.qkv_bias else "AutoTokenizer"
 
 
 def write_config(source: Source, folder: Path, options: Options) -> None:
@@ -177,14 +189,15 @@ def loading(source: Source) -> str:
         " them with questtrain's layers, which use its kernels on GPUs and on CPUs where they are"
         " built. Without the first import it refuses the folder."
         if needs
-        else "A plain Llama: transformers and what reads its folders need nothing else."
+        else "A plain model of the Llama family: transformers and what reads its folders need no more."
     )
     first = "import questtrain.hf\n" if needs else ""
+    tokenizer = tokenizer_class(source.config.model)
     return (
         f"{words}\n\n```python\n{first}from transformers import AutoModelForCausalLM,"
-        " AutoTokenizer\n\n"
+        f" {tokenizer}\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER", device_map="auto")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        f'tokenizer = {tokenizer}.from_pretrained("FOLDER")\n'
         'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n\n"
         "The tokenizer puts BOS first, as every document began in training; there is no EOS, and a"
