@@ -1,9 +1,9 @@
 """A model of ours as a GGUF file: the names of its tensors, its keys, written a tensor at a time.
 
-Three of its architectures are ours: ``llama``; ``qwen2``, with biases of Q, K and V; ``qwen3``, with
-norms of the heads of Q and K. Its ``llama`` turns neighbours (2i, 2i + 1) of a head by the rotary
-angle where we, and the other two, turn i and i + width/2: there the rows of Q and K are put in its
-order. Some keys it takes defaults for that are wrong here: all that it could take are written.
+Three of llama.cpp's architectures are ours: ``llama``; ``qwen2``, with biases of Q, K and V;
+``qwen3``, with norms of the heads of Q and K. Its ``llama`` turns neighbours (2i, 2i + 1) of a head
+by the rotary angle where we, and the other two, turn i and i + width/2: there the rows of Q and K
+are put in its order. All keys that it has defaults for are written: some defaults are wrong here.
 """
 
 from __future__ import annotations
