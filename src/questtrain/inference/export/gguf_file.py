@@ -178,7 +178,7 @@ def write_file(
     _add_model(writer, source, file_type)
     rows = source.config.model.vocab_size
     assert rows is not None  # of a trained run
-    _add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
+    add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
     if more is not None:
         more(writer)
     for entry in entries:
@@ -229,7 +229,7 @@ def _add_model(writer: GGUFWriter, source: Source, file_type: int) -> None:
         writer.add_float32(f"{kind}.rope.scaling.factor", model.rope_scaling.factor)
 
 
-def _add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
+def add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
     """A document ends where the next begins: BOS is EOS, as `questtrain generate` has it."""
     writer.add_tokenizer_model(words.model)
     if words.pre is not None:
