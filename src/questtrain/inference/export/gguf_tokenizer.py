@@ -213,8 +213,8 @@ def _unlike_llama_cpp(proto: Any) -> str | None:
             " llama.cpp takes as on"
         )
     own = any(piece.type == USER_DEFINED for piece in proto.pieces)
-    if kind == "llama" and own and normalizer.add_dummy_prefix:
-        return "is a BPE with user-defined symbols, after each of which llama.cpp adds a space"
+    if own and normalizer.add_dummy_prefix:
+        return "has user-defined symbols, after each of which llama.cpp adds a space"
     if kind == "llama" and not trainer.byte_fallback:
         return "is a BPE without byte_fallback, of which llama.cpp finds no token for some bytes"
     if kind == "llama" and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces):
