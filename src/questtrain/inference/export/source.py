@@ -67,7 +67,10 @@ class WeightCodes:
         found = encoded(self.grid, values.to(self.half_widths.dtype), self.half_widths)
         wrong = found != self.codes
         if self.kept is not None:
-            wrong = torch.where(self.kept, wrong, values != 0)
+            # Rotated there and back, a pruned value is no longer 0 to the last bit.
+            unit = (self.half_widths / (2 * self.grid.half_width)).unsqueeze(-1)
+            far = values.reshape(*self.half_widths.shape, -1).abs() > unit / 2
+            wrong = torch.where(self.kept, wrong, far.reshape(values.shape))
         return int(wrong.sum())
 
 
