@@ -36,7 +36,7 @@ class ExportConfig:
     """What is exported, as what, and where to."""
 
     run: Annotated[str, "the run's folder, as `questtrain train` printed it"]
-    format: Annotated[str, "packed, hf, gguf, onnx, compressed-tensors or mlx; see --list"]
+    format: Annotated[str, "packed, hf, gguf, gguf-packed, gguf-rotated, onnx, …: see --list"]
     output: Annotated[str, "the folder to write, which must not exist"]
     step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
     dtype: Annotated[

@@ -13,6 +13,7 @@ FORMATS = {
     "hf": "HuggingFaceFormat",
     "gguf": "GgufFormat",
     "gguf-packed": "GgufPackedFormat",
+    "gguf-rotated": "GgufRotatedFormat",
     "onnx": "OnnxFormat",
     "compressed-tensors": "CompressedTensorsFormat",
     "mlx": "MlxFormat",

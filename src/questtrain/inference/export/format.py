@@ -65,9 +65,9 @@ class ExportFormat(Protocol):
         """What the written files hold of a layer's weight, by our name of it: fp32 values
         ``[N, K]``, and whether they are folded (`WeightCodes.folded`) or in the codes' space."""
 
-    def is_packed(self, source: Source) -> bool:
+    def is_packed(self, source: Source) -> bool | torch.dtype:
         """Whether the runtime is to be compared with `questtrain.load` of packed weights, not with
-        the values they stand for."""
+        the values they stand for (`Source.model`)."""
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         """How near the runtime has to come."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from questtrain.inference.export import gguf_tokenizer
+from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.gguf_file import (
     DENSE,
@@ -33,6 +34,15 @@ BOUNDS = {
 """In F32 nothing is rounded but sums; in 16 bits llama.cpp rounds the activations too."""
 
 LLAMA_CPP = ("xllamacpp", "gguf")
+LOADING = """llama.cpp and programs built on it load `model.gguf`:
+
+```
+llama-cli -m model.gguf --cache-type-k f32 --cache-type-v f32 --flash-attn off -p "Once upon"
+```
+
+Without these options keys and values are rounded to 16 bits."""
+BY_TRANSFORMERS = """transformers makes a dense model of it:
+`AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")`."""
 
 
 class GgufFormat:
@@ -50,6 +60,7 @@ class GgufFormat:
         for name in source.linear_names():
             entries.append(dense_linear(source, name, options.dtype))
         write_file(source, folder, entries, DENSE[options.dtype][1])
+        write_card(source, folder, f"{LOADING}\n\n{BY_TRANSFORMERS}", "gguf")
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), True

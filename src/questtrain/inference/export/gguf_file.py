@@ -1,9 +1,9 @@
 """A model of ours as a GGUF file: the names of its tensors, its keys, written a tensor at a time.
 
-Three of its architectures are ours: ``llama``; ``qwen2``, with biases of Q, K and V; ``qwen3``, with
-norms of the heads of Q and K. Its ``llama`` turns neighbours (2i, 2i + 1) of a head by the rotary
-angle where we, and the other two, turn i and i + width/2: there the rows of Q and K are put in its
-order. Some keys it takes defaults for that are wrong here: all that it could take are written.
+Three of llama.cpp's architectures are ours: ``llama``; ``qwen2``, with biases of Q, K and V;
+``qwen3``, with norms of the heads of Q and K. Its ``llama`` turns neighbours (2i, 2i + 1) of a head
+by the rotary angle where we, and the other two, turn i and i + width/2: there the rows of Q and K
+are put in its order. All keys that it has defaults for are written: some defaults are wrong here.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def write_file(
     _add_model(writer, source, file_type)
     rows = source.config.model.vocab_size
     assert rows is not None  # of a trained run
-    _add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
+    add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
     if more is not None:
         more(writer)
     for entry in entries:
@@ -229,7 +229,7 @@ def _add_model(writer: GGUFWriter, source: Source, file_type: int) -> None:
         writer.add_float32(f"{kind}.rope.scaling.factor", model.rope_scaling.factor)
 
 
-def _add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
+def add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
     """A document ends where the next begins: BOS is EOS, as `questtrain generate` has it."""
     writer.add_tokenizer_model(words.model)
     if words.pre is not None:

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.gguf import (
     LLAMA_CPP,
+    LOADING,
     activations_refusal,
     context_limits,
     dense_linear,
@@ -64,6 +66,7 @@ class GgufPackedFormat:
     def write(self, source: Source, folder: Path, options: Options) -> None:
         entries = [*around_the_blocks(source, options.dtype), *linears(source, options.dtype)]
         write_file(source, folder, entries, file_type(source))
+        write_card(source, folder, LOADING, "gguf")
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), True

@@ -212,6 +212,9 @@ def _unlike_llama_cpp(proto: Any) -> str | None:
             "is a unigram one with remove_extra_whitespaces or add_dummy_prefix off, which"
             " llama.cpp takes as on"
         )
+    own = any(piece.type == USER_DEFINED for piece in proto.pieces)
+    if own and normalizer.add_dummy_prefix:
+        return "has user-defined symbols, after each of which llama.cpp adds a space"
     if kind == "llama" and not trainer.byte_fallback:
         return "is a BPE without byte_fallback, of which llama.cpp finds no token for some bytes"
     if kind == "llama" and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces):

@@ -103,8 +103,7 @@ def certify(
     runtime: str | None,
     device: str,
 ) -> Certificate:
-    """Compare an export with its run; CertificateFailed where it is not within the bound. Where no
-    program runs the format, its weights alone are compared."""
+    """CertificateFailed where an export is beyond its bound; without a runtime weights count."""
     weights, different, first = _count_codes(form, source, folder, options)
     if different:
         raise CertificateFailed(
