@@ -61,6 +61,7 @@ class Certificate:
     checkpoint: str
     bits: str
     dtype: str
+    storage: str | None
     weights: int
     codes_different: int
     comparison: Comparison
