@@ -36,7 +36,9 @@ from questtrain.config.schema import (
     is_operational,
 )
 from questtrain.config.skip import is_skipped
+from questtrain.config.target import check_target_width, targeted
 from questtrain.config.validation import (
+    check_group_width,
     check_sparse_width,
     hadamard_block,
     rows_per_process,
@@ -57,7 +59,9 @@ __all__ = [
     "RopeScaling",
     "ScheduleConfig",
     "TrainConfig",
+    "check_group_width",
     "check_sparse_width",
+    "check_target_width",
     "embedding_params",
     "flops_per_token",
     "hadamard_block",
@@ -75,6 +79,7 @@ __all__ = [
     "query_size",
     "rows_per_process",
     "steps",
+    "targeted",
     "tokens",
     "total_params",
     "training_bytes",

@@ -98,6 +98,9 @@ class RunRecord:
     data_sha256: str | None = None
     data_tokens: Number | None = None
     epochs: Number | None = None
+    scale_dtype: str | None = None
+    group_size: Size | None = None
+    target: str | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -127,6 +130,7 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
     UserError for a method that cannot be, which a damaged ``config.yaml`` may hold."""
     model, quant, bits = config.model, config.quant, parse_bits(config.bits)
     learned = bits.quantized and quant.scale != "gaussian"
+    rounded = bits.weight.quantized and quant.scale_dtype != "float32"
     trust = _trust_of(config, bits) if bits.quantized else Trust()
     return {
         "name": config.name,
@@ -153,6 +157,9 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
         "trust_error": _finite(trust.error),
         "lr_scale": quant.lr_scale if learned else None,
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
+        "scale_dtype": quant.scale_dtype if rounded else None,
+        "group_size": quant.group_size if bits.weight.quantized else None,
+        "target": quant.target if bits.quantized else None,
     }
 
 

@@ -181,9 +181,11 @@ class TrainingStep:
         dtype = product_dtype(self.device, settings.autocast)
         fused = FusedLlama.of(self.model, dtype, settings.save, settings.backward)
         if fused is None and settings.backward == "fp8":
+            group = self.config.quant.group_size
             raise UserError(
                 f"train.backward=fp8: there are no kernels for {self.config.bits}, method"
-                f" {self.config.quant.method}: choose train.backward=exact."
+                f" {self.config.quant.method}{f', quant.group_size={group}' if group else ''}:"
+                " choose train.backward=exact."
             )
         if fused is None:
             log.info(

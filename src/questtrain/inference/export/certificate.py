@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from questtrain.inference.export import card
 from questtrain.inference.export.format import Bound
 from questtrain.store.files import sha256_of, write_json
 from questtrain.store.json_file import read_json
@@ -104,6 +105,8 @@ def compare(
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an export but its certificate, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    """SHA-256 of every file of an export but its certificate and its card, which whoever publishes
+    it edits; by its path in the folder."""
+    unnamed = (folder / FILE, folder / card.FILE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in unnamed)
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}

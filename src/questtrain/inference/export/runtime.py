@@ -3,6 +3,7 @@ stays there, and where it dies the export says so."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -54,7 +55,11 @@ def ask(
         save_file({str(place): prompt for place, prompt in enumerate(prompts)}, request)
         words = [form.name, str(folder), runtime, device, str(request), str(answer)]
         command = [*python_command("questtrain.inference.export.runtime"), *words]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        # As many threads as here: by how many a sum is cut decides its last bits.
+        threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", env=threads
+        )
         if done.returncode or not answer.exists():
             said = "\n".join(done.stderr.strip().splitlines()[-12:])
             raise RuntimeFailed(

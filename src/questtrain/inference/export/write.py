@@ -13,6 +13,7 @@ from torch import Tensor
 
 from questtrain.errors import TrainingStopped, UserError, unknown
 from questtrain.inference.export import export_format
+from questtrain.inference.export.card import add_certificate
 from questtrain.inference.export.certificate import (
     Certificate,
     Comparison,
@@ -64,6 +65,7 @@ def export(
         if verify:
             certificate = certify(form, source, temporary, options, runtime, device)
             certificate.write(temporary)
+            add_certificate(temporary, certificate)
         publish_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
