@@ -15,14 +15,19 @@ Rotary = tuple[Tensor, Tensor]
 
 def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
     """The angles at integer positions, on their device."""
+    angles = torch.outer(positions_T.float(), rotary_frequencies(config, positions_T.device))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
+    """The angles that a position adds, fp32 ``[K/2]``."""
     width = head_dim(config)
-    even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
+    even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     frequencies = config.rope_theta ** (-even / width)
     if config.rope_scaling is not None:
         frequencies = frequencies * _share(frequencies, config.rope_scaling)
-    angles = torch.outer(positions_T.float(), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    return frequencies
 
 
 def _share(frequencies: Tensor, scaling: RopeScaling) -> Tensor | float:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
+from questtrain.errors import UserError
+from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.onnx_graph import MODEL, Graph
 from questtrain.inference.export.onnx_linear import stored_values, stores_codes
@@ -21,7 +22,9 @@ from questtrain.inference.export.onnx_llama import LlamaWriter
 from questtrain.inference.export.onnx_run import OnnxModel
 from questtrain.inference.export.passages import prompts
 from questtrain.inference.export.source import Source
+from questtrain.inference.export.tokenizer_files import tokenizer_limits, write_tokenizer_files
 from questtrain.model.huggingface import hf_config
+from questtrain.store.files import write_json
 
 
 class OnnxFormat:
@@ -47,8 +50,9 @@ class OnnxFormat:
         with closing(Graph(folder)) as graph:
             LlamaWriter(graph, source, options).write()
             graph.save(source.config.model.name, {"questtrain.bits": source.config.bits})
-        config = hf_config(source.config.model, source.config.sequence_length)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        write_config(source, folder)
+        write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
+        write_card(source, folder, LOADING)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         model = onnx.load(folder / MODEL, load_external_data=False)
@@ -72,7 +76,7 @@ class OnnxFormat:
         )
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
-        limits = []
+        limits = tokenizer_limits(source.tokenizer)
         if source.bits.activation.quantized:
             limits.append(
                 "Activations are quantized in fp32: single codes at a rounding border can differ"
@@ -89,6 +93,24 @@ class OnnxFormat:
         for tokens in prompts:
             yield in_two_parts(model, tokens)
 
+
+def write_config(source: Source, folder: Path) -> None:
+    """config.json as transformers has it, which optimum reads; none for a model that no class of
+    transformers computes."""
+    bos, length = source.tokenizer.bos_id, source.config.sequence_length
+    try:
+        config = hf_config(source.config.model, length, "float32", bos, bos, bos)
+    except UserError:
+        return
+    write_json(folder / "config.json", config)
+
+
+LOADING = """\
+With onnxruntime or OpenVINO: `model.onnx`, with its large tensors in `model.onnx_data`, takes
+`input_ids`, `attention_mask`, `position_ids` and the cache `past_key_values.N.key` and `.value`,
+and gives `logits` and `present.N.key` and `.value`, the names that optimum gives them. Every text
+begins with BOS, which `tokenizer.json` puts there.
+"""
 
 ROUNDING = {"f32": (1e-4, 0.999), "f16": (2e-2, 0.99), "bf16": (2e-1, 0.95)}
 """The largest logit difference and the least share of equal most likely tokens, by the dtype of

@@ -29,7 +29,7 @@ from questtrain.quant.quantizer import Quantizer, Unquantized
 
 CONTRIB = "com.microsoft"
 INT32_LIMIT = 2**31
-BLOCKS = (128, 64, 32, 16)
+BLOCKS = (256, 128, 64, 32, 16)
 """Columns with one scale in MatMulNBits, the fewest scales first."""
 
 PAIR_LIMIT = 2**15 - 1
@@ -58,10 +58,13 @@ class LinearWriter:
         if codes is not None and has_integer_product(layer, codes):
             assert isinstance(activation, Quantizer)
             return self._integers(name, codes, self._rows.quantized(x, activation))
-        values = self._rows.values(x, activation)
+        # What is only rotated needs not be: the folded values are those of x as it is given.
+        values = self._rows.values(x, activation) if isinstance(activation, Quantizer) else x
         if codes is not None and self._options.storage == "codes" and stores_codes(layer, codes):
-            back = codes.rotation if codes.rotates_back else None
-            return self._codes(name, codes, self._rows.rotated(values, back))
+            return self._codes(name, codes, self._rows.rotated(values, codes.rotation))
+        if codes is None:  # the weight stays as it was trained, and the values come to its space
+            assert isinstance(layer.weight_quantizer, Unquantized)
+            values = self._rows.rotated(values, layer.weight_quantizer.rotation)
         folded = layer.weight if codes is None else codes.folded()
         weight = folded.t().to(self._options.torch_dtype)
         return self._graph.op("MatMul", values, self.float_tensor(f"{name}.weight", weight))
@@ -110,18 +113,20 @@ class LinearWriter:
 
     def _codes(self, name: str, codes: WeightCodes, x: str) -> str:
         """``Σ x·codes`` in blocks of columns, and the middle's part."""
-        graph, (rows, width) = self._graph, codes.codes.shape
-        block, levels = _block(width), _levels(codes)
+        graph, (rows, width), levels = self._graph, codes.codes.shape, _levels(codes)
+        block, bits = block_of(codes), 2 if levels <= 4 else 4
         assert block is not None
-        bits = 2 if levels <= 4 else 4
-        steps = 2 * row_units(codes)
+        groups = codes.half_widths.shape[-1]
+        steps = (2 * codes.half_widths / span(codes.grid)).expand(rows, groups)
         shifted = codes.codes + (2 ** (bits - 1) - levels // 2)
         blocks = shifted.reshape(rows, width // block, block)
         product = graph.op(
             "MatMulNBits",
             x,
             graph.tensor(f"{name}.codes", _pack(blocks, bits)),
-            graph.tensor(f"{name}.steps", steps.repeat_interleave(width // block)),
+            graph.tensor(
+                f"{name}.steps", steps.repeat_interleave(width // block // groups, 1).flatten()
+            ),
             domain=CONTRIB,
             K=width,
             N=rows,
@@ -132,9 +137,8 @@ class LinearWriter:
         graph.shape(product, ("batch_size", "sequence_length", rows))
         if levels % 2:
             return product
-        middle = graph.op(
-            "Mul", self._rows.row_sums(x), graph.tensor(f"{name}.half_steps", steps / 2)
-        )
+        half_steps = graph.tensor(f"{name}.half_steps", steps.t() / 2)
+        middle = graph.op("MatMul", self._rows.group_sums(x, groups), half_steps)
         return graph.op("Add", product, middle)
 
 
@@ -158,8 +162,17 @@ def stores_codes(layer: QuantLinear, codes: WeightCodes | None = None) -> bool:
     codes = codes or weight_codes(layer)
     if codes is None or codes.kept is not None or not isinstance(codes.grid, UniformGrid):
         return False
-    has_block = _block(layer.in_features) is not None
-    return codes.grid.levels <= 16 and has_block and _has_row_scales(codes)
+    return codes.grid.levels <= 16 and block_of(codes) is not None
+
+
+def block_of(codes: WeightCodes) -> int | None:
+    """Columns of MatMulNBits' blocks: a group of the scales', else the most that divide a row. None
+    where it has no such block."""
+    width = codes.codes.shape[1]
+    group = width // codes.half_widths.shape[-1]
+    if group < width:
+        return group if group in BLOCKS else None
+    return next((size for size in BLOCKS if width % size == 0), None)
 
 
 def _has_row_scales(codes: WeightCodes) -> bool:
@@ -169,10 +182,6 @@ def _has_row_scales(codes: WeightCodes) -> bool:
 def _levels(codes: WeightCodes) -> int:
     assert isinstance(codes.grid, UniformGrid)
     return codes.grid.levels
-
-
-def _block(width: int) -> int | None:
-    return next((size for size in BLOCKS if width % size == 0), None)
 
 
 def row_units(codes: WeightCodes) -> Tensor:
@@ -232,8 +241,8 @@ def _unpacked(
     codes = (packed.unsqueeze(-1).int() >> shifts) % 2**bits - 2 ** (bits - 1)
     steps = read_tensor(model, folder, f"{name}.steps")
     assert steps is not None
-    values: Tensor = codes.flatten(2) * steps.reshape(codes.shape[0], -1, 1)
+    values: Tensor = (codes.flatten(2) * steps.reshape(codes.shape[0], -1, 1)).flatten(1)
     half_steps = read_tensor(model, folder, f"{name}.half_steps")
-    if half_steps is not None:
-        values = values + half_steps.reshape(-1, 1, 1)
-    return values.flatten(1)
+    if half_steps is None:
+        return values
+    return values + half_steps.t().repeat_interleave(values.shape[1] // len(half_steps), 1)

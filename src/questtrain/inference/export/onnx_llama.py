@@ -14,11 +14,12 @@ from __future__ import annotations
 import torch
 from onnx import TensorProto
 
-from questtrain.config import ModelConfig, head_dim, num_kv_heads
+from questtrain.config import head_dim, num_kv_heads
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import Graph
 from questtrain.inference.export.onnx_linear import LinearWriter
 from questtrain.inference.export.source import Source
+from questtrain.model.rotary import rotary_frequencies
 
 BATCH, LENGTH = "batch_size", "sequence_length"
 PAST, TOTAL = "past_sequence_length", "past_sequence_length + sequence_length"
@@ -184,10 +185,3 @@ class LlamaWriter:
             values = self._source.tensor("lm_head.weight").t().to(self._dtype)
             weight = self._linear.float_tensor("lm_head.weight", values)
         return graph.op("MatMul", x, weight)
-
-
-def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
-    """The angles that a position adds, fp32 ``[K/2]``: those of `rotary_angles`."""
-    width = head_dim(config)
-    even = torch.arange(0, width, 2, dtype=torch.float32)
-    return config.rope_theta ** (-even / width)

@@ -126,11 +126,13 @@ class RowQuantizers:
             self._sums[codes] = graph.op("ReduceSum", shifted, graph.sizes(-1), keepdims=1)
         return self._sums[codes]
 
-    def row_sums(self, x: str) -> str:
-        """Of the rows of a value fp32, ``[B, T, 1]``."""
-        if x not in self._sums:
-            self._sums[x] = self._graph.op("ReduceSum", x, self._graph.sizes(-1), keepdims=1)
-        return self._sums[x]
+    def group_sums(self, x: str, groups: int) -> str:
+        """Of so many groups of columns of a value fp32, ``[B, T, groups]``."""
+        graph, key = self._graph, f"{x} in {groups}"
+        if key not in self._sums:
+            parts = graph.op("Reshape", x, graph.sizes(0, 0, groups, -1))
+            self._sums[key] = graph.op("ReduceSum", parts, graph.sizes(-1), keepdims=0)
+        return self._sums[key]
 
     def _row_scale(self, x: str, alpha: float) -> str:
         """``α·rms [B, T, 1]``."""
