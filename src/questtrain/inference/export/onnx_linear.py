@@ -58,13 +58,12 @@ class LinearWriter:
         if codes is not None and has_integer_product(layer, codes):
             assert isinstance(activation, Quantizer)
             return self._integers(name, codes, self._rows.quantized(x, activation))
-        # What is only rotated needs not be: the folded values are those of x as it is given.
-        values = self._rows.values(x, activation) if isinstance(activation, Quantizer) else x
+        values = x  # what is only rotated needs not be: folded values are those of x as given
+        if isinstance(activation, Quantizer):
+            back = None if codes is not None else layer.weight_quantizer.rotation
+            values = self._rows.rotated(self._rows.values(x, activation), back)
         if codes is not None and self._options.storage == "codes" and stores_codes(layer, codes):
             return self._codes(name, codes, self._rows.rotated(values, codes.rotation))
-        if codes is None:  # the weight stays as it was trained, and the values come to its space
-            assert isinstance(layer.weight_quantizer, Unquantized)
-            values = self._rows.rotated(values, layer.weight_quantizer.rotation)
         folded = layer.weight if codes is None else codes.folded()
         weight = folded.t().to(self._options.torch_dtype)
         return self._graph.op("MatMul", values, self.float_tensor(f"{name}.weight", weight))
