@@ -31,7 +31,10 @@ class OnnxModel:
         self._run, pasts = start(folder / MODEL, device)
         self._pasts = {name: (heads, width) for name, (_, heads, _, width) in pasts.items()}
 
-    def __call__(self, tokens: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def __call__(
+        self, tokens: Tensor, cache: Cache | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Cache]:
+        """``mask`` int64 ``[B, P + T]`` is 0 where a sequence is padded on its left."""
         batch, length = tokens.shape
         if cache is None:
             cache = {
@@ -39,11 +42,13 @@ class OnnxModel:
                 for name, (heads, width) in self._pasts.items()
             }
         past = next(iter(cache.values())).shape[2]
-        positions = np.arange(past, past + length, dtype=np.int64)
+        if mask is None:
+            mask = torch.ones(batch, past + length, dtype=torch.int64)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, past:]
         inputs = {
             "input_ids": tokens.numpy(),
-            "attention_mask": np.ones((batch, past + length), np.int64),
-            "position_ids": np.tile(positions, (batch, 1)),
+            "attention_mask": mask.numpy(),
+            "position_ids": positions.numpy(),
             **cache,
         }
         outputs = self._run(inputs)
