@@ -185,6 +185,11 @@ def test_bad_input(trained, capsys, tmp_path, bits, words, message):
     assert not folder.exists()
 
 
+def test_a_gpu_is_no_place_to_compare(trained, tmp_path):
+    with pytest.raises(UserError, match="onnxruntime on a CPU alone"):
+        export(Source.open(trained("bf16")), "onnx", tmp_path / "out", Options(), device="cuda:0")
+
+
 def test_no_more_than_a_layer_is_in_memory(trained, monkeypatch, tmp_path):
     """Whenever a tensor is written, those before it have gone."""
     import weakref

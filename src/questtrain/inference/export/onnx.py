@@ -89,7 +89,7 @@ class OnnxFormat:
     def logits(
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:
-        model = OnnxModel(folder, runtime, device)
+        model = OnnxModel(folder, runtime)
         for tokens in prompts:
             yield in_two_parts(model, tokens)
 

@@ -26,9 +26,9 @@ class OnnxModel:
     """Token ids int64 ``[B, T]``, and the cache of the tokens before them → logits fp32
     ``[B, T, V]`` and the cache that holds them too."""
 
-    def __init__(self, folder: Path, runtime: str, device: str = "cpu") -> None:
+    def __init__(self, folder: Path, runtime: str) -> None:
         start = {"onnxruntime": _onnxruntime, "openvino": _openvino}[runtime]
-        self._run, pasts = start(folder / MODEL, device)
+        self._run, pasts = start(folder / MODEL)
         self._pasts = {name: (heads, width) for name, (_, heads, _, width) in pasts.items()}
 
     def __call__(
@@ -64,11 +64,10 @@ def _is_past(name: str) -> bool:
     return name.startswith("past_key_values.")
 
 
-def _onnxruntime(file: Path, device: str) -> tuple[Run, dict[str, Any]]:
+def _onnxruntime(file: Path) -> tuple[Run, dict[str, Any]]:
     import onnxruntime
 
-    provider = "CUDAExecutionProvider" if device.startswith("cuda") else "CPUExecutionProvider"
-    session = onnxruntime.InferenceSession(file, providers=[provider])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -77,7 +76,7 @@ def _onnxruntime(file: Path, device: str) -> tuple[Run, dict[str, Any]]:
     return run, {each.name: each.shape for each in session.get_inputs() if _is_past(each.name)}
 
 
-def _openvino(file: Path, device: str) -> tuple[Run, dict[str, Any]]:
+def _openvino(file: Path) -> tuple[Run, dict[str, Any]]:
     """In fp32 and with activations as they are, which is not what it does where the CPU has faster
     instructions for less."""
     import openvino

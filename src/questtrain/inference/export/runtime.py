@@ -25,8 +25,15 @@ class RuntimeFailed(TrainingStopped):
     """The runtime did not answer; the message has its own last words."""
 
 
-def require(form: ExportFormat, runtime: str) -> None:
-    """UserError where a package that the runtime needs is not installed."""
+ON_A_CPU = ("onnxruntime", "openvino")
+"""Runtimes that are asked on a CPU alone."""
+
+
+def require(form: ExportFormat, runtime: str, device: str) -> None:
+    """UserError where a package that the runtime needs is not installed, or it is not asked on such
+    a device."""
+    if runtime in ON_A_CPU and device != "cpu":
+        raise UserError(f"format={form.name} is verified by {runtime} on a CPU alone: device=cpu.")
     missing = [name for name in form.runtimes[runtime] if find_spec(name) is None]
     if missing:
         raise UserError(

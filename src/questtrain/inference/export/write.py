@@ -47,7 +47,7 @@ def export(
     form = export_format(name)
     runtime = _runtime(form, runtime)
     if verify:
-        require(form, runtime)
+        require(form, runtime, device)
     if options.storage is not None and name != "onnx":
         raise UserError(
             f"storage={options.storage} is for format=onnx: format={name} has one form."
@@ -86,7 +86,7 @@ def verify_export(
         ) from error
     form = export_format(before.format)
     runtime = _runtime(form, runtime or before.runtime)
-    require(form, runtime)
+    require(form, runtime, device)
     found = hashes(folder)
     for file in sorted(before.files.keys() | found.keys()):
         if before.files.get(file) != found.get(file):
