@@ -88,7 +88,7 @@ class Graph:
 
     def constant(self, value: Tensor) -> str:
         """A small constant; equal ones are one."""
-        key = (value.dtype, tuple(value.shape), _bytes(value))
+        key = (value.dtype, tuple(value.shape), _bytes(value).tobytes())
         if key not in self._constants:
             self._constants[key] = self.tensor(f"constant.{len(self._constants)}", value)
         return self._constants[key]
@@ -98,7 +98,7 @@ class Graph:
         held = TensorProto(name=name, data_type=ELEMENT_TYPES[value.dtype], dims=value.shape)
         data = _bytes(value)
         if len(data) < EXTERNAL_BYTES:
-            held.raw_data = data
+            held.raw_data = data.tobytes()
         else:
             self._data.write(b"\0" * (-self._data.tell() % ALIGNMENT))
             place = {"location": DATA, "offset": self._data.tell(), "length": len(data)}
@@ -148,8 +148,10 @@ class Graph:
         self._data.close()
 
 
-def _bytes(value: Tensor) -> bytes:
-    return value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(value: Tensor) -> memoryview:
+    """The values as they lie in memory, without a copy of those that lie in order."""
+    whole = value.contiguous().view(-1).view(torch.uint8)
+    return memoryview(whole.numpy())  # type: ignore[arg-type]
 
 
 def read_tensor(model: onnx.ModelProto, folder: Path, name: str) -> Tensor | None:
