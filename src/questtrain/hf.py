@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from questtrain.model.hf_quantization import METHOD, layer_settings
@@ -26,7 +27,7 @@ class QuestConfig(QuantizationConfigMixin):
 
     def __init__(self, **settings: Any) -> None:
         settings.pop("quant_method", None)
-        self.quant_method = METHOD
+        self.quant_method = METHOD  # type: ignore[assignment]  # the enumeration is of its own
         layer_settings(settings)
         for name, value in settings.items():
             setattr(self, name, value)

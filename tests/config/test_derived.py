@@ -27,6 +27,7 @@ from questtrain.config import (
     validate,
     vector_params,
 )
+from questtrain.config.derived import block_linears
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from tests.model.family import FAMILY, small_model
@@ -173,6 +174,22 @@ def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str, skip:
         width = PACKED_BITS[bits] if packed else 16
         expected += layer.out_features * (layer.in_features * width / 8 + 4 * packed)
     assert packed_block_bytes(config.model, parse_bits(bits), skip) == expected
+
+
+@pytest.mark.parametrize(("scale_dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+@pytest.mark.parametrize("group", [None, 16, 64])
+def test_packed_bytes_count_scales_as_they_are_stored(
+    compose: Compose, scale_dtype: str, size: int, group: int | None
+) -> None:
+    """One of each row, or of each group of its columns, in its dtype; the codes are the same."""
+    model = compose("nano").model
+    bits, stored = parse_bits("w4a16"), QuantConfig(scale_dtype=scale_dtype, group_size=group)
+    codes = quantized_params(model) // 2
+    scales = sum(
+        outputs * (1 if group is None else inputs // group)
+        for _, inputs, outputs in block_linears(model)
+    )
+    assert packed_block_bytes(model, bits, quant=stored) == codes + size * scales
 
 
 def test_sparse_weights_take_five_eighths_of_dense_ones(compose: Compose) -> None:

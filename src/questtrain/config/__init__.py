@@ -6,6 +6,7 @@ Imports neither torch nor anything of ours but `questtrain.errors`, so that ever
 
 from questtrain.config.bits import Bits, NumberFormat, parse_bits
 from questtrain.config.derived import (
+    block_linears,
     embedding_params,
     flops_per_token,
     head_dim,
@@ -59,6 +60,7 @@ __all__ = [
     "RopeScaling",
     "ScheduleConfig",
     "TrainConfig",
+    "block_linears",
     "check_group_width",
     "check_sparse_width",
     "check_target_width",

@@ -22,7 +22,8 @@ from questtrain.errors import UserError
 class Target:
     """What a file holds. ``only_weights``: quantized weights, but neither rotations, nor quantized
     activations, nor 2:4 sparsity. Of ``int_grid`` formats the grid with zero takes fewer bits;
-    ``no_centred`` ones have no type for the other."""
+    ``no_centred`` ones have no type for the other. In the first of ``scale_dtypes`` its arithmetic
+    gives the trained values bit for bit."""
 
     reader: str
     only_weights: bool
@@ -48,7 +49,7 @@ BY_NAME = {
     "mlx": Target(
         "mlx-lm",
         only_weights=True,
-        scale_dtypes=SCALE_DTYPES,
+        scale_dtypes=("float16", "bfloat16", "float32"),  # scale·code + bias, which fp32 rounds
         groups=(32, 128),
         width_multiple=32,
     ),
@@ -74,7 +75,8 @@ def targeted(quant: QuantConfig, bits: Bits, given: Collection[str] = ()) -> Qua
         settings["rotation"] = "none"
     if bits.weight.label in target.int_grid:
         settings["grid"] = "int"
-    if quant.scale == "gaussian" and quant.scale_dtype not in target.scale_dtypes:
+    chosen = quant.scale_dtype in target.scale_dtypes and quant.scale_dtype != "float32"
+    if quant.scale == "gaussian" and bits.weight.quantized and not chosen:
         settings["scale_dtype"] = target.scale_dtypes[0]
     return replace(quant, **{k: v for k, v in settings.items() if f"quant.{k}" not in given})
 
@@ -92,7 +94,8 @@ def check_target(quant: QuantConfig, bits: Bits) -> None:
             f"{named} has no type for quant.grid=centred at bits={bits}, whose integers reach"
             f" ±{largest}: leave the grid out, or choose quant.grid=int or bits=w7a16."
         )
-    if quant.scale == "gaussian" and quant.scale_dtype not in target.scale_dtypes:
+    rounds = quant.scale == "gaussian" and bits.weight.quantized
+    if rounds and quant.scale_dtype not in target.scale_dtypes:
         raise UserError(
             f"{named} stores scales in {' or '.join(target.scale_dtypes)}, and"
             f" quant.scale_dtype={quant.scale_dtype} would be rounded at export: leave it out, or"

@@ -206,7 +206,8 @@ class DenseProduct(StepProduct):
             return quantizer(stacked), all_pass(stacked) if self.block > 1 else None
         step = step_format(quantizer, may_rotate_back=True)
         if step is None:
-            return quantizer(stacked), pack_bits(quantizer.mask(stacked).view(torch.uint8), 1)
+            values, mask = quantizer.values_and_mask(stacked)
+            return values, pack_bits(mask.view(torch.uint8), 1)
         quantized = hadamard_quantize(stacked, *step.form, trust=step.trust)
         values = dequantize(*quantized[:2], step.form.levels, torch.float32)
         if self.rotates_back:

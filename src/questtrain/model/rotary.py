@@ -20,14 +20,14 @@ def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
     return angles.cos(), angles.sin()
 
 
-def rotary_frequencies(config: ModelConfig, device: torch.device | None = None) -> Tensor:
-    """The angles that a position adds, fp32 ``[K/2]``."""
+def rotary_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians a position, fp32 ``[K/2]``, scaled where the model's are."""
     width = head_dim(config)
     even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
     frequencies = config.rope_theta ** (-even / width)
-    if config.rope_scaling is not None:
-        frequencies = frequencies * _share(frequencies, config.rope_scaling)
-    return frequencies
+    if config.rope_scaling is None:
+        return frequencies
+    return frequencies * _share(frequencies, config.rope_scaling)
 
 
 def _share(frequencies: Tensor, scaling: RopeScaling) -> Tensor | float:

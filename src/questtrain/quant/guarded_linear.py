@@ -7,6 +7,8 @@ it, names that it does not know would be skipped and the layer left random.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,7 @@ from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
 from questtrain.quant.packing import pack_linear, packed_form
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer
 from questtrain.quant.rotation import HadamardRotation
+from questtrain.quant.scale import learned_scalars
 from questtrain.quant.stored_weight import StoredWeight
 
 
@@ -52,7 +55,21 @@ class GuardedLinear(nn.Module):
         weight = self.layer.weight
         if isinstance(weight, IntegerWeight):
             return weight.integers() * weight.scales.unsqueeze(1)
-        return weight.values() if isinstance(weight, CodedWeight) else weight
+        if isinstance(weight, CodedWeight):
+            return weight.values()
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GuardedLinear:
+        """Learned scales and offsets keep their dtype when a model is cast, as other scales do."""
+        scalars = learned_scalars(self)
+        before = [scalar.value.detach() for scalar in scalars]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for scalar, value in zip(scalars, before, strict=True):
+            if scalar.value.dtype != value.dtype:
+                kept = value.to(scalar.value.device)
+                scalar.value = nn.Parameter(kept, requires_grad=False)
+        return self
 
     def write_signs(self) -> None:
         """Write the rotations' signs anew, which no checkpoint holds."""
@@ -62,14 +79,15 @@ class GuardedLinear(nn.Module):
 
 
 def _placeholder(linear: QuantLinear) -> QuantizedTensor | None:
-    """Codes and scales without numbers; None of a weight that is not quantized."""
+    """Codes and scales without numbers, of dtypes that are not the default one, which is a model's
+    while it is loaded; None of a weight that is not quantized."""
     stored = StoredWeight.of(linear)
     if stored is None:
         return None
     with torch.device("meta"):
         return QuantizedTensor(
             torch.empty(stored.shape, dtype=torch.uint8),
-            torch.empty(stored.scales),
+            torch.empty(stored.shape[0], stored.groups, dtype=torch.float32),
             None,
             torch.empty(stored.shape, dtype=torch.bool) if stored.sparse else None,
         )

@@ -83,18 +83,21 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x_h, scale, offset = self._on_the_grid(x)
         quantized = self.estimator(x_h, self._round(x_h, scale), scale)
-        if offset is not None:
-            quantized = quantized + offset
-        quantized = self._rows(quantized)
-        if self.rotate_back:
-            quantized = self.rotation(quantized)
-        return quantized.to(x.dtype)
+        return self._finished(quantized, offset).to(x.dtype)
 
     @torch.no_grad()
     def mask(self, x: Tensor) -> Tensor:
         """M, bool ``[..., K]`` in the space of the quantization: where the gradient passes."""
         x_h, scale, _ = self._on_the_grid(x)
         return self._rows(self.estimator.mask(x_h, self._round(x_h, scale), scale))
+
+    @torch.no_grad()
+    def values_and_mask(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` and `mask` give, without doing most of it twice."""
+        x_h, scale, offset = self._on_the_grid(x)
+        values = self._round(x_h, scale)
+        mask = self.estimator.mask(x_h, values, scale)
+        return self._finished(values, offset).to(x.dtype), self._rows(mask)
 
     def expected_masked_fraction(self, samples: int = 1 << 22) -> float:
         """The fraction of M = 0 among exactly Gaussian values, at the MSE-optimal scale."""
@@ -139,6 +142,14 @@ class Quantizer(nn.Module):
 
     def _round(self, x_h: Tensor, scale: Tensor) -> Tensor:
         return _rounded(x_h, scale, self.grid, self.sparsity)
+
+    def _finished(self, quantized: Tensor, offset: Tensor | None) -> Tensor:
+        """Values on the grid as the product takes them: around their offset, in rows, and in the
+        original space where they are rotated back."""
+        if offset is not None:
+            quantized = quantized + offset
+        rows = self._rows(quantized)
+        return self.rotation(rows) if self.rotate_back else rows
 
     def _rows(self, groups: Tensor) -> Tensor:
         """Groups of columns ``[..., G, K/G]`` side by side again."""

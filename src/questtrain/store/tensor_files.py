@@ -32,6 +32,8 @@ _NAMES = {
     torch.uint8: "U8",
     torch.int8: "I8",
     torch.int32: "I32",
+    torch.int64: "I64",
+    torch.uint32: "U32",
 }
 
 

@@ -16,6 +16,7 @@ from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import MODEL, OPSET, Graph
 from questtrain.inference.export.onnx_rows import RowQuantizers
 from questtrain.inference.export.onnx_run import OnnxModel
+from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.write import CertificateFailed, export
 from questtrain.inference.generate import generate_tokens
@@ -38,8 +39,9 @@ FAMILY = {
 def here(monkeypatch):
     """The runtime in this process, and fewer prompts: what takes time is a process of its own."""
 
-    def ask(form, folder, runtime, prompts, device):
-        return list(form.logits(folder, runtime, prompts, device))
+    def ask(form, folder, runtime, prompts, device, texts=()):
+        ids = list(form.token_ids(folder, runtime, texts))
+        return Answer(list(form.logits(folder, runtime, prompts, device)), ids)
 
     monkeypatch.setattr(write, "ask", ask)
     monkeypatch.setattr(

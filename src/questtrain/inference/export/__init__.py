@@ -12,6 +12,8 @@ FORMATS = {
     "packed": "PackedFormat",
     "hf": "HuggingFaceFormat",
     "gguf": "GgufFormat",
+    "gguf-packed": "GgufPackedFormat",
+    "gguf-rotated": "GgufRotatedFormat",
     "onnx": "OnnxFormat",
     "compressed-tensors": "CompressedTensorsFormat",
     "mlx": "MlxFormat",

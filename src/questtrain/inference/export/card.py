@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from questtrain.inference.export.certificate import CARD, Certificate
+from questtrain.inference.export.source import Source
 from questtrain.store.files import write_text
 
-if TYPE_CHECKING:
-    from questtrain.inference.export.certificate import Certificate
-    from questtrain.inference.export.source import Source
-
-FILE = "README.md"
 LICENSE = "No license is stated: whoever publishes this model chooses one."
 
 
@@ -44,15 +41,17 @@ def write_card(
         f"## How to load it\n\n{loading.strip()}",
         f"## The run\n\n{_table(columns)}",
     ]
-    write_text(folder / FILE, "\n\n".join(sections) + "\n")
+    write_text(folder / CARD, "\n\n".join(sections) + "\n")
 
 
 def add_certificate(folder: Path, certificate: Certificate) -> None:
     """Put a certificate's numbers into the card, where the format wrote one."""
-    path = folder / FILE
+    path = folder / CARD
     if not path.is_file():
         return
     found = certificate.comparison
+    if found is None:
+        return
     versions = ", ".join(f"{name} {number}" for name, number in certificate.versions.items())
     rows = {
         "loaded by": f"{certificate.runtime} ({versions}) on {certificate.device}",

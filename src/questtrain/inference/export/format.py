@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -68,9 +68,9 @@ class ExportFormat(Protocol):
         """What the written files hold of a layer's weight, by our name of it: fp32 values
         ``[N, K]``, and whether they are folded (`WeightCodes.folded`) or in the codes' space."""
 
-    def is_packed(self, source: Source) -> bool:
+    def is_packed(self, source: Source) -> bool | torch.dtype:
         """Whether the runtime is to be compared with `questtrain.load` of packed weights, not with
-        the values they stand for."""
+        the values they stand for (`Source.model`)."""
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         """How near the runtime has to come."""
@@ -83,3 +83,11 @@ class ExportFormat(Protocol):
     ) -> Iterator[Tensor]:
         """Run in a process of its own: the runtime's logits fp32 ``[T, V]`` of every prompt, token
         ids int64 ``[T]``."""
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A format whose files hold the tokenizer, too, which its runtimes encode text with."""
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Run in the process of `ExportFormat.logits`: the ids of every text as a prompt."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from questtrain.inference.export import gguf_tokenizer
+from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.gguf_file import (
     DENSE,
@@ -19,6 +20,7 @@ from questtrain.inference.export.gguf_file import (
     dense_entry,
     gguf_name,
     in_file_order,
+    model_refusal,
     read_tensor,
     write_file,
 )
@@ -32,6 +34,15 @@ BOUNDS = {
 """In F32 nothing is rounded but sums; in 16 bits llama.cpp rounds the activations too."""
 
 LLAMA_CPP = ("xllamacpp", "gguf")
+LOADING = """llama.cpp and programs built on it load `model.gguf`:
+
+```
+llama-cli -m model.gguf --cache-type-k f32 --cache-type-v f32 --flash-attn off -p "Once upon"
+```
+
+Without these options keys and values are rounded to 16 bits."""
+BY_TRANSFORMERS = """transformers makes a dense model of it:
+`AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")`."""
 
 
 class GgufFormat:
@@ -42,13 +53,14 @@ class GgufFormat:
     runtimes = {"llama.cpp": LLAMA_CPP, "transformers": ("transformers", "gguf", "torch")}  # noqa: RUF012
 
     def refusal(self, source: Source, options: Options) -> str | None:
-        return activations_refusal(source) or tokenizer_refusal(source)
+        return activations_refusal(source) or file_refusal(source)
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
         entries = around_the_blocks(source, options.dtype)
         for name in source.linear_names():
             entries.append(dense_linear(source, name, options.dtype))
         write_file(source, folder, entries, DENSE[options.dtype][1])
+        write_card(source, folder, f"{LOADING}\n\n{BY_TRANSFORMERS}", "gguf")
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), True
@@ -57,7 +69,7 @@ class GgufFormat:
         return False
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return BOUNDS["f32" if runtime == "transformers" else options.dtype]
+        return BOUNDS[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         return [*context_limits(source), *precision_limits(options.dtype)]
@@ -91,8 +103,10 @@ def activations_refusal(source: Source) -> str | None:
     )
 
 
-def tokenizer_refusal(source: Source) -> str | None:
-    """llama.cpp must make the same ids of a text."""
+def file_refusal(source: Source) -> str | None:
+    """llama.cpp must have the architecture, and make the same ids of a text."""
+    if (reason := model_refusal(source.config.model)) is not None:
+        return f"{reason} format=packed and format=onnx hold it."
     why = gguf_tokenizer.refusal(source.tokenizer)
     return why and f"{why}. format=hf and format=onnx take any tokenizer."
 

@@ -1,14 +1,15 @@
 """A model of ours as a GGUF file: the names of its tensors, its keys, written a tensor at a time.
 
-llama.cpp turns neighbours (2i, 2i + 1) of a head by the rotary angle where we turn i and
-i + width/2: the rows of Q and K are put in its order. Some keys it takes defaults for that are
-wrong here: all that it could take are written.
+Three of llama.cpp's architectures are ours: ``llama``; ``qwen2``, with biases of Q, K and V;
+``qwen3``, with norms of the heads of Q and K. Its ``llama`` turns neighbours (2i, 2i + 1) of a head
+by the rotary angle where we, and the other two, turn i and i + width/2: there the rows of Q and K
+are put in its order. All keys that it has defaults for are written: some defaults are wrong here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from questtrain.config import intermediate_size
+from questtrain.config import ModelConfig, head_dim, intermediate_size, num_kv_heads
+from questtrain.inference.export.gguf_blocks import TYPES, dequantize
 from questtrain.inference.export.gguf_tokenizer import UNKNOWN, Vocabulary, vocabulary
 from questtrain.inference.export.source import Source
+from questtrain.model.rotary import rotary_frequencies
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
-    from gguf.gguf_reader import ReaderTensor
 
 FILE = "model.gguf"
 
@@ -35,6 +37,8 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "attention.q_norm": "attn_q_norm",
+    "attention.k_norm": "attn_k_norm",
     "attention_norm": "attn_norm",
     "mlp_norm": "ffn_norm",
 }
@@ -65,9 +69,27 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{NAMES[rest]}"
 
 
-def is_turned(name: str) -> bool:
-    """Whether a layer's rows are turned by rotary positions, and in llama.cpp's order."""
-    return name.endswith(("q_proj", "k_proj"))
+def architecture(model: ModelConfig) -> str:
+    """llama.cpp's name of the model's kind."""
+    return "qwen3" if model.qk_norm else "qwen2" if model.qkv_bias else "llama"
+
+
+def model_refusal(model: ModelConfig) -> str | None:
+    """What no architecture of llama.cpp has."""
+    if model.qkv_bias and model.qk_norm:
+        return "model.qkv_bias and model.qk_norm are both on, and llama.cpp has one or the other."
+    scaling = model.rope_scaling
+    if scaling is not None and scaling.rope_type == "llama3" and architecture(model) != "llama":
+        return (
+            "model.rope_scaling.rope_type=llama3 goes with neither model.qkv_bias nor model.qk_norm"
+            " in llama.cpp, which reads its factors for a llama alone."
+        )
+    return None
+
+
+def is_reordered(kind: str, name: str) -> bool:
+    """Whether a layer's rows are turned by rotary positions, and lie otherwise in the file."""
+    return kind == "llama" and name.endswith(("q_proj", "k_proj"))
 
 
 def neighbours(rows: Tensor, heads: int) -> Tensor:
@@ -84,7 +106,11 @@ def halves(rows: Tensor, heads: int) -> Tensor:
 
 def in_file_order(source: Source, name: str, rows: Tensor) -> Tensor:
     """A layer's rows ``[N, …]`` as llama.cpp wants them."""
-    return neighbours(rows, source.config.model.num_heads) if is_turned(name) else rows
+    model = source.config.model
+    if not is_reordered(architecture(model), name):
+        return rows
+    heads = num_kv_heads(model) if name.endswith("k_proj") else model.num_heads
+    return neighbours(rows, heads)
 
 
 def dense_entry(name: str, shape: Sequence[int], dtype: str, tensor: Callable[[], Tensor]) -> Entry:
@@ -106,8 +132,15 @@ def dense_entry(name: str, shape: Sequence[int], dtype: str, tensor: Callable[[]
 
 
 def around_the_blocks(source: Source, dtype: str) -> list[Entry]:
-    """Embedding and head in ``dtype``, norms in F32, which llama.cpp demands."""
-    entries = []
+    """Embedding and head in ``dtype``, norms and biases in F32, which llama.cpp demands; factors of
+    the rotary frequencies where they are not all the same."""
+    entries = rotary_factors(source.config.model)
+    for name in source.linear_names():
+        if source.meta_linear(name).bias is not None:
+            bias = f"{name}.bias"
+            shape = source.shape(bias)
+            read = lambda n=bias: source.tensor(n)  # noqa: E731
+            entries.append(dense_entry(f"{gguf_name(name)}.bias", shape, "f32", read))
     for name in source.tensor_names():
         module = name.removesuffix(".weight")
         of = "f32" if module.endswith("norm") else dtype
@@ -118,25 +151,34 @@ def around_the_blocks(source: Source, dtype: str) -> list[Entry]:
     return entries
 
 
+def rotary_factors(model: ModelConfig) -> list[Entry]:
+    """Llama 3's scaling: by how much each frequency is divided, ``[width/2]``."""
+    if model.rope_scaling is None or model.rope_scaling.rope_type != "llama3":
+        return []
+    plain = rotary_frequencies(replace(model, rope_scaling=None))
+    factors = plain / rotary_frequencies(model)
+    return [dense_entry("rope_freqs.weight", (len(factors),), "f32", lambda: factors)]
+
+
 def write_file(
     source: Source,
     folder: Path,
     entries: Sequence[Entry],
     file_type: int,
-    architecture: str = "llama",
+    named: str | None = None,
     more: Callable[[GGUFWriter], None] | None = None,
 ) -> None:
     """Write the model's keys, its tokenizer and ``entries``, one tensor in memory at a time.
 
-    ``architecture`` is what the file says it is, ``more`` adds keys.
+    ``named`` is what the file says it is, where that is not its `architecture`; ``more`` adds keys.
     """
     from gguf import GGMLQuantizationType, GGUFWriter
 
-    writer = GGUFWriter(None, architecture)
+    writer = GGUFWriter(None, named or architecture(source.config.model))
     _add_model(writer, source, file_type)
     rows = source.config.model.vocab_size
     assert rows is not None  # of a trained run
-    _add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
+    add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
     if more is not None:
         more(writer)
     for entry in entries:
@@ -156,8 +198,9 @@ def write_file(
 
 
 def _add_model(writer: GGUFWriter, source: Source, file_type: int) -> None:
-    """The Llama's keys (``llama.…``), whatever architecture the file says it is."""
+    """What the model is; keys of its architecture, whatever the file says it is."""
     config, model = source.config, source.config.model
+    kind, width = architecture(model), head_dim(model)
     writer.add_name(str(config.name))
     writer.add_file_type(file_type)
     writer.add_quantization_version(2)
@@ -171,17 +214,22 @@ def _add_model(writer: GGUFWriter, source: Source, file_type: int) -> None:
         "block_count": model.num_layers,
         "feed_forward_length": intermediate_size(model),
         "attention.head_count": model.num_heads,
-        "attention.head_count_kv": model.num_heads,
-        "rope.dimension_count": model.hidden_size // model.num_heads,
+        "attention.head_count_kv": num_kv_heads(model),
+        "attention.key_length": width,
+        "attention.value_length": width,
+        "rope.dimension_count": width,
         "vocab_size": model.vocab_size,
     }
     for key, number in numbers.items():
-        writer.add_uint32(f"llama.{key}", number)
-    writer.add_float32("llama.attention.layer_norm_rms_epsilon", model.norm_eps)
-    writer.add_float32("llama.rope.freq_base", model.rope_theta)
+        writer.add_uint32(f"{kind}.{key}", number)
+    writer.add_float32(f"{kind}.attention.layer_norm_rms_epsilon", model.norm_eps)
+    writer.add_float32(f"{kind}.rope.freq_base", model.rope_theta)
+    if model.rope_scaling is not None and model.rope_scaling.rope_type == "linear":
+        writer.add_string(f"{kind}.rope.scaling.type", "linear")
+        writer.add_float32(f"{kind}.rope.scaling.factor", model.rope_scaling.factor)
 
 
-def _add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
+def add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
     """A document ends where the next begins: BOS is EOS, as `questtrain generate` has it."""
     writer.add_tokenizer_model(words.model)
     if words.pre is not None:
@@ -204,28 +252,58 @@ def _add_tokenizer(writer: GGUFWriter, words: Vocabulary, bos: int) -> None:
     writer.add_add_eos_token(False)
 
 
-@lru_cache(maxsize=1)
-def _opened(file: Path, changed: int) -> tuple[GGUFReader, dict[str, ReaderTensor]]:
-    """A file, mapped into memory; ``changed`` tells it from one that was there before."""
-    from gguf import GGUFReader
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in a file: the number of its type, its shape (rows first), where."""
 
-    reader = GGUFReader(file)
-    return reader, {tensor.name: tensor for tensor in reader.tensors}
+    kind: int
+    shape: tuple[int, ...]
+    start: int
+
+
+@lru_cache(maxsize=1)
+def _opened(file: Path, changed: int) -> tuple[GGUFReader, dict[str, Stored]]:
+    """A file's keys and tensors; ``changed`` tells it from one that was there before."""
+    from gguf import GGUFReader
+    from gguf.gguf_reader import ReaderField
+
+    tensors: dict[str, Stored] = {}
+
+    class Reader(GGUFReader):
+        """gguf 0.19's own way ends at a type that it has no name for, such as Q2_0."""
+
+        def _build_tensors(self, start_offs: int, fields: list[ReaderField]) -> None:
+            for field in fields:
+                _, name, _, dims, kind, offset = field.parts
+                shape = tuple(int(size) for size in reversed(dims))
+                start = start_offs + int(offset[0])
+                tensors[bytes(name).decode()] = Stored(int(kind[0]), shape, start)
+
+    return Reader(file), tensors
 
 
 def read_tensor(folder: Path, name: str) -> Tensor:
-    """The matrix of a layer, fp32 ``[N, K]`` with the rows as we have them: what gguf's own
-    dequantizers make of the file, times its ``.scale`` where there is one."""
-    from gguf.quants import dequantize
-
+    """The matrix of a layer, fp32 ``[N, K]`` with the rows as we have them: what other software
+    makes of the file's bytes, times its ``.scale`` where there is one."""
     file = folder / FILE
     reader, tensors = _opened(file, file.stat().st_mtime_ns)
     base = gguf_name(name)
-    found = tensors[f"{base}.weight"]
-    values = torch.from_numpy(np.array(dequantize(found.data, found.tensor_type), np.float32))
-    if f"{base}.scale" in tensors:
-        values = values * float(tensors[f"{base}.scale"].data[0])
-    if not is_turned(name):
+    values = _values(file, tensors[f"{base}.weight"])
+    if (scale := tensors.get(f"{base}.scale")) is not None:
+        values = values * _values(file, scale)
+    kind = next(key.split(".")[0] for key in reader.fields if key.endswith(".block_count"))
+    if not is_reordered(kind, name):
         return values
     key = "head_count_kv" if name.endswith("k_proj") else "head_count"
-    return halves(values, int(reader.fields[f"llama.attention.{key}"].contents()))
+    return halves(values, int(reader.fields[f"{kind}.attention.{key}"].contents()))
+
+
+def _values(file: Path, stored: Stored) -> Tensor:
+    from gguf.constants import GGML_QUANT_SIZES
+
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+    sizes |= {block.number: (block.width, block.size) for block in TYPES}
+    width, size = sizes[stored.kind]
+    count = int(np.prod(stored.shape)) // width * size
+    data = np.fromfile(file, np.uint8, count, offset=stored.start)
+    return torch.from_numpy(dequantize(stored.kind, data, stored.shape))

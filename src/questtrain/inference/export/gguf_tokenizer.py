@@ -25,7 +25,7 @@ LLAMA3 = _CL100K.replace("NUMBERS", r"\p{N}{1,3}")
 QWEN2 = _CL100K.replace("NUMBERS", r"\p{N}")
 DIGITS = "each digit"
 
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[tuple[str | None, ...], str] = {
     (GPT2,): "gpt-2",
     (DIGITS, GPT2): "smollm",
     (LLAMA3,): "llama-bpe",
@@ -172,34 +172,54 @@ def _tokens(content: dict[str, Any], bos: int) -> tuple[list[str], list[int]]:
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> Vocabulary | str:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(tokenizer.path.read_bytes())
-    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
-    model = {1: "t5", 2: "llama"}.get(trainer.model_type)
-    if model is None:
-        return "its SentencePiece model is one of words or characters: llama.cpp reads BPE, unigram"
-    if model == "llama" and (
-        normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces
-    ):
-        return (
-            f"its SentencePiece BPE normalizes text (normalization {normalizer.name!r},"
-            f" remove_extra_whitespaces={normalizer.remove_extra_whitespaces}), which llama.cpp"
-            " does not"
-        )
-    if model == "llama" and not trainer.byte_fallback:
-        return "its SentencePiece BPE has no byte_fallback, without which llama.cpp does not run it"
-    pieces = list(proto.pieces)
-    kinds = [int(piece.type) for piece in pieces]
+    if (why := _unlike_llama_cpp(proto)) is not None:
+        return f"its SentencePiece model {why}"
+    kinds = [int(piece.type) for piece in proto.pieces]
     kinds[tokenizer.bos_id] = CONTROL
     return Vocabulary(
-        model,
-        [piece.piece for piece in pieces],
+        SENTENCEPIECE[proto.trainer_spec.model_type],
+        [piece.piece for piece in proto.pieces],
         kinds,
         pre="default",
-        scores=[piece.score for piece in pieces],
+        scores=[piece.score for piece in proto.pieces],
         flags={
-            "add_space_prefix": normalizer.add_dummy_prefix,
-            "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+            "add_space_prefix": proto.normalizer_spec.add_dummy_prefix,
+            "remove_extra_whitespaces": proto.normalizer_spec.remove_extra_whitespaces,
         },
-        charsmap=normalizer.precompiled_charsmap if model == "t5" else b"",
+        charsmap=proto.normalizer_spec.precompiled_charsmap,
     )
+
+
+SENTENCEPIECE = {1: "t5", 2: "llama"}
+"""SentencePiece's kind of model, unigram or BPE → llama.cpp's (tokenizer.ggml.model)."""
+
+
+def _unlike_llama_cpp(proto: Any) -> str | None:
+    """What a SentencePiece model does that llama.cpp does not, or the other way round, each seen to
+    give other ids."""
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    kind = SENTENCEPIECE.get(trainer.model_type)
+    if kind is None:
+        return "is one of words or characters, and llama.cpp reads BPE and unigram ones"
+    if trainer.treat_whitespace_as_suffix:
+        return "puts the space of a word after it, which llama.cpp puts before"
+    if kind == "t5" and trainer.byte_fallback:
+        return "is a unigram one with byte_fallback, which llama.cpp does not do for these"
+    if kind == "t5" and not (normalizer.remove_extra_whitespaces and normalizer.add_dummy_prefix):
+        return (
+            "is a unigram one with remove_extra_whitespaces or add_dummy_prefix off, which"
+            " llama.cpp takes as on"
+        )
+    own = any(piece.type == USER_DEFINED for piece in proto.pieces)
+    if own and normalizer.add_dummy_prefix:
+        return "has user-defined symbols, after each of which llama.cpp adds a space"
+    if kind == "llama" and not trainer.byte_fallback:
+        return "is a BPE without byte_fallback, of which llama.cpp finds no token for some bytes"
+    if kind == "llama" and (normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces):
+        return (
+            f"is a BPE that normalizes text (rule {normalizer.name!r}, remove_extra_whitespaces"
+            f"={normalizer.remove_extra_whitespaces}), which llama.cpp does not for these"
+        )
+    return None

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from questtrain.config import is_skipped
+from questtrain.config import ModelConfig, is_skipped
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -39,7 +40,8 @@ CODES = {
     "f16": Bound(largest=None, median=5e-2, argmax=0.9),
     "bf16": Bound(largest=None, median=0.2, argmax=0.8),
 }
-"""Of quantized activations: what lies on a border of rounding takes the other code."""
+"""Of quantized activations: what lies on a border of rounding takes the other code, and in 16 bits
+much does. A layer that is wrong leaves little of the argmax."""
 
 
 class HuggingFaceFormat:
@@ -47,7 +49,7 @@ class HuggingFaceFormat:
 
     name = "hf"
     holds = "every run; a plain Llama where activations are not quantized, else packed codes"
-    runtimes = {"transformers": ("transformers", "torch", "tokenizers")}  # noqa: RUF012
+    runtimes = {"transformers": ("transformers", "torch", "tokenizers", "accelerate")}  # noqa: RUF012
 
     def refusal(self, source: Source, options: Options) -> str | None:
         model = source.config.model
@@ -69,8 +71,8 @@ class HuggingFaceFormat:
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return HuggingFaceFolder(folder).values(name)
 
-    def is_packed(self, source: Source) -> bool:
-        return False
+    def is_packed(self, source: Source) -> bool | torch.dtype:
+        return source.bits.weight.quantized and needs_questtrain(source) and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         return (CODES if needs_questtrain(source) else PLAIN)[options.dtype]
@@ -81,6 +83,11 @@ class HuggingFaceFormat:
             limits.append(
                 "Without `import questtrain.hf` transformers refuses the folder: it finds no"
                 " weights of the shape that it expects."
+            )
+        if (kind := tokenizer_class(source.config.model)) != "AutoTokenizer":
+            limits.append(
+                "AutoTokenizer splits words as Qwen's tokenizers do, for every model with biases of"
+                f" Q, K and V; {kind} reads the tokenizer that is there."
             )
         if options.dtype != "f32":
             limits.append(f"Numbers that are no codes are rounded to {options.dtype}.")
@@ -104,10 +111,11 @@ class HuggingFaceFormat:
             yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """What AutoTokenizer makes of every text, BOS included."""
-        from transformers import AutoTokenizer
+        """What the tokenizer makes of every text, BOS included."""
+        import transformers
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        kind = getattr(transformers, tokenizer_class(HuggingFaceFolder(folder).model))
+        tokenizer = kind.from_pretrained(folder)
         for text in texts:
             ids: list[int] = tokenizer(text)["input_ids"]
             yield ids
@@ -119,6 +127,12 @@ def needs_questtrain(source: Source) -> bool:
     return source.bits.activation.quantized and not all(
         is_skipped(name, skip) for name in source.linear_names()
     )
+
+
+def tokenizer_class(model: ModelConfig) -> str:
+    """The class of transformers that reads tokenizer.json as it is: for a Qwen2, AutoTokenizer
+    takes another one, which splits words as Qwen's do, whatever the file says."""
+    return "PreTrainedTokenizerFast" if model.qkv_bias else "AutoTokenizer"
 
 
 def write_config(source: Source, folder: Path, options: Options) -> None:
@@ -175,14 +189,15 @@ def loading(source: Source) -> str:
         " them with questtrain's layers, which use its kernels on GPUs and on CPUs where they are"
         " built. Without the first import it refuses the folder."
         if needs
-        else "A plain Llama: transformers and what reads its folders need nothing else."
+        else "A plain model of the Llama family: what reads folders of transformers needs no more."
     )
     first = "import questtrain.hf\n" if needs else ""
+    tokenizer = tokenizer_class(source.config.model)
     return (
         f"{words}\n\n```python\n{first}from transformers import AutoModelForCausalLM,"
-        " AutoTokenizer\n\n"
+        f" {tokenizer}\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER", device_map="auto")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        f'tokenizer = {tokenizer}.from_pretrained("FOLDER")\n'
         'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)\n'
         "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n\n"
         "The tokenizer puts BOS first, as every document began in training; there is no EOS, and a"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questtrain.config import ModelConfig
+from questtrain.config import ModelConfig, block_linears
 from questtrain.model import Llama
 from questtrain.model.hf_quantization import LayerSettings, layer_settings
 from questtrain.model.huggingface import hf_names, model_config_of
@@ -70,6 +70,11 @@ class HuggingFaceFolder:
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, self.config["dtype"])
         return dtype
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """``[N, K]`` of one of our layers."""
+        widths = {layer: (rows, columns) for layer, columns, rows in block_linears(self.model)}
+        return widths[name]
 
     def values(self, name: str) -> tuple[Tensor, bool]:
         """fp32 ``[N, K]`` of one of our layers, and whether they multiply what it is given: else

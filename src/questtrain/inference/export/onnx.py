@@ -22,7 +22,11 @@ from questtrain.inference.export.onnx_llama import LlamaWriter
 from questtrain.inference.export.onnx_run import OnnxModel
 from questtrain.inference.export.passages import prompts
 from questtrain.inference.export.source import Source
-from questtrain.inference.export.tokenizer_files import tokenizer_limits, write_tokenizer_files
+from questtrain.inference.export.tokenizer_files import (
+    TOKENIZER,
+    tokenizer_limits,
+    write_tokenizer_files,
+)
 from questtrain.model.huggingface import hf_config
 from questtrain.store.files import write_json
 
@@ -32,7 +36,9 @@ class OnnxFormat:
 
     name = "onnx"
     holds = "every run; integer products where both operands are quantized"
-    runtimes: ClassVar = {"onnxruntime": ("onnx", "onnxruntime"), "openvino": ("onnx", "openvino")}
+    runtimes: ClassVar = {
+        name: (name, "onnx", "tokenizers") for name in ("onnxruntime", "openvino")
+    }
 
     def refusal(self, source: Source, options: Options) -> str | None:
         """Whatever is trained is values times a matrix; only codes need a layer for them."""
@@ -92,6 +98,16 @@ class OnnxFormat:
         model = OnnxModel(folder, runtime)
         for tokens in prompts:
             yield in_two_parts(model, tokens)
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """What tokenizer.json makes of every text, BOS included; the runtimes have no tokenizer."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.encode_special_tokens = True
+        for text in texts:
+            ids: list[int] = tokenizer.encode(text).ids
+            yield ids
 
 
 def write_config(source: Source, folder: Path) -> None:

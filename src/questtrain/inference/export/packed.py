@@ -95,3 +95,9 @@ class PackedFormat:
         model = load(folder, device, packed=packed)
         for tokens in prompts:
             yield model(tokens.to(device).unsqueeze(0))[0].float().cpu()
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """As `questtrain generate` begins a prompt: with BOS."""
+        tokenizer = self._open(folder).tokenizer
+        for ids in tokenizer.encode_batch(texts):
+            yield [tokenizer.bos_id, *ids]

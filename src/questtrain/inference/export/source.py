@@ -20,6 +20,7 @@ from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer
 from questtrain.errors import UserError
 from questtrain.inference.load import for_use, tokenizer_of
+from questtrain.inference.pack import pack
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
@@ -66,7 +67,10 @@ class WeightCodes:
         found = encoded(self.grid, values.to(self.half_widths.dtype), self.half_widths)
         wrong = found != self.codes
         if self.kept is not None:
-            wrong = torch.where(self.kept, wrong, values != 0)
+            # Rotated there and back, a pruned value is no longer 0 to the last bit.
+            unit = (self.half_widths / (2 * self.grid.half_width)).unsqueeze(-1)
+            far = values.reshape(*self.half_widths.shape, -1).abs() > unit / 2
+            wrong = torch.where(self.kept, wrong, far.reshape(values.shape))
         return int(wrong.sum())
 
 
@@ -164,10 +168,13 @@ class Source:
         codes = weight_codes(layer)
         return layer.weight_quantizer(layer.weight) if codes is None else codes.folded()
 
-    def model(self, packed: bool, device: str = "cpu") -> nn.Module:
-        """The whole model, as `questtrain.load` makes it."""
+    def model(self, packed: bool | torch.dtype, device: str = "cpu") -> nn.Module:
+        """The whole model, as `questtrain.load` makes it. A dtype: packed, and all that is no code
+        in that dtype, on a GPU too."""
         model = Llama(self.config.model, self.config.bits, self.config.quant)
         model.load_state_dict(self._read(list(model.state_dict())))
+        if isinstance(packed, torch.dtype):
+            return pack(model, packed).to(device)
         return for_use(model, torch.device(device), packed)
 
     def _read(self, names: list[str]) -> dict[str, Tensor]:

@@ -22,8 +22,8 @@ from questtrain.inference.export.certificate import (
     read_certificate,
 )
 from questtrain.inference.export.format import ExportFormat, Options
-from questtrain.inference.export.passages import prompts
-from questtrain.inference.export.runtime import ask, require, versions
+from questtrain.inference.export.passages import TEXTS, prompts
+from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
 from questtrain.store.files import publish_folder, writing
 
@@ -46,7 +46,7 @@ def export(
     where the runtime computes something else; nothing is left then."""
     form = export_format(name)
     runtime = _runtime(form, runtime)
-    if verify:
+    if verify and runtime is not None:
         require(form, runtime, device)
     if options.storage is not None and name != "onnx":
         raise UserError(
@@ -86,7 +86,8 @@ def verify_export(
         ) from error
     form = export_format(before.format)
     runtime = _runtime(form, runtime or before.runtime)
-    require(form, runtime, device)
+    if runtime is not None:
+        require(form, runtime, device)
     found = hashes(folder)
     for file in sorted(before.files.keys() | found.keys()):
         if before.files.get(file) != found.get(file):
@@ -99,23 +100,31 @@ def verify_export(
 
 
 def certify(
-    form: ExportFormat, source: Source, folder: Path, options: Options, runtime: str, device: str
+    form: ExportFormat,
+    source: Source,
+    folder: Path,
+    options: Options,
+    runtime: str | None,
+    device: str,
 ) -> Certificate:
-    """Compare an export with its run; CertificateFailed where it is not within the bound."""
+    """CertificateFailed where an export is beyond its bound; without a runtime weights count."""
     weights, different, first = _count_codes(form, source, folder, options)
     if different:
         raise CertificateFailed(
             f"{different:,} of {weights:,} weight codes differ in the export, the first in {first}."
         )
-    comparison = _compare(form, source, folder, runtime, device)
-    bound = form.bound(source, options, runtime)
-    if (problem := comparison.problem(bound)) is not None:
-        where = _first_block(form, source, options, runtime, device)
-        raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
+    comparison, bound, texts = None, None, None
+    if runtime is not None:
+        comparison, texts = _compare(form, source, folder, runtime, device)
+        bound = form.bound(source, options, runtime)
+        if (problem := comparison.problem(bound)) is not None:
+            where = _first_block(form, source, options, runtime, device)
+            what = f"{runtime} does not compute what was trained: {problem}. {where}"
+            raise CertificateFailed(what)
     return Certificate(
         format=form.name,
         runtime=runtime,
-        versions=versions(form, runtime),
+        versions={} if runtime is None else versions(form, runtime),
         device=device,
         run=str(source.config.name),
         step=source.checkpoint.step,
@@ -125,17 +134,21 @@ def certify(
         storage=options.storage,
         weights=weights,
         codes_different=different,
+        texts_compared=texts,
         comparison=comparison,
         bound=bound,
-        not_expressed=form.limits(source, options, runtime),
+        not_expressed=form.limits(source, options, runtime or ""),
         files=hashes(folder),
     )
 
 
-def _runtime(form: ExportFormat, runtime: str | None) -> str:
+def _runtime(form: ExportFormat, runtime: str | None) -> str | None:
+    """The one that is asked for, else the format's first; None where no program runs it."""
+    if runtime is not None and not form.runtimes:
+        raise UserError(f"runtime={runtime}: format={form.name} has none that could verify it.")
     if runtime is not None and runtime not in form.runtimes:
         raise unknown(f"runtime of format={form.name}", runtime, form.runtimes)
-    return runtime or next(iter(form.runtimes))
+    return runtime or next(iter(form.runtimes), None)
 
 
 def _count_codes(
@@ -159,10 +172,30 @@ def _count_codes(
 
 def _compare(
     form: ExportFormat, source: Source, folder: Path, runtime: str, device: str
-) -> Comparison:
+) -> tuple[Comparison, int | None]:
+    """The logits of both, and how many texts both tokenizers were seen to encode the same."""
     asked = prompts(source.tokenizer, source.config.sequence_length)
-    theirs = ask(form, folder, runtime, asked, device)
-    return compare(asked, _trained_logits(form, source, asked, device), theirs)
+    answer = ask(form, folder, runtime, asked, device, TEXTS)
+    texts = _compare_texts(source, runtime, answer)
+    return compare(asked, _trained_logits(form, source, asked, device), answer.logits), texts
+
+
+def _compare_texts(source: Source, runtime: str, answer: Answer) -> int | None:
+    """The number of texts; None where the export has no tokenizer. CertificateFailed where the ids
+    of one differ."""
+    if answer.token_ids is None:
+        return None
+    tokenizer = source.tokenizer
+    ours = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(TEXTS)]
+    for text, wanted, found in zip(TEXTS, ours, answer.token_ids, strict=True):
+        if found != wanted:
+            shorter = min(len(wanted), len(found))
+            place = next((i for i in range(shorter) if wanted[i] != found[i]), shorter)
+            raise CertificateFailed(
+                f"{runtime} encodes text otherwise than the run did: {text[:40]!r}, from token"
+                f" {place} on: {found[place : place + 4]} and not {wanted[place : place + 4]}."
+            )
+    return len(TEXTS)
 
 
 @torch.no_grad()
@@ -186,7 +219,7 @@ def _first_block(
         part = source.first(middle)
         with tempfile.TemporaryDirectory() as scratch:
             form.write(part, Path(scratch), options)
-            problem = _compare(form, part, Path(scratch), runtime, device).problem(bound)
+            problem = _compare(form, part, Path(scratch), runtime, device)[0].problem(bound)
         right, wrong = (middle, wrong) if problem is None else (right, middle)
     if wrong == 1:
         return "The first block, layers.0, differs already, or what lies around the blocks."

@@ -1,0 +1,42 @@
+"""GGUF: a file through the commands, with llama.cpp and transformers in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from questtrain.cli.main import main
+from tests.inference.export.conftest import Trained
+
+pytest.importorskip("xllamacpp")
+pytest.importorskip("gguf")
+
+
+def test_export_and_verify(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """llama.cpp certifies the export, transformers the same file later."""
+    run, output = trained("w4a16"), tmp_path / "export"
+    assert main(["export", f"run={run}", "format=gguf", f"output={output}"]) == 0
+    shown = capsys.readouterr().out
+    assert "llama.cpp (xllamacpp " in shown
+    assert "token ids" in shown
+    words = ["verify", str(output), f"run={run}", "runtime=transformers", "--json"]
+    assert main(words) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["runtime"] == "transformers"
+    assert again["comparison"]["largest_logit_difference"] < 2e-5
+    assert again["texts_compared"]
+
+
+def test_a_damaged_file_is_not_run(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from questtrain.inference.export.llama_cpp import LlamaCpp
+
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(64))
+    with pytest.raises(RuntimeError, match=r"llama\.cpp does not load model\.gguf"):
+        LlamaCpp(file, 64)
