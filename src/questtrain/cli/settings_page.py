@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from questtrain.cli.help_page import default_text
@@ -78,8 +78,7 @@ def _rows(kind: Any, prefix: str, given: dict[str, Any]) -> list[str]:
             *(text for rule in rules[field.name] if (text := str(rule)) != "text"),
         ]
         what = words[field.name].replace("<", "\\<")
-        given_text = default_text(given.get(key, "" if default is MISSING else default))
-        cells = (what, ": ".join(valid), f"`{given_text}`" if given_text else "")
+        cells = (what, ": ".join(valid), f"`{default_text(given.get(key, default))}`")
         own.append(f"| `{key}` | {' | '.join(cells)} |")
     return own + below
 

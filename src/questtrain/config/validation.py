@@ -85,8 +85,9 @@ def validate_model(model: ModelConfig) -> None:
     scaling = model.rope_scaling
     if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
         raise UserError(
-            f"model.rope_scaling.high_freq_factor={scaling.high_freq_factor:g} must be above"
-            f" low_freq_factor={scaling.low_freq_factor:g}: Llama 3 has 4 and 1."
+            f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor:g} must be below"
+            f" model.rope_scaling.high_freq_factor={scaling.high_freq_factor:g}: Llama 3 has 1"
+            " and 4."
         )
 
 
