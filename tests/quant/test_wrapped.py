@@ -106,11 +106,13 @@ def test_learned_scales_start_in_their_shards(method: str, reshard: bool) -> Non
     the next one, and trained as in one process."""
     expected = losses(model_of(method=method))
     model, x = model_of(method=method), torch.randn(8, 64, generator=torch.Generator())
-    mesh = init_device_mesh("cpu", (1,))
+    mesh, keys = init_device_mesh("cpu", (1,)), model.state_dict().keys()
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
+    assert model.state_dict().keys() == keys
     assert losses(model) == pytest.approx(expected, rel=1e-4)
+    assert model.state_dict().keys() == keys
     with torch.no_grad():
         torch.testing.assert_close(model(x), model(x))
 
