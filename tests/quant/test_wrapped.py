@@ -56,9 +56,11 @@ def losses(model: nn.Module, forward: Callable[[Tensor], Tensor] | None = None) 
     return found
 
 
-def test_ddp() -> None:
-    expected = losses(model_of())
-    assert losses(DistributedDataParallel(model_of())) == expected
+@pytest.mark.parametrize("method", ["quest", "lsq", "lsq-plus", "pact"])
+def test_ddp(method: str) -> None:
+    """Learned scales too, which start after wrapping."""
+    expected = losses(model_of(method=method))
+    assert losses(DistributedDataParallel(model_of(method=method))) == expected
     assert len(set(expected)) == len(expected)
 
 
