@@ -71,7 +71,8 @@ def convert(
     it too.
 
     UserError, and nothing is changed: a pattern that matches nothing, a layer that cannot be
-    quantized so, a sharded model, nothing to convert. Layers with matrices that convert does not
+    quantized so or is one of LoRA's, a sharded model, nothing to convert. The trained scales of a
+    frozen layer are frozen. Layers with matrices that convert does not
     take (attention with a projection of its own, experts, other libraries' layers) are named in one
     warning.
     """
