@@ -13,7 +13,7 @@ from questtrain.cli.grid_configs import GridConfigs
 from questtrain.cli.hydra_config import FREE_TEXT
 from questtrain.cli.info import describe
 from questtrain.cli.run_name import run_name
-from questtrain.config import TrainConfig, is_operational, parse_bits
+from questtrain.config import TrainConfig, is_operational, quantizes
 from questtrain.config.loading import flatten, read_config
 from questtrain.errors import UserError
 from questtrain.sweep import overrides, points
@@ -81,7 +81,7 @@ def _identity(config: TrainConfig) -> str:
 
 def _what_counts(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's result depends on; of quantization only where there is some."""
-    quantized = parse_bits(config.bits).quantized
+    quantized = quantizes(config)
     return {
         key: value
         for key, value in flatten(asdict(config)).items()

@@ -14,7 +14,6 @@ from questtrain.config.derived import (
     steps,
     tokens,
     total_params,
-    training_bytes,
 )
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import (
@@ -29,6 +28,15 @@ from questtrain.config.schema import (
     is_operational,
 )
 from questtrain.config.skip import is_skipped
+from questtrain.config.switch import (
+    at_step,
+    bits_at,
+    bits_text,
+    peak_training_bytes,
+    phases,
+    quantizes,
+    switch_step,
+)
 from questtrain.config.validation import (
     check_sparse_width,
     hadamard_block,
@@ -48,6 +56,9 @@ __all__ = [
     "QuantConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "at_step",
+    "bits_at",
+    "bits_text",
     "check_sparse_width",
     "flops_per_token",
     "hadamard_block",
@@ -58,12 +69,15 @@ __all__ = [
     "packed_block_bytes",
     "pair_rotations",
     "parse_bits",
+    "peak_training_bytes",
+    "phases",
     "quantized_params",
+    "quantizes",
     "rows_per_process",
     "steps",
+    "switch_step",
     "tokens",
     "total_params",
-    "training_bytes",
     "validate",
     "validate_quant",
 ]

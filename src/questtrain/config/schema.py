@@ -218,6 +218,14 @@ class TrainConfig:
         Interval("[1, 4096]"),
         "of this machine, a process each; null: one process on device",
     ] = None
+    switch_at: Annotated[
+        float | None,
+        Interval("(0, 1)"),
+        "the share of the steps that is trained in switch_from, before bits; null: none",
+    ] = None
+    switch_from: Annotated[
+        str | None, "bits up to switch_at; null: bf16 where there is a switch_at"
+    ] = None
 
 
 OPERATIONAL = (

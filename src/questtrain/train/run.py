@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
+from questtrain.config import TrainConfig, bits_text, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
@@ -131,7 +131,7 @@ def _announce(
         "%s: %s non-embedding parameters, %s, method %s, on %s%s",
         config.name,
         f"{non_embedding_params(config.model):,}",
-        config.bits,
+        bits_text(config),
         config.quant.method,
         "" if world.size == 1 else f"{world.size} × ",
         device_name(device),

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from questtrain.config import TrainConfig, flops_per_token, steps
+from questtrain.config import TrainConfig, at_step, bits_at, bits_text, flops_per_token, steps
+from questtrain.config.switch import phase_start, switch_step
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
@@ -37,6 +38,7 @@ from questtrain.train.parallel import World
 from questtrain.train.record import build_record, draw_loss
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
+from questtrain.train.switch import switched
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,10 @@ class Trainer:
         self.loader = Loader(
             dataset.train, config.batch_size, config.sequence_length, seed=config.seed
         )
-        self.update = TrainingStep(config, device, world)
+        self.switch_step = switch_step(config)
+        if self.switch_step is not None and config.train.backward == "fp8":
+            TrainingStep(at_step(config, self.switch_step), device, world)  # refused now, or never
+        self.update = TrainingStep(at_step(config, 0), device, world)
         self.model = self.update.model
         self.step = 0
         self.seconds_before = 0.0
@@ -92,7 +97,6 @@ class Trainer:
         with on_stop_signals(self._on_signal):
             self._restore()
             self._initialise_scales()
-            world.broadcast(self.model.parameters())
             logger, resolved = self.config.logger, asdict(self.config)
             with world.agree(
                 lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
@@ -118,6 +122,11 @@ class Trainer:
                     row = self._logged(row, rate.since_last(self.step))
                     self._write(metrics, row)
                     progress.show(row)
+                if self.step == self.switch_step:
+                    self._check_finite()
+                    with rate.paused():
+                        self._switch()
+                        self._initialise_scales()
                 with rate.paused():
                     self._evaluate_and_save(metrics, must_save=bool(last or stop), last=last)
                 if stop and not last:
@@ -132,7 +141,8 @@ class Trainer:
         if last or self.step % config.eval_every == 0:
             loss = self._validation_loss()
             tokens = self.step * config.batch_size * config.sequence_length
-            self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
+            row = {"step": self.step, "val_loss": loss, "tokens": tokens, **self._bits_column()}
+            self._write(metrics, row)
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
             self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
@@ -159,12 +169,24 @@ class Trainer:
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
         return {"train_loss": loss, "lr": lr, "grad_norm": norm}
 
+    def _switch(self) -> None:
+        """Go on in the run's second bits, with the weights and AdamW's moments as they are."""
+        assert self.switch_step is not None
+        self.update = switched(self.update, at_step(self.config, self.switch_step))
+        self.model = self.update.model
+        log.info("step %d: %s from here on", self.switch_step, self.config.bits)
+
+    def _bits_column(self) -> dict[str, Any]:
+        """Which bits a row's number is of, where a run has several."""
+        return {} if self.switch_step is None else {"bits": self.update.config.bits}
+
     def _initialise_scales(self) -> None:
-        """Learned scales start from the first rows of the first batch, whatever the micro-batch
-        and the rank."""
-        if all(scalar.initialised for scalar in learned_scalars(self.model)):
-            return
-        self._eager_loss(self.loader.batch(0, slice(CALIBRATION_ROWS)))
+        """Learned scales start from the first rows of their phase's first batch, whatever the
+        micro-batch and the rank; all ranks have the first one's weights then."""
+        if not all(scalar.initialised for scalar in learned_scalars(self.model)):
+            first = phase_start(self.config, self.step)
+            self._eager_loss(self.loader.batch(first, slice(CALIBRATION_ROWS)))
+        self.world.broadcast(self.model.parameters())
 
     @torch.no_grad()
     def _eager_loss(self, rows_BT: np.ndarray) -> Tensor:
@@ -188,6 +210,7 @@ class Trainer:
             "tokens_per_second": round(tokens_per_second, 1),
             "mfu": None if peak is None else round(flops * per_device / peak, 4),
             "memory_bytes": peak_memory_bytes(self.device),
+            **self._bits_column(),
         }
 
     def _validation_loss(self) -> float:
@@ -250,6 +273,8 @@ class Trainer:
         checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
         if checkpoint is None:
             return
+        if bits_at(self.config, checkpoint.step) != self.update.config.bits:
+            self._switch()
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
         self.saved.add(checkpoint.step)
@@ -280,7 +305,7 @@ class Trainer:
         )
         draw_loss(
             rows,
-            f"{self.config.model.name} {self.config.bits}",
+            f"{self.config.model.name} {bits_text(self.config)}",
             self.folder / "figures" / "loss.png",
             self.dataset.unigram_entropy,
         )
