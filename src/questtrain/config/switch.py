@@ -51,9 +51,7 @@ def quantizes(config: TrainConfig) -> bool:
 
 def peak_training_bytes(config: TrainConfig, vocab_size: int) -> int:
     """`training_bytes` of the phase that needs most."""
-    return max(
-        training_bytes(replace(config, bits=bits), vocab_size) for bits in phases(config)
-    )
+    return max(training_bytes(replace(config, bits=bits), vocab_size) for bits in phases(config))
 
 
 def bits_text(config: TrainConfig) -> str:

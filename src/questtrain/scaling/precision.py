@@ -50,6 +50,15 @@ def _switches(method: str | None) -> bool:
     return method is not None and "@" in method
 
 
+def method_and_switch(method: str) -> tuple[str, str | None]:
+    """A label's method, and from what its run switched, if it did: ``lsq-bf16@0.6`` is ``lsq`` and
+    ``bf16@0.6``."""
+    if not _switches(method):
+        return method, None
+    before, _, switch = method.rpartition("-")
+    return before or DEFAULT_METHOD, switch
+
+
 def label_of(spelled: object) -> str:
     """A label as `precision_label` writes it, from any spelling of a number or a format: ``16.0``,
     ``bf16`` and ``W16A16`` are ``16``, ``4.0``, ``w4a4`` and ``W4.0A4.0`` are ``4``, ``W4A4-LSQ``
@@ -151,8 +160,6 @@ def label_text(label: str) -> str:
     if bits.weight.sparse:
         text = f"INT{bits.weight.label} 2:4"
     names = {DEFAULT_METHOD: "", "quest-noht": " without Hadamard"}
-    switch = ""
-    if _switches(method):
-        method, _, before = f"{DEFAULT_METHOD}-{method}".rpartition("-")
-        method, switch = method.removeprefix(f"{DEFAULT_METHOD}-"), f" after {before.upper()}"
-    return text + names.get(method, f" {METHODS.get(method, method.upper())}") + switch
+    method, switch = method_and_switch(method)
+    text += names.get(method, f" {METHODS.get(method, method.upper())}")
+    return text if switch is None else f"{text} after {switch.upper()}"

@@ -132,9 +132,7 @@ def _unfinished(folder: Path) -> Run:
     try:
         config = read_config(folder / "config.yaml")
         columns = identity_columns(config)
-        columns["precision"] = precision_label(
-            config.bits, config.quant.method, _switch(columns)
-        )
+        columns["precision"] = precision_label(config.bits, config.quant.method, _switch(columns))
     except UserError as error:
         return _damaged(folder, str(error))
     rows = read_metric_rows(folder / "metrics.jsonl")
