@@ -15,8 +15,8 @@ from questtrain.cli.main import main
 from questtrain.inference import load_run
 from questtrain.quant import QuantLinear, learned_scalars
 from questtrain.store.checkpoint import checkpoint_folders
-from tests.training_data import TINY, questtrain, rows
 from tests.train.test_run import in_progress, same_run
+from tests.training_data import TINY, questtrain, rows
 
 STEPS, SWITCH = 12, 6
 RUN = (

@@ -10,6 +10,7 @@ from questtrain.cli.output import plain_table, print_json
 from questtrain.config import (
     TrainConfig,
     bits_text,
+    embedding_params,
     flops_per_token,
     non_embedding_params,
     packed_block_bytes,
@@ -20,6 +21,7 @@ from questtrain.config import (
     switch_step,
     tokens,
     total_params,
+    vector_params,
 )
 from questtrain.sweep.console import console
 
@@ -37,12 +39,11 @@ FALLBACK_VOCABULARY = 32_000
 def describe(config: TrainConfig) -> dict[str, Any]:
     """All numbers as one flat mapping; bytes and FLOPs in their plain units.
 
-    The packed model holds packed block weights, and embedding, head and norms in bf16.
+    The packed model holds packed block weights, and embedding, head, norms and biases in bf16.
     """
     model, bits = config.model, parse_bits(config.bits)
     vocab_size = model.vocab_size or config.data.vocab_size or FALLBACK_VOCABULARY
-    embedding_and_norms = total_params(model, vocab_size) - non_embedding_params(model)
-    embedding_and_norms += (2 * model.num_layers + 1) * model.hidden_size
+    not_packed = embedding_params(model, vocab_size) + vector_params(model)
     flops = flops_per_token(model, vocab_size, config.sequence_length)
     packed = packed_block_bytes(model, bits, config.quant.skip)
     return {
@@ -63,7 +64,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
         "training_memory_bytes_estimate": peak_training_bytes(config, vocab_size),
         "packed_block_bytes": packed,
         "bf16_block_bytes": packed_block_bytes(model, parse_bits("bf16")),
-        "packed_model_bytes": packed + 2 * embedding_and_norms,
+        "packed_model_bytes": packed + 2 * not_packed,
     }
 
 

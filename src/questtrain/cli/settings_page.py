@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields
 from typing import Any
 
 from questtrain.cli.help_page import default_text
 from questtrain.cli.hydra_config import compose_mapping, group_choices
 from questtrain.config import TrainConfig
-from questtrain.config.loading import flatten
+from questtrain.config.loading import flatten, group_kind
 from questtrain.config.ranges import about, rules_of
 from questtrain.config.schema import GROUPS
 
@@ -34,7 +34,8 @@ Rules between settings, each with a message of its own:
 
 - Names (`name`, `model.name`, `data.name`, a sweep's) become folders: not empty, no `.` or `..`,
   nothing absolute, no `-` at the beginning. `name=a/b` makes folders inside `runs_dir`.
-- `model.hidden_size` is a multiple of 16, and `model.num_heads` divides it into even widths;
+- `model.hidden_size` is a multiple of 16, and `model.num_heads` divides it into even widths unless
+  `model.head_dim` is given; `model.num_kv_heads` divides `model.num_heads`;
   `micro_batch_size` divides `batch_size`; `quant.hadamard_block` is a power of two.
 - `data=stdlib` trains a tokenizer of 257 to 65,536 tokens (`data.vocab_size`).
 - `schedule=wsd`: warm-up and decay are at most the whole run. Adam needs `beta1`⁴ < `beta2`.
@@ -64,8 +65,10 @@ def _rows(kind: Any, prefix: str, given: dict[str, Any]) -> list[str]:
     own, below = [], []
     for field in fields(kind):
         key, hint = prefix + field.name, hints[field.name]
-        if is_dataclass(hint):
-            below += _rows(hint, f"{key}.", given)
+        group = group_kind(hint)
+        if group is not None:
+            below += _rows(group, f"{key}.", given)
+        if group is hint:
             continue
         default = field.default_factory() if callable(field.default_factory) else field.default
         valid = [
@@ -73,7 +76,8 @@ def _rows(kind: Any, prefix: str, given: dict[str, Any]) -> list[str]:
             *(text for rule in rules[field.name] if (text := str(rule)) != "text"),
         ]
         what = words[field.name].replace("<", "\\<")
-        cells = (what, ": ".join(valid), f"`{default_text(given.get(key, default))}`")
+        given_text = default_text(given.get(key, "" if default is MISSING else default))
+        cells = (what, ": ".join(valid), f"`{given_text}`" if given_text else "")
         own.append(f"| `{key}` | {' | '.join(cells)} |")
     return own + below
 
@@ -85,4 +89,4 @@ def _kind_text(hint: Any) -> str:
         return f"list of {_kind_text(options[0])}"
     if type(None) in options:
         return f"{_kind_text(options[0])} or null"
-    return KINDS[hint]
+    return KINDS.get(hint, "the settings below")

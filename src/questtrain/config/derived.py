@@ -22,12 +22,35 @@ def intermediate_size(model: ModelConfig) -> int:
     return -(-width // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
+def head_dim(model: ModelConfig) -> int:
+    """A head's width: the hidden size divided among the heads, unless given."""
+    return model.head_dim or model.hidden_size // model.num_heads
+
+
+def num_kv_heads(model: ModelConfig) -> int:
+    """Heads of keys and values: as many as of queries, unless given."""
+    return model.num_kv_heads or model.num_heads
+
+
+def query_size(model: ModelConfig) -> int:
+    """Width of all heads of queries together, and of what attention gives."""
+    return model.num_heads * head_dim(model)
+
+
+def kv_size(model: ModelConfig) -> int:
+    """Width of all heads of keys together, and of values."""
+    return num_kv_heads(model) * head_dim(model)
+
+
 def block_linears(model: ModelConfig) -> Iterator[tuple[str, int, int]]:
     """Name, input and output width of the blocks' seven linear layers, block by block."""
     hidden, width = model.hidden_size, intermediate_size(model)
+    of_query, of_kv = query_size(model), kv_size(model)
     for layer in range(model.num_layers):
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            yield f"layers.{layer}.attention.{name}", hidden, hidden
+        yield f"layers.{layer}.attention.q_proj", hidden, of_query
+        yield f"layers.{layer}.attention.k_proj", hidden, of_kv
+        yield f"layers.{layer}.attention.v_proj", hidden, of_kv
+        yield f"layers.{layer}.attention.o_proj", of_query, hidden
         yield f"layers.{layer}.mlp.gate_proj", hidden, width
         yield f"layers.{layer}.mlp.up_proj", hidden, width
         yield f"layers.{layer}.mlp.down_proj", width, hidden
@@ -40,13 +63,27 @@ def quantized_params(model: ModelConfig) -> int:
 
 def non_embedding_params(model: ModelConfig) -> int:
     """Everything but the embedding and the LM head: the N of the scaling law."""
-    norms = (2 * model.num_layers + 1) * model.hidden_size
-    return quantized_params(model) + norms
+    return quantized_params(model) + vector_params(model)
+
+
+def vector_params(model: ModelConfig) -> int:
+    """What is no matrix: the norms' weights and the biases."""
+    of_block = 2 * model.hidden_size
+    if model.qk_norm:
+        of_block += 2 * head_dim(model)
+    if model.qkv_bias:
+        of_block += query_size(model) + 2 * kv_size(model)
+    return model.num_layers * of_block + model.hidden_size
+
+
+def embedding_params(model: ModelConfig, vocab_size: int) -> int:
+    """The embedding and the LM head, once where they are tied."""
+    return (1 if model.tie_embeddings else 2) * vocab_size * model.hidden_size
 
 
 def total_params(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters with the (untied) embedding and LM head."""
-    return non_embedding_params(model) + 2 * vocab_size * model.hidden_size
+    """Parameters with embedding and LM head."""
+    return non_embedding_params(model) + embedding_params(model, vocab_size)
 
 
 def tokens(config: TrainConfig) -> int:
@@ -65,10 +102,10 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     """Training FLOPs a token (forward + backward = 3 × forward), recomputation not counted.
 
     Matrix products only: 6 a weight for the block linears and the LM head, and causal attention's
-    two products, ``12·layers·hidden·length`` halved by the causal mask.
+    two products, ``12·layers·(heads · head width)·length`` halved by the causal mask.
     """
     linears = quantized_params(model) + vocab_size * model.hidden_size
-    attention = model.num_layers * model.hidden_size * sequence_length
+    attention = model.num_layers * query_size(model) * sequence_length
     return 6.0 * linears + 6.0 * attention
 
 
@@ -93,6 +130,7 @@ def training_bytes(config: TrainConfig, vocab_size: int) -> int:
     """
     model, bits = config.model, parse_bits(config.bits)
     hidden, width = model.hidden_size, intermediate_size(model)
+    of_query, of_kv = query_size(model), kv_size(model)
     rows = (config.micro_batch_size or config.batch_size) * config.sequence_length
     quantized = bits.weight.quantized and bits.activation.quantized
     if quantized:
@@ -100,9 +138,9 @@ def training_bytes(config: TrainConfig, vocab_size: int) -> int:
         weight = 1 + MASK_BYTES if config.train.save == "packed" else 1 + MASK_BYTES + 2
     else:
         kept = weight = 2.0
-    of_products = kept * (3 * hidden + width)  # what feeds qkv, o, gate and up, down
-    beside = 2 * (5 * hidden + 2 * width)  # two residual sums, Q, K, V; gate and up
-    attention = 2 * hidden if quantized else 0  # otherwise it is what feeds o
+    of_products = kept * (2 * hidden + of_query + width)  # what feeds qkv, gate and up, o, down
+    beside = 2 * (2 * hidden + of_query + 2 * of_kv + 2 * width)  # residual sums; QKV; gate, up
+    attention = 2 * of_query if quantized else 0  # otherwise it is what feeds o
     of_row = of_products + beside + attention
     blocks = rows * model.num_layers * of_row + weight * quantized_params(model)
     head = 2 * min(rows, HEAD_ROWS) * vocab_size + 2 * rows * hidden + 6 * vocab_size * hidden

@@ -54,19 +54,27 @@ def check_setting(kind: Any, key: str, value: Any) -> None:
     """Raise UserError unless ``value`` may stand in the setting of that dotted name."""
     *groups, name = key.split(".")
     for group in groups:
-        kind = _hints(kind)[group]
+        kind = group_kind(_hints(kind)[group])
     check_value(rules_of(kind)[name], key, _convert(value, _hints(kind)[name], key))
 
 
 def setting_names(kind: Any, prefix: str = "") -> list[str]:
-    """Dotted names of all settings of a config dataclass: 'lr', 'optim.beta1', …."""
+    """Dotted names of all settings of a config dataclass: 'lr', 'optim.beta1', …; a group that may
+    be null is a setting, too."""
     names = []
     for name, hint in _hints(kind).items():
-        if is_dataclass(hint):
-            names += setting_names(typing.cast(type[Any], hint), f"{prefix}{name}.")
-        else:
+        group = group_kind(hint)
+        if group is not hint:
             names.append(prefix + name)
+        if group is not None:
+            names += setting_names(group, f"{prefix}{name}.")
     return names
+
+
+def group_kind(hint: Any) -> Any:
+    """The dataclass of a setting that is a group, or may be one; None of all others."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((option for option in options if is_dataclass(option)), None)
 
 
 def flatten(mapping: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -120,12 +128,12 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _convert(value: Any, hint: Any, key: str) -> Any:
-    if is_dataclass(hint):
-        return _build(hint, value, key + ".")
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
+    if is_dataclass(hint):
+        return _build(hint, value, key + ".")
     if typing.get_origin(hint) is list:
         items = value if isinstance(value, list) else [value]
         return [_convert(item, typing.get_args(hint)[0], key) for item in items]

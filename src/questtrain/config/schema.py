@@ -23,6 +23,28 @@ MAX_STEPS = 10**9
 
 
 @dataclass
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the length that a model was trained on.
+
+    ``linear`` divides all of them by ``factor``; ``llama3`` those whose wavelength exceeds
+    ``original_max_position_embeddings / low_freq_factor``, none below that over
+    ``high_freq_factor``, and in between it interpolates. The names are those of Hugging Face.
+    """
+
+    rope_type: Annotated[str, Choices(("linear", "llama3")), "which frequencies are divided"]
+    factor: Annotated[float, Interval("[1, 1e6]"), "what they are divided by"]
+    low_freq_factor: Annotated[
+        float, Interval("(0, 1e6]"), "llama3: fully divided below so many periods a context"
+    ] = 1.0
+    high_freq_factor: Annotated[
+        float, Interval("(0, 1e6]"), "llama3: as they are above so many periods a context"
+    ] = 4.0
+    original_max_position_embeddings: Annotated[
+        int, Interval(SIZE), "llama3: the context, in tokens, that the frequencies were made for"
+    ] = 8192
+
+
+@dataclass
 class ModelConfig:
     """Shape of a Llama (quest.md's table 3). ``None`` means derived, see `questtrain.config`."""
 
@@ -40,6 +62,18 @@ class ModelConfig:
     norm_eps: Annotated[float, Interval("[0, 1]"), "RMSNorm's ε"] = 1e-5
     rope_theta: Annotated[float, Interval("[1, 1e12]"), "base of the rotary frequencies"] = 10_000.0
     init_std: Annotated[float, Interval("[1e-6, 10]"), "standard deviation at the start"] = 0.02
+    num_kv_heads: Annotated[
+        int | None, Interval("[1, 2^20]"), "heads of keys and values; null: num_heads"
+    ] = None
+    head_dim: Annotated[
+        int | None, Interval("[1, 2^20]"), "a head's width; null: hidden_size / num_heads"
+    ] = None
+    tie_embeddings: Annotated[bool, "the head's weight is the embedding's"] = False
+    qkv_bias: Annotated[bool, "biases of q_proj, k_proj and v_proj (Qwen2's)"] = False
+    qk_norm: Annotated[bool, "RMSNorm of each head of Q and K, before rotary (Qwen3's)"] = False
+    rope_scaling: Annotated[
+        RopeScaling | None, "longer contexts than the rotary frequencies were made for"
+    ] = None
 
 
 @dataclass

@@ -8,7 +8,13 @@ from __future__ import annotations
 import math
 
 from questtrain.config.bits import Bits, parse_bits
-from questtrain.config.derived import block_linears, intermediate_size, steps
+from questtrain.config.derived import (
+    block_linears,
+    intermediate_size,
+    num_kv_heads,
+    query_size,
+    steps,
+)
 from questtrain.config.ranges import check_fields
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import (
@@ -38,7 +44,7 @@ def validate(config: TrainConfig) -> None:
     Spells ``bits`` and ``switch_from`` canonically and settles ``micro_batch_size`` (at most the
     batch) in place.
     """
-    _check_model(config.model)
+    validate_model(config.model)
     config.bits = str(parse_bits(config.bits))
     _settle_switch(config)
     _check_method(config.quant)
@@ -53,12 +59,38 @@ def validate(config: TrainConfig) -> None:
     _check_run(config)
 
 
-def _check_model(model: ModelConfig) -> None:
+def validate_model(model: ModelConfig) -> None:
+    """Raise UserError for the first rule between the model's settings that it breaks."""
     if model.hidden_size % 16:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is no multiple of 16; the nearest are"
             f" {max(model.hidden_size // 16, 1) * 16} and {(model.hidden_size // 16 + 1) * 16}."
         )
+    if model.head_dim is None:
+        _check_heads(model)
+    elif model.head_dim % 2 or query_size(model) % 16:
+        raise UserError(
+            f"model.head_dim={model.head_dim}: rotary positions turn pairs, and num_heads ="
+            f" {model.num_heads} heads together must be a multiple of 16 wide; the nearest that"
+            f" does is {_nearest_head_dim(model, model.head_dim)}."
+        )
+    if model.num_heads % num_kv_heads(model):
+        close = _nearest_divisor(model.num_heads, num_kv_heads(model))
+        raise UserError(
+            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads="
+            f"{model.num_heads}, so that each would serve as many heads of queries; the nearest"
+            f" that does is {close}."
+        )
+    scaling = model.rope_scaling
+    if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise UserError(
+            f"model.rope_scaling.high_freq_factor={scaling.high_freq_factor:g} must be above"
+            f" low_freq_factor={scaling.low_freq_factor:g}: Llama 3 has 4 and 1."
+        )
+
+
+def _check_heads(model: ModelConfig) -> None:
+    """Of heads whose width follows from their number."""
     if model.hidden_size % model.num_heads or (model.hidden_size // model.num_heads) % 2:
         valid = [
             heads
@@ -68,8 +100,20 @@ def _check_model(model: ModelConfig) -> None:
         close = min(valid, key=lambda heads: abs(heads - model.num_heads))
         raise UserError(
             f"model.num_heads={model.num_heads} does not divide model.hidden_size="
-            f"{model.hidden_size} into heads of even width; the nearest that does is {close}."
+            f"{model.hidden_size} into heads of even width; the nearest that does is {close}, or"
+            " give model.head_dim."
         )
+
+
+def _nearest_head_dim(model: ModelConfig, width: int) -> int:
+    step = math.lcm(2, 16 // math.gcd(16, model.num_heads))
+    return max(1, round(width / step)) * step
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of ``number`` that is closest to ``wanted``."""
+    divisors = [n for n in range(1, number + 1) if number % n == 0]
+    return min(divisors, key=lambda divisor: abs(divisor - wanted))
 
 
 def _settle_switch(config: TrainConfig) -> None:
@@ -173,6 +217,8 @@ def _check_learned_scale(quant: QuantConfig) -> None:
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
     widths = {"hidden_size": model.hidden_size, "intermediate_size": intermediate_size(model)}
+    if model.head_dim is not None:
+        widths["num_heads × head_dim"] = query_size(model)
     for key, width in widths.items():
         try:
             if quant.rotation == "hadamard":
@@ -232,8 +278,7 @@ def _check_run(config: TrainConfig) -> None:
     micro = min(micro, config.batch_size)
     config.micro_batch_size = micro
     if config.batch_size % micro:
-        divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
-        close = min(divisors, key=lambda divisor: abs(divisor - micro))
+        close = _nearest_divisor(config.batch_size, micro)
         raise UserError(
             f"micro_batch_size={micro} does not divide batch_size={config.batch_size};"
             f" the nearest that does is {close}."
