@@ -12,6 +12,7 @@ from questtrain.cli.arguments import checked_config
 from questtrain.cli.grid_configs import GridConfigs
 from questtrain.cli.hydra_config import FREE_TEXT
 from questtrain.cli.info import describe
+from questtrain.cli.initial_model import compose_run
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, is_operational, quantizes
 from questtrain.config.loading import flatten, read_config
@@ -61,7 +62,7 @@ def make_jobs(
 
 def _point_config(words: list[str], configs: GridConfigs) -> TrainConfig:
     try:
-        return checked_config(configs.mapping(words), words)
+        return checked_config(compose_run(words, configs.mapping), words)
     except UserError as error:
         raise UserError(f"{' '.join(words)}: {error}") from error
 

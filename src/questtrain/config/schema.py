@@ -252,6 +252,10 @@ class TrainConfig:
         Interval("[1, 4096]"),
         "of this machine, a process each; null: one process on device",
     ] = None
+    init_from: Annotated[
+        str | None,
+        "begin with a folder's weights: a run's, Hugging Face's (docs/import.md)",
+    ] = None
     switch_at: Annotated[
         float | None,
         Interval("(0, 1)"),

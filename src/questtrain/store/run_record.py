@@ -102,6 +102,8 @@ class RunRecord:
     epochs: Number | None = None
     switch_at: Number | None = None
     switch_from: str | None = None
+    init_from: str | None = None
+    init_sha256: str | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -161,6 +163,7 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
         "switch_at": config.switch_at,
         "switch_from": None if config.switch_at is None else phases(config)[0],
+        "init_from": config.init_from,
     }
 
 

@@ -35,7 +35,8 @@ Bits = NDArray[np.uint8]
 
 class DiagnosedRun:
     """A run's model, at any step that has a checkpoint, and at step 0, where its initial weights
-    follow from its seed; of a run that switches its bits the steps where it quantizes."""
+    follow from its seed unless they are others'; of a run that switches its bits the steps where it
+    quantizes."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         if not folder.is_dir():
@@ -47,7 +48,8 @@ class DiagnosedRun:
             raise UserError(f"{folder} is a BF16 run: there is no quantization to diagnose.")
         if not saved:
             raise UserError(f"{folder} holds no checkpoint yet.")
-        self.steps = sorted({step for step in (0, *saved) if self._is_quantized(step)})
+        first = () if self.config.init_from else (0,)  # others' weights are not ours to keep
+        self.steps = sorted({step for step in (*first, *saved) if self._is_quantized(step)})
         if not self.steps:
             raise UserError(
                 f"{folder} has no checkpoint of a quantized model:"

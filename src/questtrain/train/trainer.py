@@ -28,10 +28,12 @@ from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
 from questtrain.store.files import write_json
+from questtrain.store.initial_weights import read_initial_weights
 from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.run_record import FILE, RunRecord, Status
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import validation_loss
+from questtrain.train.initial_weights import load_initial_weights
 from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
@@ -39,6 +41,7 @@ from questtrain.train.record import build_record, draw_loss
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 from questtrain.train.switch import switched
+from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +74,11 @@ class Trainer:
         folder: Path,
         device: torch.device,
         world: World,
+        initial: WeightSource | None = None,
     ) -> None:
+        """``initial`` holds the weights that a run without a checkpoint starts with, if not its
+        own."""
+        self.initial = initial
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
         self.world = world
         self.total_steps = steps(config)
@@ -101,6 +108,8 @@ class Trainer:
             with world.agree(
                 lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
             ) as metrics:
+                if self.initial is not None:
+                    self._validate(metrics)
                 self._train(metrics)
             return world.from_rank_0(lambda: self._finish("completed"))
 
@@ -139,10 +148,7 @@ class Trainer:
         config = self.config
         loss = None
         if last or self.step % config.eval_every == 0:
-            loss = self._validation_loss()
-            tokens = self.step * config.batch_size * config.sequence_length
-            row = {"step": self.step, "val_loss": loss, "tokens": tokens, **self._bits_column()}
-            self._write(metrics, row)
+            loss = self._validate(metrics)
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
             self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
@@ -150,6 +156,14 @@ class Trainer:
             if loss is None:
                 self._require_finite_loss()
             self.world.agree(self._save)
+
+    def _validate(self, metrics: Metrics) -> float:
+        """The validation loss of the model as it is, which is written."""
+        loss = self._validation_loss()
+        tokens = self.step * self.config.batch_size * self.config.sequence_length
+        row = {"step": self.step, "val_loss": loss, "tokens": tokens, **self._bits_column()}
+        self._write(metrics, row)
+        return loss
 
     def _asked_to_stop(self) -> int:
         """The number of a signal that some rank was sent; 0: none."""
@@ -272,6 +286,8 @@ class Trainer:
     def _restore(self) -> None:
         checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
         if checkpoint is None:
+            if self.initial is not None:
+                self._start_from(self.initial)
             return
         if bits_at(self.config, checkpoint.step) != self.update.config.bits:
             self._switch()
@@ -280,6 +296,13 @@ class Trainer:
         self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
         log.info("resuming %s at step %d", self.folder, self.step)
+
+    def _start_from(self, initial: WeightSource) -> None:
+        """Rank 0 reads; all need the weights before learned scales start from them."""
+        if self.world.is_first:
+            load_initial_weights(self.model, initial)
+        self.world.broadcast(self.model.parameters())
+        log.info("%s starts with the weights of %s", self.config.name, initial.folder)
 
     def _save(self) -> None:
         if not self.world.is_first:
@@ -302,6 +325,7 @@ class Trainer:
             self._wall_seconds(),
             self.device,
             self.world.size,
+            read_initial_weights(self.folder),
         )
         draw_loss(
             rows,
