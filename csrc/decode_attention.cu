@@ -6,7 +6,7 @@
 // lane's next loads are under way before it uses the last ones. Groups, warps and blocks have each a
 // softmax of their own, and these are joined: by shuffles, in shared memory, and in the first
 // block's. The last block takes the new key and value from registers and writes them to the cache,
-// where no block reads them.
+// where no block reads them; of heads that share keys and values, that of the first one writes.
 #include "launch.cuh"
 #include "softmax.cuh"
 #include "stable.h"
@@ -16,12 +16,12 @@ namespace {
 
 struct DecodeAttentionArguments {
   const void *q, *k, *v;                // [batch, heads · width], rows `…_stride` elements apart
-  void *keys, *values;                  // [batch, heads, capacity, width]
+  void *keys, *values;                  // [batch, heads / shared_by, capacity, width]
   const int64_t* position;              // tokens cached: the new one's place
   const float *cos, *sin;               // [width]
   void* y;                              // [batch, heads · width]
   int64_t q_stride, k_stride, v_stride;
-  int batch, heads, capacity, width;
+  int batch, heads, shared_by, capacity, width;  // heads of q, and how many share one of k and v
 };
 
 constexpr int64_t kLargestCapacity = int64_t(1) << 20;
@@ -229,8 +229,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
   __shared__ Blocks<width> blocks;
   const int splits = blocks.count(), rank = blocks.rank();
   const int row = int(blockIdx.x) / splits, batch = row / a.heads, head = row % a.heads;
-  T* keys = static_cast<T*>(a.keys) + int64_t(row) * a.capacity * width;
-  T* values = static_cast<T*>(a.values) + int64_t(row) * a.capacity * width;
+  // Heads that share keys and values follow each other, and so do those of a batch's rows.
+  const int64_t kv_row = row / a.shared_by;
+  const bool writes = head % a.shared_by == 0;
+  T* keys = static_cast<T*>(a.keys) + kv_row * a.capacity * width;
+  T* values = static_cast<T*>(a.values) + kv_row * a.capacity * width;
   allow_next();
   blocks.begin();
   // Most often the position is long written: loads that believe the one read early start sooner.
@@ -241,14 +244,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
 
   const int64_t position = load_position(a.position);
   const bool appends = rank == splits - 1 && threadIdx.x < 32;
-  const int64_t column = int64_t(head) * width;
+  const int64_t column = int64_t(head) * width, kv_column = int64_t(head / a.shared_by) * width;
   Pairs<L, T, width> query, new_key;
   uint4 new_value[1][L::kLoads];
   Window<L, T, width> window;
   float cos[L::kColumns], sin[L::kColumns], q[L::kColumns];
   query.load(static_cast<const T*>(a.q) + batch * a.q_stride + column, true);
-  new_key.load(static_cast<const T*>(a.k) + batch * a.k_stride + column, appends);
-  load_row<L>(new_value[0], static_cast<const T*>(a.v) + batch * a.v_stride + column, appends);
+  new_key.load(static_cast<const T*>(a.k) + batch * a.k_stride + kv_column, appends);
+  load_row<L>(new_value[0], static_cast<const T*>(a.v) + batch * a.v_stride + kv_column, appends);
   window.load(keys, values, range);
   load_angles<L>(a.cos, cos);
   load_angles<L>(a.sin, sin);
@@ -267,8 +270,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
     new_key.rotate(cos, sin);
     const float score[1] = {score_of<L, T>(q, new_key.row)};
     if (threadIdx.x < L::kGroup && fits) {
-      store_row<L>(keys + position * width, new_key.row);
-      store_row<L>(values + position * width, new_value[0]);
+      if (writes) {
+        store_row<L>(keys + position * width, new_key.row);
+        store_row<L>(values + position * width, new_value[0]);
+      }
       softmax.template add<T>(score, new_value);
     }
   }
@@ -323,10 +328,12 @@ cudaError_t launch_width(const DecodeAttentionArguments& a, cudaStream_t stream)
 
 bool is_aligned(int64_t bytes) { return bytes % 16 == 0; }
 
-// q, k or v: rows of heads, which may lie apart.
-const void* check_rows(const Check& check, const char* name, const Tensor& x, const Tensor& q) {
+// q, k or v: rows of heads, which may lie apart; `like` is k for v, else itself.
+const void* check_rows(const Check& check, const char* name, const Tensor& x, const Tensor& like,
+                       const Tensor& q) {
   check.two_dimensional(name, x);
-  check.shaped_like(name, x, q);
+  if (x.size(0) != q.size(0) || x.size(1) != like.size(1))
+    check.fail(name, " must be [", q.size(0), ", ", like.size(1), "], not ", shape_of(x));
   check.kind(name, x, {q.scalar_type()});
   if (x.size(1) > 1 && x.stride(1) != 1)
     check.fail(name, " must be contiguous in its last dimension");
@@ -338,15 +345,18 @@ const void* check_rows(const Check& check, const char* name, const Tensor& x, co
 }
 
 void* check_cache(const Check& check, const char* name, const Tensor& cache, const Tensor& keys,
-                  const Tensor& q) {
+                  const Tensor& q, const Tensor& k) {
   if (cache.dim() != 4) check.fail(name, " must have 4 dimensions, not shape ", shape_of(cache));
   check.shaped_like(name, cache, keys);
-  const int64_t capacity = cache.size(2), width = cache.size(3);
-  if (cache.size(0) != q.size(0) || cache.size(1) * width != q.size(1))
+  const int64_t heads = cache.size(1), capacity = cache.size(2), width = cache.size(3);
+  if (cache.size(0) != q.size(0) || heads * width != k.size(1))
     check.fail(name, " must be [", q.size(0), ", heads, capacity, width] with heads·width ",
-               q.size(1), ", not ", shape_of(cache));
+               k.size(1), ", not ", shape_of(cache));
   if (!capacity || !width || width % 2)
     check.fail(name, " must have places and an even width, not shape ", shape_of(cache));
+  if (heads ? q.size(1) % (heads * width) : q.size(1))
+    check.fail("q must be [", q.size(0), ", a multiple of ", heads, " heads of ", width,
+               "], not ", shape_of(q));
   void* data = check.aligned(name, cache, {q.scalar_type()});
   if (!is_head_width(width))
     check.fail("the head width ", width, " must be one of 32, 64, 128, 256");
@@ -361,11 +371,11 @@ Tensor attend(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor p
   check.two_dimensional("q", q);
   check.kind("q", q, kFloating);
   DecodeAttentionArguments a{};
-  a.q = check_rows(check, "q", q, q);
-  a.k = check_rows(check, "k", k, q);
-  a.v = check_rows(check, "v", v, q);
-  a.keys = check_cache(check, "keys", keys, keys, q);
-  a.values = check_cache(check, "values", values, keys, q);
+  a.q = check_rows(check, "q", q, q, q);
+  a.k = check_rows(check, "k", k, k, q);
+  a.v = check_rows(check, "v", v, k, q);
+  a.keys = check_cache(check, "keys", keys, keys, q, k);
+  a.values = check_cache(check, "values", values, keys, q, k);
   a.position = check.scalar<int64_t>("position", position);
   a.cos = check.vector<float>("cos", cos, keys.size(3));
   a.sin = check.vector<float>("sin", sin, keys.size(3));
@@ -375,7 +385,8 @@ Tensor attend(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor p
   a.q_stride = q.stride(0), a.k_stride = k.stride(0), a.v_stride = v.stride(0);
   a.y = y.data_ptr();
   a.batch = static_cast<int>(keys.size(0));
-  a.heads = static_cast<int>(keys.size(1));
+  a.heads = static_cast<int>(q.size(1) / keys.size(3));
+  a.shared_by = static_cast<int>(q.size(1) / k.size(1));
   a.capacity = static_cast<int>(keys.size(2));
   a.width = static_cast<int>(keys.size(3));
   const auto kernel = by_element(q.scalar_type(), launch_width<__nv_bfloat16>,

@@ -37,6 +37,16 @@ def test_it_is_rotation_cache_and_attention(position, width, dtype):
         compare(*random_step(batch, dtype, "cuda", heads, width, CAPACITY, position))
 
 
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("width", HEAD_WIDTHS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (16, 2), (14, 1), (15, 5)])
+def test_heads_that_share_keys_and_values(heads, kv_heads, width, dtype):
+    """The head that writes is the first of those that share: all see the new key."""
+    for batch, position in ((1, 0), (1, 511), (3, 17), (5, CAPACITY - 1)):
+        shape = (heads, width, CAPACITY, position)
+        compare(*random_step(batch, dtype, "cuda", *shape, kv_heads=kv_heads))
+
+
 @pytest.mark.parametrize(
     ("batch", "heads", "capacity", "position"),
     [
@@ -83,15 +93,16 @@ def test_what_is_no_number_shows_in_its_head_only(index, bad):
 
 
 @pytest.mark.parametrize("width", [64, 128])
-def test_a_graph_replays_with_a_growing_position(width):
-    static = random_step(1, BF16, "cuda", 16, width, 700, 0)
+@pytest.mark.parametrize("kv_heads", [16, 4])
+def test_a_graph_replays_with_a_growing_position(width, kv_heads):
+    static = random_step(1, BF16, "cuda", 16, width, 700, 0, kv_heads=kv_heads)
     decode_attention(*static)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         y = decode_attention(*static)
-    size = 16 * width
+    sizes = [16 * width, kv_heads * width, kv_heads * width]
     for position in range(700):
-        fresh = random_rows(1, 3 * size, BF16, "cuda", position).split(size, 1)
+        fresh = random_rows(1, sum(sizes), BF16, "cuda", position).split(sizes, 1)
         for target, source in zip(static, fresh, strict=False):
             target.copy_(source)
         static[5].fill_(position)
@@ -103,12 +114,12 @@ def test_a_graph_replays_with_a_growing_position(width):
 
 def decoded(seed, steps=30):
     """Steps that follow each other closely, each fed with the last one's result."""
-    q, k, v, *rest = random_step(2, BF16, "cuda", 8, 64, 300, 200, seed)
+    q, k, v, *rest = random_step(2, BF16, "cuda", 8, 64, 300, 200, seed, kv_heads=4)
     position, results = rest[2], []
     for _ in range(steps):
         y = decode_attention(q, k, v, *rest)
         results.append(y)
-        q, k = y, k + y
+        q, k = y, k + y[:, : k.shape[1]]
         position += 1
     return [*results, *rest[:2]]
 

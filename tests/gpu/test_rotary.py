@@ -15,13 +15,15 @@ ROUNDED = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-22}
 
 
 def operands(batch, length, heads, width, dtype):
-    qkv = random_rows(batch * length, 3 * heads * width, dtype, "cuda")
-    return qkv.view(batch, length, 3 * heads * width), *random_angles(length, width, "cuda")
+    size = (heads[0] + 2 * heads[1]) * width
+    qkv = random_rows(batch * length, size, dtype, "cuda")
+    return qkv.view(batch, length, size), *random_angles(length, width, "cuda")
 
 
 def parts_of(qkv, heads):
+    sizes = (heads[0], heads[1], heads[1])
     batch, length, size = qkv.shape
-    return qkv.view(batch, length, 3, heads, size // (3 * heads)).unbind(2)
+    return qkv.view(batch, length, sum(sizes), size // sum(sizes)).split(sizes, 2)
 
 
 def assert_turned(actual, before, cos, sin, dtype):
@@ -35,15 +37,24 @@ def assert_turned(actual, before, cos, sin, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("batch", "length", "heads", "width"),
-    [(1, 1, 1, 16), (3, 7, 2, 48), (2, 65, 5, 128), (4, 512, 16, 64), (1, 33, 3, 256)],
+    [
+        (1, 1, (1, 1), 16),
+        (3, 7, (2, 2), 48),
+        (2, 65, (5, 5), 128),
+        (4, 512, (16, 16), 64),
+        (1, 33, (3, 3), 256),
+        (3, 7, (6, 2), 48),
+        (2, 65, (12, 1), 128),
+        (4, 512, (32, 8), 64),
+    ],
 )
 def test_there_and_back(batch, length, heads, width, dtype):
     need_kernel("rotary_", "join_rotary")
     qkv, cos, sin = operands(batch, length, heads, width, dtype)
     turned = qkv.clone()
-    torch.ops.questtrain.rotary_(turned, cos, sin, heads)
+    torch.ops.questtrain.rotary_(turned, cos, sin, *heads)
     again = qkv.clone()
-    torch.ops.questtrain.rotary_(again, cos, sin, heads)
+    torch.ops.questtrain.rotary_(again, cos, sin, *heads)
     assert torch.equal(turned, again)
     parts, before = parts_of(turned, heads), parts_of(qkv, heads)
     for part, old in zip(parts[:2], before[:2], strict=True):
@@ -59,22 +70,22 @@ def test_there_and_back(batch, length, heads, width, dtype):
 
 def test_no_tokens():
     need_kernel("rotary_", "join_rotary")
-    qkv, cos, sin = operands(0, 5, 2, 32, torch.bfloat16)
-    torch.ops.questtrain.rotary_(qkv, cos, sin, 2)
-    parts = [part.contiguous() for part in parts_of(qkv, 2)]
-    assert call("join_rotary", *parts, cos, sin).shape == (0, 5, 192)
+    qkv, cos, sin = operands(0, 5, (4, 2), 32, torch.bfloat16)
+    torch.ops.questtrain.rotary_(qkv, cos, sin, 4, 2)
+    parts = [part.contiguous() for part in parts_of(qkv, (4, 2))]
+    assert call("join_rotary", *parts, cos, sin).shape == (0, 5, 256)
 
 
 def test_opcheck():
     need_kernel("rotary_", "join_rotary")
-    qkv, cos, sin = operands(2, 5, 2, 32, torch.bfloat16)
-    parts = [part.contiguous() for part in parts_of(qkv, 2)]
-    opcheck(torch.ops.questtrain.rotary_, (qkv, cos, sin, 2))
+    qkv, cos, sin = operands(2, 5, (4, 2), 32, torch.bfloat16)
+    parts = [part.contiguous() for part in parts_of(qkv, (4, 2))]
+    opcheck(torch.ops.questtrain.rotary_, (qkv, cos, sin, 4, 2))
     opcheck(torch.ops.questtrain.join_rotary, (*parts, cos, sin))
 
 
 def test_other_head_widths_are_refused():
     need_kernel("rotary_")
-    qkv, cos, sin = operands(1, 2, 2, 24, torch.bfloat16)
+    qkv, cos, sin = operands(1, 2, (2, 2), 24, torch.bfloat16)
     with pytest.raises(RuntimeError, match="rotary_: the head width 24 must be a multiple of 16"):
-        torch.ops.questtrain.rotary_(qkv, cos, sin, 2)
+        torch.ops.questtrain.rotary_(qkv, cos, sin, 2, 2)

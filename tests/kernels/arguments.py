@@ -127,7 +127,7 @@ def arguments(
         x = random_rows(rows, WIDTH, dtype, device, seed)
         return (x, weight.codes, weight.scales, LEVELS, BLOCK)
     if op == "decode_attention":
-        return random_step(rows, dtype, device, seed=seed)
+        return random_step(rows, dtype, device, seed=seed, kv_heads=2)
     if op in ("rotary_", "join_rotary"):
         return _rotary_arguments(op, device, rows, dtype, seed)
     if op == "unpack":
@@ -179,12 +179,14 @@ def random_step(
     capacity: int = 40,
     position: int = 17,
     seed: int = 0,
+    kv_heads: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Arguments of `decode_attention`: slices of one product, a cache that is NaN from
-    ``position`` on, any angles."""
-    size = heads * width
-    qkv = random_rows(batch, 3 * size, dtype, device, seed)
-    shape = (batch, heads, capacity, width)
+    ``position`` on, any angles; ``kv_heads`` as many as ``heads``, unless given."""
+    kv_heads = kv_heads or heads
+    sizes = [heads * width, kv_heads * width, kv_heads * width]
+    qkv = random_rows(batch, sum(sizes), dtype, device, seed)
+    shape = (batch, kv_heads, capacity, width)
     generator = device_generator(device, seed + 1)
     keys, values = (
         torch.randn(shape, device=device, generator=generator).to(dtype) for _ in range(2)
@@ -193,7 +195,7 @@ def random_step(
         cache[:, :, position:] = torch.nan
     angles = torch.randn(width // 2, device=device, generator=generator).repeat(2)
     place = torch.tensor(position, device=device)
-    return (*qkv.split(size, 1), keys, values, place, angles.cos(), angles.sin())
+    return (*torch.split(qkv, sizes, 1), keys, values, place, angles.cos(), angles.sin())
 
 
 def _operands(form: str, device: str, rows: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
@@ -229,16 +231,17 @@ def random_angles(
 def _rotary_arguments(
     op: str, device: str, batch: int, dtype: torch.dtype, seed: int
 ) -> tuple[Any, ...]:
-    length, heads, width = 5, 2, 32
-    shape = (batch, length, heads, width)
+    length, heads, kv_heads, width = 5, 4, 2, 32
     parts = [
-        random_rows(batch * length, heads * width, dtype, device, seed + i).reshape(shape)
-        for i in range(3)
+        random_rows(batch * length, n * width, dtype, device, seed + i).reshape(
+            batch, length, n, width
+        )
+        for i, n in enumerate((heads, kv_heads, kv_heads))
     ]
     cos, sin = random_angles(length, width, device, seed + 3)
     if op == "join_rotary":
         return (*parts, cos, sin)
-    return (torch.stack(parts, dim=2).flatten(2), cos, sin, heads)
+    return (torch.cat(parts, dim=2).flatten(2), cos, sin, heads, kv_heads)
 
 
 def _backward_arguments(

@@ -16,12 +16,16 @@ def exact_decode_attention(
     sin: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotation in fp32, a new cache, and attention in float64: y, keys, values."""
-    shape = (q.shape[0], keys.shape[1], 1, keys.shape[3])
+    batch, heads, _, width = keys.shape
+    shape, of_q = (batch, heads, 1, width), (batch, q.shape[1] // width, 1, width)
     keys, values, place = keys.clone(), values.clone(), int(position)
     keys[:, :, place] = rotate(k.reshape(shape), cos, sin)[:, :, 0]
     values[:, :, place] = v.reshape(shape)[:, :, 0]
-    seen = (cache[:, :, : place + 1].double() for cache in (keys, values))
-    y = F.scaled_dot_product_attention(rotate(q.reshape(shape), cos, sin).double(), *seen)
+    seen = (
+        cache[:, :, : place + 1].double().repeat_interleave(of_q[1] // heads, 1)
+        for cache in (keys, values)
+    )
+    y = F.scaled_dot_product_attention(rotate(q.reshape(of_q), cos, sin).double(), *seen)
     return y.reshape(q.shape), keys, values
 
 

@@ -124,21 +124,23 @@ def check_multiple(op: str, what: str, size: int, divisor: int) -> None:
         raise RuntimeError(f"{op}: {what} {size} must be a multiple of {divisor}")
 
 
-def check_cached_operand(op: str, name: str, x: Tensor, q: Tensor) -> None:
-    """The new token's queries, keys or values, like the queries ``q [B, H·K]``; the last dimension
-    is contiguous."""
+def check_cached_operand(op: str, name: str, x: Tensor, like: Tensor, q: Tensor) -> None:
+    """The new token's queries ``q [B, H·K]``, or its keys or values, as wide as ``like``; the last
+    dimension is contiguous."""
     if x.dim() != 2:
         raise RuntimeError(f"{op}: {name} must have 2 dimensions, not shape {list(x.shape)}")
-    if x.shape != q.shape:
-        raise RuntimeError(f"{op}: {name} must be {list(q.shape)}, not {list(x.shape)}")
+    if x.shape != (q.shape[0], like.shape[1]):
+        wanted = [q.shape[0], like.shape[1]]
+        raise RuntimeError(f"{op}: {name} must be {wanted}, not {list(x.shape)}")
     _check_kind(op, name, x, FLOATING if x is q else (q.dtype,), q)
     if x.shape[1] > 1 and x.stride(1) != 1:
         raise RuntimeError(f"{op}: {name} must be contiguous in its last dimension")
 
 
-def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor) -> None:
-    """Keys or values ``[B, H, capacity, K]`` for queries ``q [B, H·K]``."""
-    batch, size = q.shape
+def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor, k: Tensor) -> None:
+    """Keys or values ``[B, G, capacity, K]`` for new ones ``k [B, G·K]`` and queries ``q [B,
+    H·K]``, H a multiple of G."""
+    batch, size = q.shape[0], k.shape[1]
     if cache.dim() != 4:
         raise RuntimeError(f"{op}: {name} must have 4 dimensions, not shape {list(cache.shape)}")
     if cache.shape != keys.shape:
@@ -151,6 +153,11 @@ def check_cache(op: str, name: str, cache: Tensor, keys: Tensor, q: Tensor) -> N
     if not cache.shape[2] or not cache.shape[3] or cache.shape[3] % 2:
         raise RuntimeError(
             f"{op}: {name} must have places and an even width, not shape {list(cache.shape)}"
+        )
+    if q.shape[1] % size if size else q.shape[1]:
+        raise RuntimeError(
+            f"{op}: q must be [{batch}, a multiple of {cache.shape[1]} heads of {cache.shape[3]}],"
+            f" not {list(q.shape)}"
         )
     _check_layout(op, name, cache, (q.dtype,), q)
 

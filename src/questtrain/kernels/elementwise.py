@@ -29,14 +29,14 @@ def hadamard_rows(x: Tensor, block: int) -> Tensor:
 
 
 def split_rotary(
-    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``qkv [B, T, 3·H·K]`` → rotated Q and K, and V, each ``[B, T, H, K]``, in the place of
-    ``qkv``, which nobody else may read or have kept; ``cos``, ``sin`` fp32 ``[T, K]``, halves
-    repeated. K is a multiple of 16."""
+    """``qkv [B, T, (H + 2·G)·K]`` → rotated Q ``[B, T, H, K]`` and K ``[B, T, G, K]``, and V like
+    K, in the place of ``qkv``, which nobody else may read or have kept; ``cos``, ``sin`` fp32
+    ``[T, K]``, halves repeated. K is a multiple of 16."""
     if not torch.is_grad_enabled():
-        return _rotated(qkv, cos, sin, heads)
-    q, k, v = _SplitRotary.apply(qkv, cos, sin, heads)  # type: ignore[no-untyped-call]
+        return _rotated(qkv, cos, sin, heads, kv_heads)
+    q, k, v = _SplitRotary.apply(qkv, cos, sin, heads, kv_heads)  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -66,20 +66,23 @@ class _HadamardRows(torch.autograd.Function):
 class _SplitRotary(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int
+        ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cos, sin)
-        return _rotated(qkv, cos, sin, heads)
+        return _rotated(qkv, cos, sin, heads, kv_heads)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = (grad.contiguous() for grad in grads)
-        return join_rotary(q, k, v, *ctx.saved_tensors), None, None, None
+        return join_rotary(q, k, v, *ctx.saved_tensors), None, None, None, None
 
 
-def _rotated(qkv: Tensor, cos: Tensor, sin: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    rotary_(qkv, cos, sin, heads)
-    q, k, v = qkv.view(*qkv.shape[:2], 3, heads, cos.shape[1]).unbind(2)
+def _rotated(
+    qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    rotary_(qkv, cos, sin, heads, kv_heads)
+    of_all = qkv.view(*qkv.shape[:2], heads + 2 * kv_heads, cos.shape[1])
+    q, k, v = torch.split(of_all, [heads, kv_heads, kv_heads], dim=2)
     return q, k, v
 
 

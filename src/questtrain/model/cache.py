@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from questtrain.config import ModelConfig
+from questtrain.config import ModelConfig, head_dim, num_kv_heads
 from questtrain.kernels import decode_attention
 from questtrain.model.rotary import Rotary, rotary_angles
 
@@ -23,8 +23,8 @@ DECODED = (torch.bfloat16, torch.float16, torch.float32)
 
 
 class StaticLayer(NamedTuple):
-    """Keys and values ``[B, H, capacity, K]``, of which the first ``position`` are in use;
-    ``empty`` tells the host when those are none."""
+    """Keys and values ``[B, G, capacity, K]``, G heads of each, of which the first ``position`` are
+    in use; ``empty`` tells the host when those are none."""
 
     keys: Tensor
     values: Tensor
@@ -32,27 +32,28 @@ class StaticLayer(NamedTuple):
     empty: bool
 
     def attend_next(
-        self, q_BD: Tensor, k_BD: Tensor, v_BD: Tensor, rotary: Rotary
+        self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary
     ) -> Tensor | None:
         """The attention of one new token a sequence by `decode_attention`, from rotary to heads
-        joined: ``[B, D]``. None, and nothing is done, in float64, which it does not take."""
+        joined: ``[B, D]``; E = G·K. None, and nothing is done, in float64, which it does not take.
+        """
         if self.keys.dtype not in DECODED:
             return None
         cos, sin = rotary[0][0], rotary[1][0]
-        return decode_attention(q_BD, k_BD, v_BD, self.keys, self.values, self.position, cos, sin)
+        return decode_attention(q_BD, k_BE, v_BE, self.keys, self.values, self.position, cos, sin)
 
-    def append(self, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Add ``T`` tokens; returns keys and values ``[B, H, S, K]`` to attend to. The first ones
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add ``T`` tokens; returns keys and values ``[B, G, S, K]`` to attend to. The first ones
         attend to each other, causally; later ones to the whole buffers, behind a bool mask
         ``[T, capacity]``."""
-        tokens = k_BHTK.shape[2]
+        tokens = k_BGTK.shape[2]
         if self.empty:
-            self.keys[:, :, :tokens] = k_BHTK
-            self.values[:, :, :tokens] = v_BHTK
-            return k_BHTK, v_BHTK, None
+            self.keys[:, :, :tokens] = k_BGTK
+            self.values[:, :, :tokens] = v_BGTK
+            return k_BGTK, v_BGTK, None
         places_T = self.position + torch.arange(tokens, device=self.position.device)
-        self.keys.index_copy_(2, places_T, k_BHTK)
-        self.values.index_copy_(2, places_T, v_BHTK)
+        self.keys.index_copy_(2, places_T, k_BGTK)
+        self.values.index_copy_(2, places_T, v_BGTK)
         seen = torch.arange(self.keys.shape[2], device=places_T.device)
         return self.keys, self.values, seen <= places_T.unsqueeze(-1)
 
@@ -70,8 +71,7 @@ class StaticCache:
 
     def __init__(self, config: ModelConfig, batch_size: int, capacity: int, like: Tensor) -> None:
         capacity = -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
-        width = config.hidden_size // config.num_heads
-        shape = (batch_size, config.num_heads, capacity, width)
+        shape = (batch_size, num_kv_heads(config), capacity, head_dim(config))
         self._keys = [like.new_zeros(shape) for _ in range(config.num_layers)]
         self._values = [like.new_zeros(shape) for _ in range(config.num_layers)]
         angles = rotary_angles(config, torch.arange(capacity, device=like.device))

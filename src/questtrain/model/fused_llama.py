@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from questtrain.config import head_dim
 from questtrain.kernels import linear_cross_entropy
 from questtrain.model.attention import next_angles
 from questtrain.model.llama import Llama
@@ -50,8 +51,7 @@ class FusedLlama(nn.Module):
 
         UserError where they do, but not with ``backward`` fp8, which goes with bf16.
         """
-        head_width = model.config.hidden_size // model.config.num_heads
-        if head_width % 16:
+        if head_dim(model.config) % 16:
             return None
         product_of = partial(stacked_product, dtype=dtype, save=save, backward=backward)
         blocks = stacked_blocks(model, product_of, trains=True)

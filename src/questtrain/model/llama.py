@@ -1,8 +1,10 @@
 """Llama as QuEST trains it: every variant, BF16 included, is this one code path.
 
-Pre-norm blocks with RMSNorm, rotary attention and SwiGLU, no biases, untied embedding and head
-(quest.md, "Models and training"). The blocks' seven linear layers are `QuantLinear`; embedding,
-norms and LM head are never quantized.
+Pre-norm blocks with RMSNorm, rotary attention and SwiGLU; by default no biases, and untied
+embedding and head (quest.md, "Models and training"). The settings of `ModelConfig` make it any of
+the family: fewer heads of keys and values, heads of another width, tied embeddings, biases of Q, K
+and V, norms of Q and K, scaled rotary frequencies. The blocks' seven linear layers are
+`QuantLinear`; embedding, norms and LM head are never quantized.
 
 Shape suffixes: B batch, T tokens, D hidden size, V vocabulary.
 """
@@ -20,30 +22,48 @@ from questtrain.config import (
     QuantConfig,
     intermediate_size,
     is_skipped,
+    kv_size,
     parse_bits,
+    query_size,
 )
-from questtrain.model.attention import causal_attention, next_angles
+from questtrain.model.attention import (
+    HeadNorm,
+    HeadNorms,
+    Heads,
+    causal_attention,
+    next_angles,
+)
 from questtrain.model.cache import StaticCache, StaticLayer
 from questtrain.model.rotary import Rotary
 from questtrain.quant import QuantLinear
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions."""
+    """Causal multi-head attention with rotary positions; heads of queries may share keys and
+    values."""
 
     def __init__(self, config: ModelConfig, layer: int, linear: LinearFactory) -> None:
         super().__init__()
         size, prefix = config.hidden_size, f"layers.{layer}.attention"
-        self.num_heads = config.num_heads
-        self.q_proj = linear(size, size, f"{prefix}.q_proj")
-        self.k_proj = linear(size, size, f"{prefix}.k_proj")
-        self.v_proj = linear(size, size, f"{prefix}.v_proj")
-        self.o_proj = linear(size, size, f"{prefix}.o_proj")
+        of_query, of_kv, bias = query_size(config), kv_size(config), config.qkv_bias
+        self.heads = Heads.of(config)
+        self.q_proj = linear(size, of_query, f"{prefix}.q_proj", bias)
+        self.k_proj = linear(size, of_kv, f"{prefix}.k_proj", bias)
+        self.v_proj = linear(size, of_kv, f"{prefix}.v_proj", bias)
+        self.o_proj = linear(of_query, size, f"{prefix}.o_proj")
+        if config.qk_norm:
+            self.q_norm = HeadNorm(self.heads.width, eps=config.norm_eps)
+            self.k_norm = HeadNorm(self.heads.width, eps=config.norm_eps)
+        self.has_norms = config.qk_norm
+
+    @property
+    def norms(self) -> HeadNorms:
+        """Of the heads of Q and K, where they have some."""
+        return (self.q_norm, self.k_norm) if self.has_norms else ()
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: StaticLayer | None) -> Tensor:
-        q_BTD, k_BTD, v_BTD = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
-        y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary, cache)
-        out: Tensor = self.o_proj(y_BTD)
+        qkv = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+        out: Tensor = self.o_proj(causal_attention(qkv, self.heads, rotary, cache, self.norms))
         return out
 
 
@@ -95,9 +115,26 @@ class LinearFactory:
         self.bits = parse_bits(bits)
         self.quant = quant
 
-    def __call__(self, in_features: int, out_features: int, name: str) -> nn.Linear:
+    def __call__(
+        self, in_features: int, out_features: int, name: str, bias: bool = False
+    ) -> nn.Linear:
         bits = parse_bits("bf16") if is_skipped(name, self.quant.skip) else self.bits
-        return QuantLinear(in_features, out_features, bits=bits, method=self.quant)
+        return QuantLinear(in_features, out_features, bias, bits=bits, method=self.quant)
+
+
+class TiedHead(nn.Module):
+    """A head whose weight is the embedding's: it has none of its own, to save or to train."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self._embedding = (embedding,)  # in a tuple it is no submodule: its weight has one name
+
+    @property
+    def weight(self) -> Tensor:
+        return self._embedding[0].weight
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return F.linear(x_BTD, self.weight)
 
 
 class Llama(nn.Module):
@@ -112,7 +149,11 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.num_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            TiedHead(self.embed_tokens)
+            if config.tie_embeddings
+            else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
 
     def forward(
         self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
@@ -133,12 +174,14 @@ class Llama(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """N(0, init_std), with the blocks' output projections scaled down by √(2·layers); norms
-        are one. Learned scales are left alone: the first operands initialise them."""
+        are one, biases zero. Learned scales are left alone: the first operands initialise them."""
         std = self.config.init_std
         output_std = std / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
                 parameter.fill_(1.0)
+            elif name.endswith(".bias"):
+                parameter.zero_()
             elif name.endswith(".weight"):
                 is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(0.0, output_std if is_output else std, generator=generator)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from questtrain.config import ModelConfig
+from questtrain.config import ModelConfig, RopeScaling, head_dim
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of the angles, fp32 ``[T, K]`` for T tokens and heads K wide, halves repeated."""
@@ -13,8 +15,23 @@ Rotary = tuple[Tensor, Tensor]
 
 def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
     """The angles at integer positions, on their device."""
-    width = config.hidden_size // config.num_heads
+    width = head_dim(config)
     even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-    angles = torch.outer(positions_T.float(), config.rope_theta ** (-even / width))
+    frequencies = config.rope_theta ** (-even / width)
+    if config.rope_scaling is not None:
+        frequencies = frequencies * _share(frequencies, config.rope_scaling)
+    angles = torch.outer(positions_T.float(), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def _share(frequencies: Tensor, scaling: RopeScaling) -> Tensor | float:
+    """What is left of each frequency: 1/factor; with Llama 3's scaling all of it where the original
+    context holds ``high_freq_factor`` periods or more, 1/factor where it holds ``low_freq_factor``
+    or fewer, and between them a line in their number."""
+    if scaling.rope_type == "linear":
+        return 1 / scaling.factor
+    periods = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((periods - low) / (high - low)).clamp(0, 1)
+    return kept + (1 - kept) / scaling.factor

@@ -18,7 +18,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from questtrain.model.attention import causal_attention, next_angles, trained_attention
+from questtrain.model.attention import (
+    causal_attention,
+    next_angles,
+    split_columns,
+    trained_attention,
+)
 from questtrain.model.cache import StaticCache, StaticLayer
 from questtrain.model.llama import Block, Llama
 from questtrain.model.rotary import Rotary
@@ -55,9 +60,10 @@ class StackedBlock(nn.Module):
     def __init__(self, block: Block, products: Mapping[str, Product], trains: bool) -> None:
         super().__init__()
         assert block.mlp_norm.eps is not None
-        self.num_heads, self.eps = block.attention.num_heads, block.mlp_norm.eps
+        self.heads, self.eps = block.attention.heads, block.mlp_norm.eps
         self.trains = trains
         self.attention_norm, self.mlp_norm = block.attention_norm.weight, block.mlp_norm.weight
+        self.head_norms = nn.ModuleList(block.attention.norms)
         self.qkv, self.o = products["qkv"], products["o"]
         self.gate_up, self.down = products["gate_up"], products["down"]
 
@@ -83,10 +89,10 @@ class StackedBlock(nn.Module):
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm, self.eps)
         qkv = qkv.view(batch, -1, qkv.shape[1])
         if self.trains:
-            y_BTD = trained_attention(qkv, self.num_heads, rotary)
+            y_BTD = trained_attention(qkv, self.heads, rotary, self.head_norms)
         else:
-            q_BTD, k_BTD, v_BTD = qkv.chunk(3, dim=-1)
-            y_BTD = causal_attention(q_BTD, k_BTD, v_BTD, self.num_heads, rotary, cache)
+            parts = split_columns(qkv, self.heads)
+            y_BTD = causal_attention(parts, self.heads, rotary, cache, self.head_norms)
         added_MD = self.o.plain(y_BTD.flatten(0, 1))
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm, self.eps)
         return x_MD, self.down.after_swiglu(gate_up)

@@ -15,8 +15,10 @@ HEADS, WIDTH, CAPACITY = 4, 64, 40
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("position", [0, 1, 17, CAPACITY - 1])
-def test_it_is_rotation_cache_and_attention(batch, position, dtype):
-    arguments = random_step(batch, dtype, "cpu", HEADS, WIDTH, CAPACITY, position)
+@pytest.mark.parametrize("kv_heads", [HEADS, 2, 1])
+def test_it_is_rotation_cache_and_attention(batch, position, dtype, kv_heads):
+    step = (HEADS, WIDTH, CAPACITY, position)
+    arguments = random_step(batch, dtype, "cpu", *step, kv_heads=kv_heads)
     expected, keys, values = exact_decode_attention(*arguments)
     y = decode_attention(*arguments)
     assert (y.dtype, y.shape) == (dtype, (batch, HEADS * WIDTH))
@@ -54,7 +56,8 @@ def test_compiled_without_a_break():
 
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     for position in (3, 4):
-        one, other = (random_step(2, torch.bfloat16, position=position) for _ in range(2))
+        step = {"position": position, "kv_heads": 2}
+        one, other = (random_step(2, torch.bfloat16, **step) for _ in range(2))
         assert torch.equal(compiled(*one), run(*other))
         for actual, expected in zip(one[3:5], other[3:5], strict=True):
             assert torch.equal(actual.nan_to_num(7.0), expected.nan_to_num(7.0))
@@ -64,6 +67,14 @@ def test_heads_that_do_not_make_the_width_are_refused():
     arguments = list(random_step(2, torch.bfloat16, heads=4, width=64))
     arguments[3] = arguments[4] = torch.zeros(2, 3, 40, 64, dtype=torch.bfloat16)
     message = r"keys must be \[2, heads, capacity, width\] with heads·width 256, not \[2, 3, 40"
+    with pytest.raises(RuntimeError, match=message):
+        decode_attention(*arguments)
+
+
+def test_queries_of_no_whole_number_of_heads_a_key_are_refused():
+    arguments = list(random_step(2, torch.bfloat16, heads=4, width=64, kv_heads=2))
+    arguments[0] = torch.zeros(2, 3 * 64, dtype=torch.bfloat16)
+    message = r"q must be \[2, a multiple of 2 heads of 64\], not \[2, 192\]"
     with pytest.raises(RuntimeError, match=message):
         decode_attention(*arguments)
 

@@ -1,6 +1,7 @@
 """Attention of one decoding step.
 
-Shape suffixes: B batch, H heads, S places of the cache, K head width, D = H·K.
+Shape suffixes: B batch, H heads of queries, G heads of keys and values, S places of the cache, K
+head width, D = H·K.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def decode_attention(
     """Rotate ``q`` and ``k``, write k and v to the cache's place ``position``, attend to it and all
     before: ``[B, D]`` in q's dtype.
 
-    ``q``, ``k``, ``v [B, D]`` bf16, fp16 or fp32 may be column slices of one product; ``keys`` and
-    ``values [B, H, S, K]`` are updated; ``position`` is an int64 scalar: how many tokens are
+    ``q [B, D]``, ``k``, ``v [B, G·K]`` bf16, fp16 or fp32 may be column slices of one product; H
+    is a multiple of G, and H/G heads of q that follow each other share one of k and v. ``keys`` and
+    ``values [B, G, S, K]`` are updated; ``position`` is an int64 scalar: how many tokens are
     cached; ``cos``, ``sin`` fp32 ``[K]`` are its rotary angles, halves repeated. What is rotated is
     rounded to its dtype, the rest is fp32. A position that is no place of the cache makes the
     result NaN and leaves the cache as it is. Raises RuntimeError for other arguments.
@@ -51,7 +53,7 @@ def decode_attention(
 
 
 def attends_in_one_kernel(keys: Tensor) -> bool:
-    """Whether the kernel takes a cache of such ``keys [B, H, S, K]``."""
+    """Whether the kernel takes a cache of such ``keys [B, G, S, K]``."""
     return keys.is_cuda and keys.shape[-1] in HEAD_WIDTHS and extension.serves(keys.device)
 
 
@@ -66,21 +68,21 @@ def _reference(
     sin: Tensor,
 ) -> Tensor:
     op = "decode_attention"
-    for name, operand in (("q", q), ("k", k), ("v", v)):
-        check_cached_operand(op, name, operand, q)
+    for name, operand, like in (("q", q, q), ("k", k, k), ("v", v, k)):
+        check_cached_operand(op, name, operand, like, q)
     for name, cache in (("keys", keys), ("values", values)):
-        check_cache(op, name, cache, keys, q)
+        check_cache(op, name, cache, keys, q, k)
     check_scalar(op, "position", position, torch.int64, q)
     for name, angles in (("cos", cos), ("sin", sin)):
         check_vector(op, name, angles, keys.shape[3], (torch.float32,), q)
-    heads_BH1K = (q.shape[0], keys.shape[1], 1, keys.shape[3])
-    q_BH1K = rotate(q.reshape(heads_BH1K), cos, sin).float()
-    capacity = keys.shape[2]
+    batch, kv_heads, capacity, width = keys.shape
+    q_BH1K = rotate(q.reshape(batch, q.shape[1] // width, 1, width), cos, sin).float()
+    new_BG1K = (batch, kv_heads, 1, width)
     fits = (position >= 0) & (position < capacity)
     place = position.clamp(0, capacity - 1).reshape(1)
-    for cache, new in ((keys, rotate(k.reshape(heads_BH1K), cos, sin)), (values, v)):
+    for cache, new in ((keys, rotate(k.reshape(new_BG1K), cos, sin)), (values, v)):
         old = cache.index_select(2, place)
-        cache.index_copy_(2, place, torch.where(fits, new.reshape(heads_BH1K), old))
+        cache.index_copy_(2, place, torch.where(fits, new.reshape(new_BG1K), old))
     seen_S = None
     if has_values(position):  # what lies beyond is not even read
         keys, values = (cache[:, :, : int(place) + 1] for cache in (keys, values))
@@ -88,7 +90,10 @@ def _reference(
         seen_S = torch.arange(capacity, device=keys.device) <= position
         keys, values = (torch.where(seen_S.unsqueeze(-1), cache, 0.0) for cache in (keys, values))
         seen_S = seen_S.unsqueeze(0)
-    y_BH1K = F.scaled_dot_product_attention(q_BH1K, keys.float(), values.float(), attn_mask=seen_S)
+    is_grouped = bool(q.shape[1] != k.shape[1])
+    y_BH1K = F.scaled_dot_product_attention(
+        q_BH1K, keys.float(), values.float(), attn_mask=seen_S, enable_gqa=is_grouped
+    )
     return torch.where(fits, y_BH1K, math.nan).to(q.dtype).reshape(q.shape)
 
 
