@@ -84,25 +84,20 @@ def _check_headers(source: WeightSource, model: ModelConfig) -> None:
     """UserError unless there is each weight of the model in its shape, and nothing else."""
     expected, seen = _shapes(model), set()
     for name, shape, dtype in source.headers():
-        if dtype not in FLOATS:
-            raise UserError(
-                f"init_from: {source.folder}: {name} is stored as {dtype}, and can be"
-                f" {', '.join(FLOATS)}."
-            )
+        what = f"init_from: {source.folder}: {source.spelled(name)}"
         wanted = expected.get(EMBEDDING if _is_tied_head(name, model) else name)
+        if dtype not in FLOATS:
+            raise UserError(f"{what} is stored as {dtype}, and can be {', '.join(FLOATS)}.")
         if wanted is None:
-            raise UserError(
-                f"init_from: {source.folder} holds {name}, which is no weight of this model."
-            )
+            raise UserError(f"{what} is no weight of this model.")
         if shape != wanted:
-            raise UserError(
-                f"init_from: {source.folder}: {name} is {_size(shape)}, and of this model"
-                f" {_size(wanted)}."
-            )
+            raise UserError(f"{what} is {_size(shape)}, and of this model {_size(wanted)}.")
         seen.add(name)
     if missing := sorted(expected.keys() - seen):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"init_from: {source.folder} lacks the weight {missing[0]}{more}.")
+        raise UserError(
+            f"init_from: {source.folder} lacks the weight {source.spelled(missing[0])}{more}."
+        )
 
 
 def _check_values(source: WeightSource, model: ModelConfig) -> None:
@@ -110,7 +105,9 @@ def _check_values(source: WeightSource, model: ModelConfig) -> None:
     heads = []
     for name, tensor in source.tensors():
         if not tensor.isfinite().all():
-            raise UserError(f"init_from: {source.folder}: {name} holds NaN or infinite values.")
+            raise UserError(
+                f"init_from: {source.folder}: {source.spelled(name)} holds NaN or infinite values."
+            )
         if model.tie_embeddings and name in (EMBEDDING, HEAD):
             heads.append(tensor)
     if len(heads) == 2 and not torch.equal(*heads):

@@ -119,7 +119,13 @@ def fit_vocabulary(config: TrainConfig, dataset: TokenDataset) -> None:
     """The model's vocabulary is its tokenizer's: set it, or refuse another one. Weights that exist
     may have rows beyond it, which pad."""
     asked = config.model.vocab_size
-    if config.init_from is not None and asked is not None and asked >= dataset.vocab_size:
+    if config.init_from is not None and asked is not None:
+        if asked < dataset.vocab_size:
+            raise UserError(
+                f"init_from={config.init_from} knows {asked} tokens, and the data's tokenizer"
+                f" {dataset.tokenizer.name} has {dataset.vocab_size}: leave data.tokenizer out, and"
+                " it is the folder's."
+            )
         return
     if asked is not None and asked != dataset.vocab_size:
         raise UserError(

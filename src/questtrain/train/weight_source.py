@@ -48,6 +48,10 @@ class WeightSource(Protocol):
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Our name and values of every weight, one at a time."""
 
+    def spelled(self, name: str) -> str:
+        """What the folder calls the weight that we call ``name``."""
+        return name
+
 
 def weight_source(init_from: str) -> WeightSource:
     """The weights in a folder, whose kind its files tell: another kind is another class here.
@@ -119,6 +123,9 @@ class HuggingFaceWeights(WeightSource):
     @cached_property
     def _files(self) -> WeightFiles:
         return WeightFiles.of(self.folder)
+
+    def spelled(self, name: str) -> str:
+        return hf_names(self.model).get(name, name)
 
     @cached_property
     def _our_names(self) -> dict[str, str]:
