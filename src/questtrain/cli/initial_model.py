@@ -4,6 +4,7 @@ recipe (learning rate, batch) from the nearest size, unless the words say otherw
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -14,7 +15,7 @@ import yaml
 
 from questtrain.cli.hydra_config import group_choices
 from questtrain.config import ModelConfig, TrainConfig, non_embedding_params
-from questtrain.config.loading import NOT_SET, config_from_mapping, read_config
+from questtrain.config.loading import NOT_SET, check_setting, config_from_mapping, read_config
 from questtrain.config.model_shape import NO_SHAPE, shape_differences
 from questtrain.errors import UserError
 
@@ -39,6 +40,7 @@ def compose_run(words: Sequence[str], compose: Compose) -> dict[str, Any]:
     init_from = mapping.get("init_from")
     if init_from is None:
         return mapping
+    check_setting(TrainConfig, "init_from", init_from)
     given = {word.lstrip("+~").partition("=")[0] for word in words}
     start = _start(str(init_from), mapping)
     if "model" not in given:
@@ -53,7 +55,7 @@ def compose_run(words: Sequence[str], compose: Compose) -> dict[str, Any]:
 
 def _start(init_from: str, mapping: dict[str, Any]) -> _Start:
     """From the folder; where that is gone, from the run which began with it."""
-    if not Path(init_from).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(init_from)):
         for run in _runs_begun(mapping):
             config = _config_of(run)
             if config is not None and config.init_from == init_from:

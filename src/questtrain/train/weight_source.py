@@ -4,6 +4,7 @@ it is. All kinds give the same: the model's shape, its weights under our names, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -58,8 +59,8 @@ def weight_source(init_from: str) -> WeightSource:
 
     UserError where there is none, or none that can be started from.
     """
-    folder = Path(init_from).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(init_from))
+    if not os.path.isdir(folder):  # False, too, for a name that no folder can have
         raise no_such_folder(f"init_from={init_from}", folder)
     if (folder / "config.yaml").is_file():
         return RunWeights(folder)
