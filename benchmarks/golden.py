@@ -176,11 +176,11 @@ def machine(device: str) -> dict[str, str]:
 
 
 def work() -> None:
-    """The cases of standard input, a line of JSON each. On a GPU torch adds up gradients in any
-    order unless it is asked for one."""
+    """The cases of standard input, a line of JSON each. On a GPU attention adds up its gradients in
+    any order unless torch is strict (`benchmarks/repeatability.py`)."""
     import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     for name, words in json.load(sys.stdin).items():
         print(json.dumps({name: run_case(words)}), flush=True)
 

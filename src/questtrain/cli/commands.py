@@ -4,6 +4,8 @@ COMMANDS = {
     "train": "train one model",
     "sweep": "train a whole grid of runs, on this machine or on a Slurm cluster",
     "generate": "continue a prompt with a trained model",
+    "export": "a trained model in the format of another program, with a certificate",
+    "verify": "compare an export with its run again",
     "diagnose": "what quantization does to a run's gradients: alignment, masks, persistence",
     "runs": "the table of runs, filtered and exported",
     "fit": "the scaling law of runs",

@@ -62,11 +62,11 @@ def load_run(
     config = at_step(config, checkpoint.step)
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
-    ready = _for_use(model, choose_device(device), packed)
-    return TrainedModel(ready, _tokenizer(folder, config), config, checkpoint.step)
+    ready = for_use(model, choose_device(device), packed)
+    return TrainedModel(ready, tokenizer_of(folder, config), config, checkpoint.step)
 
 
-def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
+def for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
     """The model on its device, with packed weights or with the values they stand for."""
     model.to(device).eval().requires_grad_(False)
     linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
@@ -82,7 +82,7 @@ def _for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Modu
     return model
 
 
-def _tokenizer(folder: Path, config: TrainConfig) -> Tokenizer:
+def tokenizer_of(folder: Path, config: TrainConfig) -> Tokenizer:
     """The run's own, with the BOS that began its documents."""
     data = read_identity(folder)
     bos = config.data.bos_token if data is None else data.bos_id

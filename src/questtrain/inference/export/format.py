@@ -1,0 +1,82 @@
+"""What an export format is: how a `Source` is written, and how another program reads it back.
+
+A format is a module with a class of this protocol, and its line in `questtrain.inference.export`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from questtrain.inference.export.source import Source
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a format leaves open.
+
+    ``dtype`` is of the numbers that are no codes (`DTYPES`); ``experimental`` allows files that no
+    runtime here has been seen to honour; a file of weights holds at most ``shard_bytes``.
+    """
+
+    dtype: str = "f32"
+    experimental: bool = False
+    shard_bytes: int = 5 * 10**9
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a certificate demands of the logits: the ``largest`` absolute difference and the
+    ``median`` one (None: any), and the least share of positions with the same ``argmax``. A code
+    that differs is a failure always."""
+
+    largest: float | None
+    median: float | None
+    argmax: float
+
+
+class ExportFormat(Protocol):
+    """``holds`` says in a line what it can hold; ``runtimes`` read it, the first by default, each
+    with the packages that its process imports."""
+
+    name: str
+    holds: str
+    runtimes: dict[str, tuple[str, ...]]
+
+    def refusal(self, source: Source, options: Options) -> str | None:
+        """Why the format cannot hold the run, or not with these options: which layer, why, which
+        other format could. None where it can."""
+
+    def write(self, source: Source, folder: Path, options: Options) -> None:
+        """Write all files into an empty ``folder``, with no more than a layer in memory."""
+
+    def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
+        """What the written files hold of a layer's weight, by our name of it: fp32 values
+        ``[N, K]``, and whether they are folded (`WeightCodes.folded`) or in the codes' space."""
+
+    def is_packed(self, source: Source) -> bool:
+        """Whether the runtime is to be compared with `questtrain.load` of packed weights, not with
+        the values they stand for."""
+
+    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
+        """How near the runtime has to come."""
+
+    def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
+        """What the format or the runtime cannot express, in sentences for the certificate."""
+
+    def logits(
+        self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
+    ) -> Iterator[Tensor]:
+        """Run in a process of its own: the runtime's logits fp32 ``[T, V]`` of every prompt, token
+        ids int64 ``[T]``."""

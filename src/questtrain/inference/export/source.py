@@ -1,0 +1,188 @@
+"""What an export is made of: a run's checkpoint, read one weight at a time.
+
+Nothing here holds more of a model than its largest layer, `Source.model` aside, which the
+certificate compares with.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from questtrain.config import Bits, TrainConfig, parse_bits
+from questtrain.config.loading import read_config
+from questtrain.data import Tokenizer
+from questtrain.errors import UserError
+from questtrain.inference.load import for_use, tokenizer_of
+from questtrain.model import Llama
+from questtrain.quant import QuantLinear
+from questtrain.quant.grid import Grid
+from questtrain.quant.packing import rotation_block
+from questtrain.quant.quantizer import Quantizer
+from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
+from questtrain.store.files import no_such_folder, sha256_of
+from questtrain.store.run_record import RunRecord, identity_columns, read_run_record
+
+
+@dataclass(frozen=True)
+class WeightCodes:
+    """A quantized weight ``[N, K]`` as its quantizer stores it.
+
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, 1]``, or ``[1]`` where one
+    was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
+    rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the layer
+    multiplies the values rotated once more, and its activations as they are.
+    """
+
+    codes: Tensor
+    grid: Grid
+    half_widths: Tensor
+    kept: Tensor | None
+    block: int
+    rotates_back: bool
+    rotation: nn.Module
+
+    def values(self) -> Tensor:
+        """fp32 ``[N, K]`` in the space of the codes."""
+        values = self.grid.decode(self.codes.to(self.half_widths.dtype), self.half_widths)
+        return values if self.kept is None else torch.where(self.kept, values, 0.0)
+
+    def folded(self) -> Tensor:
+        """fp32 ``[N, K]``, the values that multiply what the layer is given, rotated back where the
+        layer does so."""
+        values = self.values()
+        return self.rotation(values) if self.rotates_back else values
+
+    def different(self, values: Tensor, folded: bool) -> int:
+        """How many codes are others in ``values [N, K]``, which a file holds: `folded` or not."""
+        if folded and self.rotates_back:
+            values = self.rotation(values)
+        found = self.grid.encode(values.to(self.half_widths.dtype), self.half_widths)
+        wrong = found != self.codes
+        if self.kept is not None:
+            wrong = torch.where(self.kept, wrong, values != 0)
+        return int(wrong.sum())
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run at one of its checkpoints. ``num_layers`` of its blocks are read, all by default."""
+
+    run: Path
+    config: TrainConfig
+    checkpoint: Checkpoint
+    tokenizer: Tokenizer
+    record: RunRecord | None = field(repr=False)
+
+    @classmethod
+    def open(cls, run: str | Path, step: int | None = None) -> Source:
+        """The newest intact checkpoint, or that of a ``step``. UserError for a folder that is no
+        run, and for a run without checkpoints."""
+        folder = Path(run).expanduser()
+        if not folder.is_dir():
+            raise no_such_folder(f"run={run}", folder)
+        config = read_config(folder / "config.yaml")
+        checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
+        if checkpoint is None:
+            raise UserError(f"{folder} holds no checkpoint yet: there is nothing to export.")
+        tokenizer, record = tokenizer_of(folder, config), read_run_record(folder)
+        return cls(folder, config, checkpoint, tokenizer, record)
+
+    def first(self, num_layers: int) -> Source:
+        """The same with the first so many blocks alone: what a difference is looked for in."""
+        model = replace(self.config.model, num_layers=num_layers)
+        return replace(self, config=replace(self.config, model=model))
+
+    @property
+    def bits(self) -> Bits:
+        return parse_bits(self.config.bits)
+
+    @property
+    def columns(self) -> dict[str, object]:
+        """The run record's columns; of a run that has not ended those that are known."""
+        return identity_columns(self.config) if self.record is None else self.record.columns
+
+    def weights_sha256(self) -> str:
+        """Of the checkpoint's file of weights."""
+        return sha256_of(self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self.checkpoint.folder / "model.safetensors"
+
+    @cached_property
+    def _skeleton(self) -> Llama:
+        """The model without its weights."""
+        with torch.device("meta"):
+            return Llama(self.config.model, self.config.bits, self.config.quant)
+
+    def linear_names(self) -> list[str]:
+        """The blocks' linear layers in the order of the model: ``layers.0.attention.q_proj``, …"""
+        modules = self._skeleton.named_modules()
+        return [name for name, module in modules if isinstance(module, QuantLinear)]
+
+    def tensor_names(self) -> list[str]:
+        """All other tensors of the model: embedding, norms, head, …"""
+        of_linears = tuple(f"{name}." for name in self.linear_names())
+        return [n for n in self._skeleton.state_dict() if not n.startswith(of_linears)]
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor of the checkpoint, as it is stored (fp32)."""
+        return self._read([name])[name]
+
+    def linear(self, name: str) -> QuantLinear:
+        """One layer as it was trained, with its weight and its quantizers, on the CPU."""
+        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        layer.to_empty(device="cpu")
+        keys = layer.state_dict()
+        state = self._read([f"{name}.{key}" for key in keys])
+        layer.load_state_dict({key: state[f"{name}.{key}"] for key in keys})
+        return layer.eval().requires_grad_(False)
+
+    def codes(self, name: str) -> WeightCodes | None:
+        """The weight of a layer as codes; None where it is not quantized."""
+        return weight_codes(self.linear(name))
+
+    def folded(self, name: str) -> Tensor:
+        """The matrix ``[N, K]`` of a layer, fp32: what multiplies its (quantized) input."""
+        codes = self.codes(name)
+        return self.tensor(f"{name}.weight") if codes is None else codes.folded()
+
+    def model(self, packed: bool, device: str = "cpu") -> nn.Module:
+        """The whole model, as `questtrain.load` makes it."""
+        model = Llama(self.config.model, self.config.bits, self.config.quant)
+        model.load_state_dict(self._read(list(model.state_dict())))
+        return for_use(model, torch.device(device), packed)
+
+    def _read(self, names: list[str]) -> dict[str, Tensor]:
+        with safe_open(self._file, "pt") as file:
+            held = set(file.keys())
+            missing = [name for name in names if name not in held]
+            if missing:
+                raise UserError(f"checkpoint {self.checkpoint.folder} holds no {missing[0]}.")
+            return {name: file.get_tensor(name) for name in names}
+
+
+def weight_codes(layer: QuantLinear) -> WeightCodes | None:
+    """What a layer's own quantizer makes of its weight; None where it has none."""
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, Quantizer):
+        return None
+    stored = quantizer.quantize(layer.weight)
+    block = rotation_block(quantizer.rotation)
+    assert block is not None  # build_quantizer makes no other rotations
+    return WeightCodes(
+        stored.codes,
+        quantizer.grid,
+        stored.scale,
+        stored.kept,
+        block,
+        quantizer.rotate_back,
+        quantizer.rotation,
+    )

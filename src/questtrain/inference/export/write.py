@@ -1,0 +1,186 @@
+"""Export and verify: write a run in a format, and compare what the runtime makes of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from questtrain.errors import TrainingStopped, UserError, unknown
+from questtrain.inference.export import export_format
+from questtrain.inference.export.certificate import (
+    Certificate,
+    Comparison,
+    compare,
+    hashes,
+    read_certificate,
+)
+from questtrain.inference.export.format import ExportFormat, Options
+from questtrain.inference.export.passages import prompts
+from questtrain.inference.export.runtime import ask, require, versions
+from questtrain.inference.export.source import Source
+from questtrain.store.files import publish_folder, writing
+
+
+class CertificateFailed(TrainingStopped):
+    """The export does not compute what was trained."""
+
+
+def export(
+    source: Source,
+    name: str,
+    output: Path,
+    options: Options,
+    runtime: str | None = None,
+    verify: bool = True,
+    device: str = "cpu",
+) -> Certificate | None:
+    """Write ``source`` into a new folder ``output``, and its certificate unless it is not to be
+    verified. UserError where the format cannot hold the run or the folder exists, CertificateFailed
+    where the runtime computes something else; nothing is left then."""
+    form = export_format(name)
+    runtime = _runtime(form, runtime)
+    if verify:
+        require(form, runtime)
+    if output.exists():
+        raise UserError(f"output={output} exists already: choose another folder or remove it.")
+    if (reason := form.refusal(source, options)) is not None:
+        raise UserError(f"format={name} cannot hold run={source.run}: {reason}")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        with writing(output):
+            temporary.mkdir(parents=True)
+            form.write(source, temporary, options)
+        certificate = None
+        if verify:
+            certificate = certify(form, source, temporary, options, runtime, device)
+            certificate.write(temporary)
+        publish_folder(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return certificate
+
+
+def verify_export(
+    folder: Path, run: Path, runtime: str | None = None, device: str = "cpu"
+) -> Certificate:
+    """A new certificate of an export that was written before, with the options of its first. What
+    is in the folder stays as it is; UserError where its files, or the run's checkpoint, are not
+    those that were certified."""
+    try:
+        before = read_certificate(folder)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no certificate.json: it is no export, or one with verify=false."
+        ) from error
+    form = export_format(before.format)
+    runtime = _runtime(form, runtime or before.runtime)
+    require(form, runtime)
+    found = hashes(folder)
+    for file in sorted(before.files.keys() | found.keys()):
+        if before.files.get(file) != found.get(file):
+            raise UserError(f"{folder / file} is not the file that was certified.")
+    source = Source.open(run, before.step)
+    if source.weights_sha256() != before.checkpoint:
+        raise UserError(f"{folder} was made of another run than run={run}: {before.run}.")
+    options = Options(dtype=before.dtype, experimental=True)
+    return certify(form, source, folder, options, runtime, device)
+
+
+def certify(
+    form: ExportFormat, source: Source, folder: Path, options: Options, runtime: str, device: str
+) -> Certificate:
+    """Compare an export with its run; CertificateFailed where it is not within the bound."""
+    weights, different, first = _count_codes(form, source, folder, options)
+    if different:
+        raise CertificateFailed(
+            f"{different:,} of {weights:,} weight codes differ in the export, the first in {first}."
+        )
+    comparison = _compare(form, source, folder, runtime, device)
+    bound = form.bound(source, options, runtime)
+    if (problem := comparison.problem(bound)) is not None:
+        where = _first_block(form, source, options, runtime, device)
+        raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
+    return Certificate(
+        format=form.name,
+        runtime=runtime,
+        versions=versions(form, runtime),
+        device=device,
+        run=str(source.config.name),
+        step=source.checkpoint.step,
+        checkpoint=source.weights_sha256(),
+        bits=source.config.bits,
+        dtype=options.dtype,
+        weights=weights,
+        codes_different=different,
+        comparison=comparison,
+        bound=bound,
+        not_expressed=form.limits(source, options, runtime),
+        files=hashes(folder),
+    )
+
+
+def _runtime(form: ExportFormat, runtime: str | None) -> str:
+    if runtime is not None and runtime not in form.runtimes:
+        raise unknown(f"runtime of format={form.name}", runtime, form.runtimes)
+    return runtime or next(iter(form.runtimes))
+
+
+def _count_codes(
+    form: ExportFormat, source: Source, folder: Path, options: Options
+) -> tuple[int, int, str | None]:
+    """Weights in all layers, how many differ as codes (unquantized ones: as what the options'
+    dtype makes of them), and the first layer that has some."""
+    weights, different, first = 0, 0, None
+    for name in source.linear_names():
+        values, folded = form.stored(folder, name)
+        codes = source.codes(name)
+        if codes is not None:
+            wrong = codes.different(values, folded)
+        else:
+            rounded = source.tensor(f"{name}.weight").to(options.torch_dtype).float()
+            wrong = int((rounded != values).sum())
+        weights, different = weights + values.numel(), different + wrong
+        first = first or (name if wrong else None)
+    return weights, different, first
+
+
+def _compare(
+    form: ExportFormat, source: Source, folder: Path, runtime: str, device: str
+) -> Comparison:
+    asked = prompts(source.tokenizer, source.config.sequence_length)
+    theirs = ask(form, folder, runtime, asked, device)
+    return compare(asked, _trained_logits(form, source, asked, device), theirs)
+
+
+@torch.no_grad()
+def _trained_logits(
+    form: ExportFormat, source: Source, asked: Sequence[Tensor], device: str
+) -> Iterator[Tensor]:
+    model = source.model(form.is_packed(source), device)
+    for tokens in asked:
+        yield model(tokens.to(device).unsqueeze(0))[0].float().cpu()
+
+
+def _first_block(
+    form: ExportFormat, source: Source, options: Options, runtime: str, device: str
+) -> str:
+    """Where the difference begins: exports of the first 1, 2, … blocks are compared until one is
+    not within the bound; by halves, because what differs early differs later."""
+    bound = form.bound(source, options, runtime)
+    right, wrong = 0, source.config.model.num_layers
+    while wrong - right > 1:
+        middle = (right + wrong) // 2
+        part = source.first(middle)
+        with tempfile.TemporaryDirectory() as scratch:
+            form.write(part, Path(scratch), options)
+            problem = _compare(form, part, Path(scratch), runtime, device).problem(bound)
+        right, wrong = (middle, wrong) if problem is None else (right, middle)
+    if wrong == 1:
+        return "The first block, layers.0, differs already, or what lies around the blocks."
+    return f"The first block that differs is layers.{wrong - 1}."
