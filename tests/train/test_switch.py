@@ -109,6 +109,14 @@ def test_killed_in_between(unbroken, corpus, tmp_path):
     same_run(unbroken["learned"], tmp_path / "run")
 
 
+def test_two_processes_switch_together(unbroken, corpus, tmp_path):
+    """The sum of two gradients does not depend on who makes them."""
+    words = [*RUN, *corpus, *KINDS["micro-batches"], f"runs_dir={tmp_path}", "name=run", "gpus=2"]
+    result = questtrain("train", *words)
+    assert result.returncode == 0, result.stderr
+    same_run(unbroken["micro-batches"], tmp_path / "run")
+
+
 def test_a_checkpoint_loads_as_the_model_that_it_was(unbroken):
     for step, bits in ((3, "bf16"), (SWITCH, "w4a4"), (STEPS, "w4a4")):
         loaded = load_run(unbroken["kernels"], "cpu", step=step)
