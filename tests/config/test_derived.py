@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -11,19 +11,26 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from questtrain.config import (
+    ModelConfig,
+    QuantConfig,
+    embedding_params,
     flops_per_token,
     non_embedding_params,
     packed_block_bytes,
     parse_bits,
     quantized_params,
+    query_size,
     steps,
     tokens,
     total_params,
     training_bytes,
     validate,
+    vector_params,
 )
+from questtrain.config.derived import block_linears
 from questtrain.model import Llama
 from questtrain.quant import QuantLinear
+from tests.model.family import FAMILY, small_model
 
 if TYPE_CHECKING:
     from tests.conftest import Compose
@@ -73,16 +80,30 @@ def test_sizes_beyond_the_paper_continue_its_rules(compose: Compose, size: str) 
 @pytest.mark.parametrize("size", [*TABLE_3, *BEYOND_THE_PAPER, "nano"])
 def test_counts_are_those_of_the_torch_model(compose: Compose, size: str) -> None:
     """The arithmetic counts exactly the parameters that the model has."""
-    config = compose(size, model={"vocab_size": VOCABULARY})
+    assert_counts(compose(size, model={"vocab_size": VOCABULARY}).model)
+
+
+@pytest.mark.parametrize("changes", FAMILY.values(), ids=FAMILY)
+def test_counts_of_the_llama_family(changes: dict[str, Any]) -> None:
+    assert_counts(small_model(**changes))
+
+
+def assert_counts(config: ModelConfig) -> None:
     with torch.device("meta"):
-        model = Llama(config.model, "w4a4", config.quant)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = model.embed_tokens.weight.numel() + model.lm_head.weight.numel()
+        model = Llama(config, "w4a4", QuantConfig())
+    vocabulary = config.vocab_size or 0
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    embeddings = {"embed_tokens.weight", "lm_head.weight"} & parameters.keys()
     linears = [m.weight for m in model.modules() if isinstance(m, QuantLinear)]
-    assert len(linears) == 7 * config.model.num_layers
-    assert total == total_params(config.model, VOCABULARY)
-    assert total - embeddings == non_embedding_params(config.model)
-    assert sum(weight.numel() for weight in linears) == quantized_params(config.model)
+    assert len(linears) == 7 * config.num_layers
+    assert total == total_params(config, vocabulary)
+    of_embeddings = sum(parameters[name].numel() for name in embeddings)
+    assert of_embeddings == embedding_params(config, vocabulary)
+    assert total - of_embeddings == non_embedding_params(config)
+    assert sum(weight.numel() for weight in linears) == quantized_params(config)
+    vectors = [parameter.numel() for parameter in parameters.values() if parameter.ndim == 1]
+    assert sum(vectors) == vector_params(config)
 
 
 def test_max_steps_cuts_the_run_short(compose: Compose) -> None:
@@ -93,11 +114,12 @@ def test_max_steps_cuts_the_run_short(compose: Compose) -> None:
     assert tokens(compose(tokens_per_param=12.5)) == 375_000_000 // 512**2 * 512**2
 
 
-def test_flops_against_torch_flop_counter(compose: Compose) -> None:
+@pytest.mark.parametrize("changes", [{}, {"head_dim": 32, "num_kv_heads": 1}], ids=str)
+def test_flops_against_torch_flop_counter(compose: Compose, changes: dict[str, int]) -> None:
     """Forward + backward is three times forward, as counted by torch; torch counts the products of
     attention in full where causal attention needs half, and the difference is exactly that."""
     length, vocab = 64, 160
-    model_config = compose("nano", model={"vocab_size": vocab, "num_layers": 2}).model
+    model_config = compose("nano", model={"vocab_size": vocab, "num_layers": 2, **changes}).model
     config = compose("nano").quant
     model = Llama(model_config, "bf16", config)
     batch = torch.zeros(2, length, dtype=torch.long)
@@ -107,7 +129,7 @@ def test_flops_against_torch_flop_counter(compose: Compose) -> None:
         loss.backward()
     assert backward.get_total_flops() == 2 * forward.get_total_flops()
     counted = (forward.get_total_flops() + backward.get_total_flops()) / batch.numel()
-    full_attention = 12 * model_config.num_layers * model_config.hidden_size * length
+    full_attention = 12 * model_config.num_layers * query_size(model_config) * length
     assert flops_per_token(model_config, vocab, length) == counted - full_attention / 2
 
 
@@ -140,7 +162,8 @@ SKIP: list[list[str]] = [[], ["lm_head"], ["*.o_proj"], ["layers.0.*", "*.down_p
 def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str, skip: list[str]) -> None:
     """Codes at their storage width and an fp32 scale a row, and bf16 for layers that are skipped or
     not quantized, summed over the model's own layers."""
-    config = compose("nano", model={"vocab_size": 64, "num_layers": 2}, quant={"skip": skip})
+    shape = {"vocab_size": 64, "num_layers": 2, "head_dim": 32, "num_kv_heads": 1}
+    config = compose("nano", model=shape, quant={"skip": skip})
     with torch.device("meta"):
         model = Llama(config.model, bits, config.quant)
     expected = 0.0
@@ -151,6 +174,22 @@ def test_packed_bytes_are_those_of_the_layers(compose: Compose, bits: str, skip:
         width = PACKED_BITS[bits] if packed else 16
         expected += layer.out_features * (layer.in_features * width / 8 + 4 * packed)
     assert packed_block_bytes(config.model, parse_bits(bits), skip) == expected
+
+
+@pytest.mark.parametrize(("scale_dtype", "size"), [("float32", 4), ("float16", 2), ("bfloat16", 2)])
+@pytest.mark.parametrize("group", [None, 16, 64])
+def test_packed_bytes_count_scales_as_they_are_stored(
+    compose: Compose, scale_dtype: str, size: int, group: int | None
+) -> None:
+    """One of each row, or of each group of its columns, in its dtype; the codes are the same."""
+    model = compose("nano").model
+    bits, stored = parse_bits("w4a16"), QuantConfig(scale_dtype=scale_dtype, group_size=group)
+    codes = quantized_params(model) // 2
+    scales = sum(
+        outputs * (1 if group is None else inputs // group)
+        for _, inputs, outputs in block_linears(model)
+    )
+    assert packed_block_bytes(model, bits, quant=stored) == codes + size * scales
 
 
 def test_sparse_weights_take_five_eighths_of_dense_ones(compose: Compose) -> None:

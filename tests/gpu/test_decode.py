@@ -13,6 +13,8 @@ from questtrain.inference.generate import generate_tokens
 from questtrain.kernels.extension import serves
 from questtrain.model import Llama, StaticCache
 from questtrain.quant.method import method_config
+from tests.model.family import FAMILY, small_model
+from tests.model.losses import build_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -83,6 +85,17 @@ def test_models_that_are_not_packed(bits, method, dtype):
 
 def test_heads_of_a_width_that_the_kernel_does_not_have():
     check(llama("bf16", hidden=96), FP32, 2)
+
+
+@pytest.mark.parametrize("form", ["packed", "packed w2a16", "bf16"])
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_llama_family(name, form):
+    """Fewer heads of keys and values, other widths, tied embeddings, biases, norms of heads."""
+    if not serves("cuda"):
+        pytest.skip("needs the CUDA kernels")
+    bits = {"packed": "w4a4", "packed w2a16": "w2a16"}.get(form, form)
+    model = build_of(small_model(**FAMILY[name]), bits).cuda().eval().requires_grad_(False)
+    check(model if form == "bf16" else pack(model, BF16), FP32 if form == "bf16" else BF16, 2)
 
 
 @pytest.mark.parametrize("batch", [1, 4])

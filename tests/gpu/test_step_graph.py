@@ -27,11 +27,12 @@ def step_of(
     compose: Compose, settings: str, graph: bool, compiles: bool = False, device: str = "cuda"
 ) -> TrainingStep:
     bits, *words = settings.split()
+    shape = {"num_kv_heads": 2, "tie_embeddings": True} if "shared-heads" in words else {}
     train = dict(word.removeprefix("train.").split("=") for word in words if "train." in word)
     config = compose(
         "nano",
         bits=bits,
-        model={"num_layers": 2, "hidden_size": 256, "num_heads": 4, "vocab_size": VOCAB},
+        model={"num_layers": 2, "hidden_size": 256, "num_heads": 4, "vocab_size": VOCAB, **shape},
         train={**train, "cuda_graph": graph},
         compile=str(compiles).lower(),
         batch_size=ROWS,
@@ -69,6 +70,7 @@ def pair(compose: Compose, request: pytest.FixtureRequest) -> tuple[TrainingStep
     [
         *("bf16", "w4a4", "w1a1", "w8a8", "bf16 in-parts", "w4a4 in-parts"),
         *("w4a4 train.save=packed", "w4a4 train.backward=fp8", "w4a4 train.backward=fp8 in-parts"),
+        *("w4a4 shared-heads", "w4a4 shared-heads in-parts", "bf16 shared-heads"),
     ],
     indirect=True,
 )

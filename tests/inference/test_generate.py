@@ -7,7 +7,7 @@ import questtrain
 from questtrain.cli.main import main
 from questtrain.inference import generate_text, load_run
 from questtrain.inference.generate import generate_tokens, sample
-from questtrain.inference.load import _for_use
+from questtrain.inference.load import for_use
 from questtrain.kernels import cpu_library
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.model import Llama, PackedLlama
@@ -107,7 +107,7 @@ def test_auto_packs_on_a_cpu_where_the_library_multiplies_every_layer_as_stored(
         torch.testing.assert_close(model(tokens), packed, rtol=1e-4, atol=1e-5)
     for bits, is_packed in (("fp4", False), ("w5a16", False), ("w4a16", True), ("bf16", False)):
         trained = load_run(run, "cpu").config
-        model = _for_use(Llama(trained.model, bits, trained.quant), torch.device("cpu"), None)
+        model = for_use(Llama(trained.model, bits, trained.quant), torch.device("cpu"), None)
         assert any(isinstance(each, PackedWeightLinear) for each in model.modules()) == is_packed
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from questtrain.config import ModelConfig
 from questtrain.model import FusedLlama, Llama
 from questtrain.quant.method import method_config
 
@@ -28,10 +29,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def build(compose: Compose, bits: str = "w4a4", method: str = "quest") -> Llama:
     config = compose("nano", model={"num_layers": 2, "vocab_size": VOCAB})
-    llama = Llama(config.model, bits, method_config(method))
+    return build_of(config.model, bits, method)
+
+
+def build_of(model: ModelConfig, bits: str = "w4a4", method: str = "quest") -> Llama:
+    """Random weights, norms and biases included."""
+    llama = Llama(model, bits, method_config(method))
     llama.init_weights(torch.Generator().manual_seed(0))
     for norm in (module for module in llama.modules() if isinstance(module, nn.RMSNorm)):
         nn.init.uniform_(norm.weight, 0.5, 1.5, torch.Generator().manual_seed(1))
+    for name, parameter in llama.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.normal_(parameter, 0.0, 0.1, torch.Generator().manual_seed(2))
     return llama
 
 

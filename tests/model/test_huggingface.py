@@ -9,6 +9,7 @@ import pytest
 from questtrain.config import ModelConfig, RopeScaling, non_embedding_params
 from questtrain.errors import UserError
 from questtrain.model.huggingface import hf_config, model_config_of
+from tests.model.family import FAMILY, LLAMA3, small_model
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -19,31 +20,16 @@ LLAMA: dict[str, Any] = {
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
 }
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
 SCALED = RopeScaling("llama3", **LLAMA3)
-MODELS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "grouped": {"num_kv_heads": 2, "norm_eps": 1e-6, "init_std": 0.01},
-    "wide heads, tied": {"head_dim": 48, "num_kv_heads": 1, "tie_embeddings": True},
-    "llama3": {"rope_scaling": SCALED, "rope_theta": 5e5},
-    "linear": {"rope_scaling": RopeScaling("linear", 2.5)},
-    "qwen2": {"qkv_bias": True, "num_kv_heads": 2},
-    "qwen3": {"qk_norm": True, "head_dim": 64},
-}
 
 
 def model(**changes: Any) -> ModelConfig:
-    config = ModelConfig("small", 1, 2, 128, 4, 256, 97, **changes)
+    config = small_model(**changes)
     config.nominal_params = non_embedding_params(config)
     return config
 
 
-@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("changes", FAMILY.values(), ids=FAMILY)
 def test_a_config_json_there_and_back(changes: dict[str, Any]) -> None:
     config = model(**changes)
     assert model_config_of(hf_config(config, 512), "small") == config

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from questtrain.model.products import (
     step_format,
 )
 from questtrain.quant import QuantLinear
+from questtrain.quant.method import method_config
 
 BITS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w2a8", "w8a4")
 METHODS = ("quest", "quest-noht", "clip", "ste")
@@ -24,8 +28,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def layer_of(bits: str, method: str, seed: int = 1) -> QuantLinear:
-    layer = QuantLinear(WIDTH, COLUMNS, bits=bits, method=method)
+def layer_of(bits: str, method: str, seed: int = 1, **settings: Any) -> QuantLinear:
+    quant = dataclasses.replace(method_config(method), **settings)
+    layer = QuantLinear(WIDTH, COLUMNS, bits=bits, method=quant)
     with torch.no_grad():
         layer.weight.copy_(random(COLUMNS, WIDTH, seed=seed))
     return layer
@@ -45,6 +50,27 @@ def test_a_layer_by_what_is_derived_once(bits: str, method: str) -> None:
     layer = layer_of(bits, method)
     product = product_of(layer)
     assert isinstance(product, QuantizedProduct if bits in BITS else DenseProduct)
+    assert_equal(layer, product)
+
+
+@pytest.mark.parametrize("bits", ["w1a1", "w4a4", "w8a8", "w2a16", "fp4", "w4s24a4"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("method", ["quest", "quest-noht"])
+def test_scales_as_files_store_them(bits: str, dtype: str, method: str) -> None:
+    """Rounded scales of rows are multiplied by the integer kernels where those of fp32 are; scales
+    of groups as values."""
+    rounded = layer_of(bits, method, scale_dtype=dtype)
+    product = product_of(rounded)
+    assert isinstance(product, QuantizedProduct if bits in BITS else DenseProduct)
+    assert_equal(rounded, product)
+    for group in (32, 128):
+        grouped = layer_of(bits, method, scale_dtype=dtype, group_size=group)
+        product = product_of(grouped)
+        assert isinstance(product, DenseProduct)
+        assert_equal(grouped, product)
+
+
+def assert_equal(layer: QuantLinear, product: DenseProduct | QuantizedProduct) -> None:
     x, grad = random(ROWS, WIDTH, seed=2), random(ROWS, COLUMNS, seed=3)
     results = []
     for forward in (layer, product.plain):
@@ -64,6 +90,16 @@ def test_layers_that_share_an_input_are_one_product() -> None:
     x = random(ROWS, WIDTH)
     expected = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(product_of(*layers).plain(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"group_size": 32}, {"scale_dtype": "float16"}],
+)
+@pytest.mark.parametrize("bits", ["w4a4", "w4a16"])
+def test_scales_that_differ_are_no_one_product(bits: str, settings: dict[str, Any]) -> None:
+    layers = [layer_of(bits, "quest"), layer_of(bits, "quest", **settings)]
+    assert stacked_product(layers, torch.float32, "codes") is None
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,10 @@ class Combination:
         meaning = METHODS[self.method] | changed
         zero = self.grid == "int"
         of_weight = {**meaning, "sparse": sparse is not None, "offset": False}
+        of_activation = {k: v for k, v in meaning.items() if k not in ("group_size", "scale_dtype")}
         return (
             Recipe(weight, rotations[0], zero, **of_weight),
-            Recipe(activation, rotations[1], zero, **meaning),
+            Recipe(activation, rotations[1], zero, **of_activation),
         )
 
     def _chosen_rotations(self, weight: str, activation: str) -> tuple[str, str]:
@@ -109,6 +110,11 @@ def _one_quantized() -> list[Combination]:
 
 COMBINATIONS = _both_quantized() + _one_quantized()
 
+
+def _stored(group_size: int | None, scale_dtype: str = "float32") -> dict[str, Any]:
+    return {"group_size": group_size, "scale_dtype": scale_dtype}
+
+
 BACK = ("hadamard-back", "hadamard-back")
 STAY = ("hadamard", "hadamard")
 VARIANTS = [
@@ -133,4 +139,21 @@ VARIANTS = [
     *(Combination(method, "w3a8", "int", rotations=BACK) for method in LEARNED),
     *(Combination(method, "w2afp4", rotations=("none", "hadamard-back")) for method in LEARNED),
     Combination("pact", "w4a4", settings={"activation_offset": True}),
+    Combination("quest-noht", "w4a4", settings=_stored(32)),
+    Combination("quest", "w8a8", settings=_stored(None, "float16")),
+    Combination("quest", "w3a3", "int", settings=_stored(None, "bfloat16")),
+    Combination("quest", "w2a16", settings=_stored(256, "float16")),
+    Combination("quest", "wfp4afp4", settings=_stored(128, "float16")),
+    Combination("quest-noht", "w4s24a16", settings=_stored(32, "bfloat16")),
+    Combination("quest-noht", "w4a16", "int", settings=_stored(32, "float16")),
+    Combination("ste", "w1.58a1.58", settings=_stored(64)),
+    Combination("clip", "w5a16", settings=_stored(64) | {"trust_error": 0.1, "trust_scale": None}),
 ]
+PARTS_OF_A_ROTATION = [
+    Combination("quest", "w4a4", settings=_stored(32)),
+    Combination("quest", "w1a16", settings=_stored(16, "float16")),
+    Combination("quest", "wfp4afp4", settings=_stored(64)),
+    Combination("quest", "w4s24a4", settings=_stored(32)),
+]
+"""Groups that are smaller than a Hadamard block: of rows that leave some of them empty, only
+rounding errors are quantized there."""

@@ -63,6 +63,8 @@ class Recipe:
     learned: str | None = None
     offset: bool = False
     block: int = 128
+    group_size: int | None = None
+    scale_dtype: str = "float32"
 
     @property
     def n(self) -> int:
@@ -199,7 +201,7 @@ def quantized(
     offset = (learned or {}).get("offset", 0.0)
     x_h = x @ basis - offset
     if recipe.learned is None:
-        s = recipe.alpha * np.sqrt(np.mean(x_h**2, axis=1, keepdims=True))
+        s = _gaussian_scale(x_h, recipe)
     else:
         assert learned is not None
         unit = recipe.steps_to_edge if recipe.learned == "step" else 1.0
@@ -209,7 +211,7 @@ def quantized(
     ties = flipped
     if recipe.sparse:
         assert decided.kept is not None
-        kept, swapped = larger_pairs(x_h, decided.kept, 2 * tie_width * s)
+        kept, swapped = larger_pairs(x_h, decided.kept, 2 * tie_width * s.max(1, keepdims=True))
         values = values * kept
         ties += swapped
     mask, undecided = _trusted(x_h, values, s, recipe, decided.trusted, 2 * tie_width * s)
@@ -220,6 +222,25 @@ def quantized(
     terms = abs(x) @ abs(basis) + abs(offset) + abs(values)
     slopes = {} if recipe.learned is None else _slopes(x_h, values, s, mask, terms, recipe)
     return Operand(product, mask, basis, back, magnitude, ties + undecided, slopes)
+
+
+def _gaussian_scale(x_h: Array, recipe: Recipe) -> Array:
+    """α·rms of each row, or of each group of columns, for each of its columns: ``[rows, 1 or K]``;
+    half a step of the grid is a number of ``scale_dtype``."""
+    size = recipe.group_size or x_h.shape[1]
+    groups = x_h.reshape(len(x_h), -1, size)
+    s = recipe.alpha * np.sqrt(np.mean(groups**2, axis=2))
+    if recipe.scale_dtype != "float32":
+        s = _rounded(s / (2 * recipe.steps_to_edge), recipe.scale_dtype) * 2 * recipe.steps_to_edge
+    return s if recipe.group_size is None else s.repeat(size, axis=1)
+
+
+def _rounded(units: Array, dtype: str) -> Array:
+    """To fp16, whose smallest number stands for what is smaller, or to the 8 bits of bf16."""
+    if dtype == "float16":
+        return np.maximum(units.astype(np.float16), 2.0**-24).astype(float)
+    mantissa, exponent = np.frexp(units)
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)
 
 
 def _nearest(

@@ -12,7 +12,13 @@ from torch import Tensor
 from questtrain.quant import QuantLinear
 from questtrain.quant.method import method_names
 from questtrain.quant.quantizer import Quantizer
-from tests.quant.combinations import COMBINATIONS, METHODS, VARIANTS, Combination
+from tests.quant.combinations import (
+    COMBINATIONS,
+    METHODS,
+    PARTS_OF_A_ROTATION,
+    VARIANTS,
+    Combination,
+)
 from tests.quant.quest_reference import (
     Array,
     Decided,
@@ -109,7 +115,20 @@ def _assert_initialised(x: Array, quantizer: torch.nn.Module, recipe: Recipe, un
 def test_forward_and_gradients(combination: Combination, dtype: torch.dtype) -> None:
     """y, grad_x, grad_w and the gradients of learned numbers equal the re-derivation, for rows of
     every kind in both operands."""
-    x, w = _data(KINDS, 30, seed=1), _data(KINDS, OUTPUTS, seed=2)
+    _assert_equals_reference(combination, dtype, KINDS)
+
+
+@pytest.mark.parametrize("dtype", COMPUTED, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("combination", PARTS_OF_A_ROTATION, ids=str)
+def test_groups_in_a_hadamard_block(combination: Combination, dtype: torch.dtype) -> None:
+    """The same of random rows."""
+    _assert_equals_reference(combination, dtype, ("gaussian", "heavy-tailed"))
+
+
+def _assert_equals_reference(
+    combination: Combination, dtype: torch.dtype, kinds: tuple[str, ...]
+) -> None:
+    x, w = _data(kinds, 30, seed=1), _data(kinds, OUTPUTS, seed=2)
     g = rows("gaussian", len(x), OUTPUTS, seed=3)
     layer, y, grad_x = _train(combination, dtype, x, w, g)
     weight_recipe, activation_recipe = combination.recipes()

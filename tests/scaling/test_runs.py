@@ -416,6 +416,21 @@ def test_settings_that_the_label_does_not_hold_are_named(tmp_path):
     assert not any("1.0667" in remark for remark in remarks)
 
 
+def test_scales_that_are_stored_otherwise_are_named(tmp_path):
+    """Null says fp32 and rows, in records of earlier versions too."""
+    same = {"scale_dtype": None, "group_size": None}
+    for folder, stored in (("other", {"scale_dtype": "float16", "group_size": 32}), ("same", same)):
+        for i, settings in enumerate(({}, stored)):
+            make(tmp_path / folder / f"r{i}", RECORD | {"val_loss": 3 + i} | settings)
+    remarks = {
+        folder: "\n".join(law_points(read_runs([str(tmp_path / folder)]))[1])
+        for folder in ("other", "same")
+    }
+    for column, values in {"scale_dtype": "float16, float32", "group_size": "32, rows"}.items():
+        assert f"{column} ({values})" in remarks["other"]
+        assert column not in remarks["same"]
+
+
 def test_no_complete_run(tmp_path):
     make(tmp_path / "a")
     with pytest.raises(

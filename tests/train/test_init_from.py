@@ -203,6 +203,28 @@ def test_from_a_run_of_other_bits_and_method(train, hf_folder, tmp_path):
     assert read_config(second / "config.yaml").model == read_config(first / "config.yaml").model
 
 
+def test_from_a_packed_export(train, hf_folder, tmp_path, capsys):
+    """The values that its codes stand for: with unquantized activations they are the model."""
+    code, first, _ = train(hf_folder, "bits=w4a16", name="first")
+    assert code == 0
+    export = tmp_path / "export"
+    words = [f"run={first}", "format=packed", f"output={export}", "verify=false"]
+    assert main(["export", *words]) == 0, capsys.readouterr().err
+    shutil.rmtree(first)
+    code, second, errors = train(export, "bits=bf16", name="second")
+    assert code == 0, errors
+    expected = mean_loss(load_run(export, "cpu").model, second)
+    assert first_loss(second) == pytest.approx(expected, abs=1e-4)
+    facts = json.loads((second / "initial_weights.json").read_text())
+    assert (facts["kind"], facts["step"]) == ("packed", 6)
+    weights = export / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9] + bytes(9))
+    code, third, errors = train(export, "bits=bf16", name="third")
+    assert code == 2
+    assert "model.safetensors does not match its checksum" in errors
+    assert not third.exists()
+
+
 def test_it_goes_on_without_the_folder_and_equals_the_unbroken_run(train, hf_folder, tmp_path):
     folder = tmp_path / "there"
     shutil.copytree(hf_folder, folder)

@@ -93,6 +93,12 @@ def test_trains_on_nano(settings: str, cache: str, tmp_path) -> None:
         ("bits=w1a1 method=quest-noht", {"trust_scale": 1.25, "hadamard": False}),
         ("bits=w4a4 quant.grid=int", {"trust_scale": 15 / 14, "grid": "int"}),
         ("bits=w3a3 method=lsq", {"trust_scale": None, "lr_scale": 1.0, "scale_weight_decay": 0.1}),
+        ("bits=w4a16 quant.group_size=64", {"group_size": 64, "scale_dtype": None, "target": None}),
+        (
+            "bits=w4a16 quant.target=gguf",
+            {"group_size": None, "scale_dtype": "float16", "target": "gguf", "grid": "int"},
+        ),
+        ("bits=w4a4", {"group_size": None, "scale_dtype": None, "target": None}),
         ("bits=bf16", {"format": "bf16", "method": "none", "grid": None}),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
 from questtrain.cli.initial_model import compose_run
 from questtrain.cli.run_name import run_name
-from questtrain.config import TrainConfig, validate
+from questtrain.config import TrainConfig, parse_bits, targeted, validate
 from questtrain.config.loading import config_from_mapping
 from questtrain.config.names import MAX_NAME_BYTES
 from questtrain.config.ranges import shown
@@ -61,8 +61,11 @@ def train_config(arguments: Arguments) -> TrainConfig:
 
 
 def checked_config(mapping: Mapping[str, Any], words: Sequence[str]) -> TrainConfig:
-    """The typed, validated, named config of a composed mapping."""
+    """The typed, validated, named config of a composed mapping; what the words set themselves is
+    not left to ``quant.target``."""
     config = config_from_mapping(TrainConfig, mapping)
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    config.quant = targeted(config.quant, parse_bits(config.bits), given)
     validate(config)
     if config.name is None:
         config.name = run_name(config, words)

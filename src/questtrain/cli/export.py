@@ -88,21 +88,30 @@ def show(folder: str, certificate: Certificate | None, as_json: bool) -> None:
     if certificate is None:
         print(f"{folder}: written, not verified")
         return
+    print(f"{folder}: {certificate.format} of {certificate.run}, step {certificate.step}")
+    for name, text in _rows(certificate).items():
+        print(f"  {name:<18} {text}")
+    for limit in certificate.not_expressed:
+        print(f"  note: {limit}")
+
+
+def _rows(certificate: Certificate) -> dict[str, str]:
+    """What was measured, in words, by what it is."""
+    codes = f"{certificate.codes_different} of {certificate.weights:,} differ"
     found, versions = certificate.comparison, certificate.versions
+    if found is None:
+        return {"run by": "nothing: its weights alone were compared", "weight codes": codes}
     numbers = (found.largest_logit_difference, found.median_logit_difference)
-    rows = {
+    texts = certificate.texts_compared
+    return {
         "run by": f"{certificate.runtime}"
         f" ({', '.join(f'{name} {number}' for name, number in versions.items())})",
-        "weight codes": f"{certificate.codes_different} of {certificate.weights:,} differ",
+        "weight codes": codes,
+        **({} if texts is None else {"token ids": f"the same of {texts} texts"}),
         "logits": "differ by {:.3g} at most, {:.3g} in the median".format(*numbers),
         "most likely token": f"the same at {found.argmax_agreement:.2%} of {found.positions}",
         "perplexity": f"{found.perplexity_exported:.4f}, trained {found.perplexity_trained:.4f}",
     }
-    print(f"{folder}: {certificate.format} of {certificate.run}, step {certificate.step}")
-    for name, text in rows.items():
-        print(f"  {name:<18} {text}")
-    for limit in certificate.not_expressed:
-        print(f"  note: {limit}")
 
 
 def _list(as_json: bool) -> int:
@@ -117,6 +126,6 @@ def _list(as_json: bool) -> int:
         return 0
     table = plain_table(["format", "holds", "run by"])
     for form in forms:
-        table.add_row(form.name, form.holds, ", ".join(form.runtimes))
+        table.add_row(form.name, form.holds, ", ".join(form.runtimes) or "no program here")
     Console().print(table)
     return 0

@@ -45,7 +45,7 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     vocab_size = model.vocab_size or config.data.vocab_size or FALLBACK_VOCABULARY
     not_packed = embedding_params(model, vocab_size) + vector_params(model)
     flops = flops_per_token(model, vocab_size, config.sequence_length)
-    packed = packed_block_bytes(model, bits, config.quant.skip)
+    packed = packed_block_bytes(model, bits, config.quant.skip, config.quant)
     return {
         "name": config.name,
         "model": model.name,

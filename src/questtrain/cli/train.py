@@ -29,8 +29,9 @@ settings (Hydra's override grammar)
 {settings}
 
 Deeper settings live in their group: quant.trust_scale, quant.rotation, quant.grid,
-quant.skip, model.num_layers, train.diagnose_every, train.backward (exact, or fp8:
-faster, of rounded gradients), …; --settings explains them all.
+quant.target (gguf, …: on the grid that a runtime's files hold), quant.skip,
+model.num_layers, train.diagnose_every, train.backward (exact, or fp8: faster, of
+rounded gradients), …; --settings explains them all.
 
 options
   --settings        every setting: what it is, what it may be, its default (docs/settings.md)

@@ -6,6 +6,7 @@ Imports neither torch nor anything of ours but `questtrain.errors`, so that ever
 
 from questtrain.config.bits import Bits, NumberFormat, parse_bits
 from questtrain.config.derived import (
+    block_linears,
     embedding_params,
     flops_per_token,
     head_dim,
@@ -45,7 +46,9 @@ from questtrain.config.switch import (
     quantizes,
     switch_step,
 )
+from questtrain.config.target import check_target_width, targeted
 from questtrain.config.validation import (
+    check_group_width,
     check_sparse_width,
     hadamard_block,
     rows_per_process,
@@ -69,7 +72,10 @@ __all__ = [
     "at_step",
     "bits_at",
     "bits_text",
+    "block_linears",
+    "check_group_width",
     "check_sparse_width",
+    "check_target_width",
     "embedding_params",
     "flops_per_token",
     "hadamard_block",
@@ -91,6 +97,7 @@ __all__ = [
     "rows_per_process",
     "steps",
     "switch_step",
+    "targeted",
     "tokens",
     "total_params",
     "training_bytes",

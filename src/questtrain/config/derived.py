@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from questtrain.config.bits import Bits, NumberFormat, parse_bits
-from questtrain.config.schema import ModelConfig, TrainConfig
+from questtrain.config.schema import ModelConfig, QuantConfig, TrainConfig
 from questtrain.config.skip import is_skipped
 
 FFN_MULTIPLE = 256
@@ -109,15 +109,21 @@ def flops_per_token(model: ModelConfig, vocab_size: int, sequence_length: int) -
     return 6.0 * linears + 6.0 * attention
 
 
-def packed_block_bytes(model: ModelConfig, bits: Bits, skip: Sequence[str] = ()) -> int:
-    """Bytes of the block linears' weights: packed codes and one fp32 scale an output row, and
-    bf16 for the layers that ``skip`` names."""
+def packed_block_bytes(
+    model: ModelConfig, bits: Bits, skip: Sequence[str] = (), quant: QuantConfig | None = None
+) -> int:
+    """Bytes of the block linears' weights, and bf16 for the layers that ``skip`` names: packed
+    codes, and one scale an output row or group of columns, of fp32 unless ``quant`` says 16 bits.
+    """
+    quant = QuantConfig() if quant is None else quant
+    scale_bytes = 4 if quant.scale_dtype == "float32" else 2
     total = 0.0
     for name, inputs, outputs in block_linears(model):
         if not bits.weight.quantized or is_skipped(name, skip):
             total += 2 * inputs * outputs
         else:
-            total += outputs * (inputs * bits.weight.storage_bits / 8 + 4)
+            scales = 1 if quant.group_size is None else inputs // quant.group_size
+            total += outputs * (inputs * bits.weight.storage_bits / 8 + scales * scale_bytes)
     return int(total)
 
 

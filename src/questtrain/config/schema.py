@@ -16,6 +16,9 @@ from questtrain.config.ranges import COUNT, SEED, SIZE, Choices, Form, Interval,
 DEVICE = Form(r"auto|cpu|cuda(:\d{1,4})?", "auto, cpu, cuda or cuda:N")
 ROTATIONS = Choices(("auto", "none", "hadamard", "hadamard-back"))
 SWITCH = Choices(("auto", "true", "false"))
+SCALE_DTYPES = ("float32", "float16", "bfloat16")
+TARGETS = ("gguf", "onnx", "mlx", "compressed-tensors")
+"""Runtimes that a run can be trained for (`questtrain.config.target`)."""
 GROUPS = ("model", "data", "method", "optim", "schedule", "logger")
 """Settings that choose a YAML file of ``conf/``."""
 MAX_STEPS = 10**9
@@ -99,6 +102,21 @@ class QuantConfig:
         Choices(("gaussian", "learned-step", "learned-clip")),
         "gaussian: α·rms of each row; learned, one a tensor: LSQ's step, PACT's clipping range",
     ] = "gaussian"
+    scale_dtype: Annotated[
+        str,
+        Choices(SCALE_DTYPES),
+        "what half a step of a weight's grid is rounded to, as a file stores it",
+    ] = "float32"
+    group_size: Annotated[
+        int | None,
+        Interval("[16, 2^20]"),
+        "columns of a weight that share a scale, a power of two; null: whole rows",
+    ] = None
+    target: Annotated[
+        str | None,
+        Choices(TARGETS),
+        "the runtime to train for: sets grid, rotation and scale_dtype as it computes them",
+    ] = None
     trust_scale: Annotated[
         float | None,
         Interval("(0, inf]"),
@@ -254,7 +272,7 @@ class TrainConfig:
     ] = None
     init_from: Annotated[
         str | None,
-        "begin with a folder's weights: a run's, Hugging Face's (docs/import.md)",
+        "begin with a folder's weights: a run's, an export's, Hugging Face's (docs/import.md)",
     ] = None
     switch_at: Annotated[
         float | None,

@@ -28,9 +28,13 @@ from questtrain.config.schema import (
 )
 from questtrain.config.skip import is_skipped
 from questtrain.config.switch import DEFAULT_SWITCH_FROM, phases, switch_step
+from questtrain.config.target import check_target, check_target_width
 from questtrain.errors import UserError, suggestion
 
-MIN_HADAMARD_BLOCK = 16
+SMALLEST_BLOCK = 16
+"""Columns that are rotated together, or share a scale, at the least."""
+WEIGHT_SCALES = ("scale_dtype", "group_size")
+"""Settings of how the scales of weights are stored."""
 PAIRS_OF_FOUR = 8
 """2:4 sparsity of pairs keeps 4 of each 8 consecutive values."""
 STDLIB_VOCABULARY = (257, 65_536)
@@ -159,12 +163,13 @@ def validate_quant(quant: QuantConfig, bits: Bits) -> None:
 
 def _check_method(quant: QuantConfig) -> None:
     """The rules that hold whatever is quantized, in a run of bf16 too."""
-    block = quant.hadamard_block
-    if block & (block - 1):
-        raise UserError(
-            f"quant.hadamard_block={block} must be a power of two of at least"
-            f" {MIN_HADAMARD_BLOCK}; the nearest is {2 ** round(math.log2(block))}."
-        )
+    for key in ("hadamard_block", "group_size"):
+        size = getattr(quant, key)
+        if size is not None and size & (size - 1):
+            raise UserError(
+                f"quant.{key}={size} must be a power of two of at least {SMALLEST_BLOCK}; the"
+                f" nearest is {2 ** round(math.log2(size))}."
+            )
     if quant.scale == "gaussian":
         _check_trust(quant)
     else:
@@ -173,6 +178,22 @@ def _check_method(quant: QuantConfig) -> None:
 
 def _check_format(quant: QuantConfig, bits: Bits) -> None:
     pair_rotations(bits, quant)
+    _check_grid(quant, bits)
+    if quant.scale != "gaussian" and bits.weight.sparse:
+        raise UserError(
+            f"bits={bits}: 2:4 sparsity goes with Gaussian scales (method quest, clip, ste), not"
+            f" with quant.scale={quant.scale}."
+        )
+    for key in WEIGHT_SCALES:
+        if getattr(quant, key) != getattr(QuantConfig(), key) and not bits.weight.quantized:
+            raise UserError(
+                f"quant.{key}={getattr(quant, key)} is of the scales of quantized weights, and"
+                f" bits={bits} has none: leave it out, or choose bits=w4a4."
+            )
+    check_target(quant, bits)
+
+
+def _check_grid(quant: QuantConfig, bits: Bits) -> None:
     if quant.grid == "int" and "1" in (bits.weight.label, bits.activation.label):
         raise UserError(
             f"quant.grid=int needs zero and a value on each side of it, which bits={bits} with its"
@@ -182,11 +203,6 @@ def _check_format(quant: QuantConfig, bits: Bits) -> None:
         raise UserError(
             f"quant.grid=int is of integer formats, and bits={bits} has none: leave it out, or"
             " choose bits=w4a4."
-        )
-    if quant.scale != "gaussian" and bits.weight.sparse:
-        raise UserError(
-            f"bits={bits}: 2:4 sparsity goes with Gaussian scales (method quest, clip, ste), not"
-            f" with quant.scale={quant.scale}."
         )
 
 
@@ -213,6 +229,13 @@ def _check_learned_scale(quant: QuantConfig) -> None:
                 f"quant.{key}={value} is of Gaussian scales; quant.scale={quant.scale} learns its"
                 " clipping range. Leave it out, or choose method=quest."
             )
+    for key in WEIGHT_SCALES:
+        value = getattr(quant, key)
+        if value != getattr(QuantConfig(), key):
+            raise UserError(
+                f"quant.{key}={value} is of Gaussian scales; quant.scale={quant.scale} learns one"
+                " number a tensor, in fp32. Leave it out, or choose method=quest."
+            )
 
 
 def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
@@ -225,6 +248,9 @@ def _check_widths(model: ModelConfig, quant: QuantConfig, bits: Bits) -> None:
                 hadamard_block(width, quant.hadamard_block)
             if bits.weight.sparse:
                 check_sparse_width(width)
+            if quant.group_size is not None:
+                check_group_width(width, quant.group_size)
+            check_target_width(quant, width)
         except UserError as error:
             raise UserError(f"model.{key}={width}: {error}") from error
 
@@ -320,13 +346,23 @@ def rows_per_process(batch_size: int, processes: int, named: str) -> int:
 def hadamard_block(width: int, block: int) -> int:
     """The largest power of two up to ``block`` that divides ``width``; under 16 is an error."""
     largest = math.gcd(width, block)
-    if largest < MIN_HADAMARD_BLOCK:
+    if largest < SMALLEST_BLOCK:
         raise UserError(
             f"a width of {width} has no Hadamard block: it must be a multiple of"
-            f" {MIN_HADAMARD_BLOCK} (the nearest: {max(1, round(width / 16)) * 16}), or choose"
+            f" {SMALLEST_BLOCK} (the nearest: {max(1, round(width / 16)) * 16}), or choose"
             " quant.rotation=none."
         )
     return largest
+
+
+def check_group_width(width: int, group: int) -> None:
+    """UserError unless groups of so many columns divide rows of ``width`` values."""
+    if width % group:
+        fitting = [str(2**n) for n in range(4, 21) if width % 2**n == 0]
+        raise UserError(
+            f"a width of {width} does not divide into groups of {group} columns: choose"
+            f" quant.group_size={', '.join([*fitting, 'null'])} (null: a scale a row)."
+        )
 
 
 def check_sparse_width(width: int) -> None:

@@ -1,4 +1,4 @@
-"""From a run folder to a model that can be called."""
+"""From a run folder, or an export of it in the packed format, to a model that can be called."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from questtrain.inference.pack import multiplies_as_stored, pack
 from questtrain.kernels.dispatch import serves_cpu
 from questtrain.kernels.extension import serves
 from questtrain.model import Llama
+from questtrain.packed import PackedFolder, is_packed_folder
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import checkpoint_at, latest_checkpoint
 from questtrain.store.files import no_such_folder
@@ -37,7 +38,8 @@ class TrainedModel:
 def load(
     run: str | Path, device: str = "auto", step: int | None = None, packed: bool | None = False
 ) -> nn.Module:
-    """The model of a run folder: token ids ``[batch, length]`` → logits ``[batch, length, vocab]``.
+    """The model of a run folder, or of what ``questtrain export format=packed`` wrote: token ids
+    ``[batch, length]`` → logits ``[batch, length, vocab]``.
 
     In evaluation mode and with its weights quantized once. ``step`` picks a checkpoint, the
     newest intact one by default. ``packed`` keeps the weights as codes and uses the kernels, on a
@@ -55,6 +57,9 @@ def load_run(
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise no_such_folder(f"run={run}", folder)
+    if is_packed_folder(folder):
+        return _load_packed(folder, device, step, packed)
+    _refuse_foreign_export(folder)
     config = read_config(folder / "config.yaml")
     checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     if checkpoint is None:
@@ -66,9 +71,29 @@ def load_run(
     return TrainedModel(ready, tokenizer_of(folder, config), config, checkpoint.step)
 
 
+def _load_packed(folder: Path, device: str, step: int | None, packed: bool | None) -> TrainedModel:
+    """The same of an export, whose weights are codes already."""
+    export = PackedFolder.open(folder)
+    if step not in (None, export.manifest.step):
+        raise UserError(f"{folder} is an export of step {export.manifest.step}, not of {step}.")
+    ready = for_use(export.model(), choose_device(device), packed)
+    return TrainedModel(ready, export.tokenizer, export.config, export.manifest.step)
+
+
+def _refuse_foreign_export(folder: Path) -> None:
+    """UserError for an export that is of another program."""
+    if (folder / "certificate.json").exists() and not (folder / "config.yaml").exists():
+        raise UserError(
+            f"{folder} is an export for another program, which questtrain does not load: give the"
+            " run's folder, or an export with format=packed."
+        )
+
+
 def for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Module:
-    """The model on its device, with packed weights or with the values they stand for."""
-    model.to(device).eval().requires_grad_(False)
+    """The model on its device, with packed weights or with the values they stand for. A weight is
+    quantized on the CPU, wherever it is used: to the same codes on all devices, and in an
+    export."""
+    model.eval().requires_grad_(False)
     linears = [module for module in model.modules() if isinstance(module, QuantLinear)]
     has_kernels = serves(device) or serves_cpu(device)
     quantized = any(linear.bits.weight.quantized for linear in linears)
@@ -76,10 +101,10 @@ def for_use(model: Llama, device: torch.device, packed: bool | None) -> nn.Modul
         ready = pack(model, torch.bfloat16 if device.type == "cuda" else None)
         # On a CPU what the library does not multiply as it is stored is faster as values.
         if packed or device.type == "cuda" or multiplies_as_stored(ready):
-            return ready
+            return ready.to(device)
     for linear in linears:
         linear.freeze_weight()
-    return model
+    return model.to(device)
 
 
 def tokenizer_of(folder: Path, config: TrainConfig) -> Tokenizer:

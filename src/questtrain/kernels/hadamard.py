@@ -18,6 +18,8 @@ def hadamard_signs(block: int, device: torch.device | str | None = None) -> Tens
     if block < 1 or block & (block - 1):
         raise RuntimeError(f"a Hadamard block must be a power of two, not {block}")
     signs = torch.ones(1, 1, device=device)
+    if signs.is_meta:  # tracing the products below would take a model's skeleton seconds
+        return signs.new_empty(block, block)
     while signs.shape[0] < block:
         signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
     return signs

@@ -1,9 +1,10 @@
 """The products of a block in training: their weights are quantized once between optimizer steps.
 
 `stacked_product` chooses the kind. `QuantizedProduct` is of operands that both are on uniform grids
-with a Gaussian scale, which the kernels quantize and multiply. `DenseProduct` is of all the others
-whose scales are not learned: the values of the weight are made once a step, those of an activation
-once for all layers that share it, each by its own quantizer.
+with a Gaussian scale a row, which the kernels quantize and multiply; weights whose scales are
+rounded are quantized by their own quantizer. `DenseProduct` is of all the others whose scales are
+not learned, those of groups of columns among them: the values of the weight are made once a step,
+those of an activation once for all layers that share it, each by its own quantizer.
 
 What is derived from the layers' parameters is kept until one of them changes: `refresh` compares
 their version counters, which in-place operations raise (loading, a broadcast), the storage, which
@@ -43,8 +44,13 @@ from questtrain.kernels.ops.codes import dequantize
 from questtrain.kernels.ops.fp8 import fp8_transpose
 from questtrain.quant import Quantizer, QuantLinear, Unquantized
 from questtrain.quant.estimator import OuterTrust
-from questtrain.quant.packing import has_kernel_sizes, rotation_block, row_format
-from questtrain.quant.scale import GaussianScale
+from questtrain.quant.packing import (
+    has_kernel_sizes,
+    quantized_rows,
+    rotation_block,
+    row_format,
+)
+from questtrain.quant.scale import GaussianScale, RoundedScale
 
 SIDE_STREAMS = 4
 
@@ -200,7 +206,8 @@ class DenseProduct(StepProduct):
             return quantizer(stacked), all_pass(stacked) if self.block > 1 else None
         step = step_format(quantizer, may_rotate_back=True)
         if step is None:
-            return quantizer(stacked), pack_bits(quantizer.mask(stacked).view(torch.uint8), 1)
+            values, mask = quantizer.values_and_mask(stacked)
+            return values, pack_bits(mask.view(torch.uint8), 1)
         quantized = hadamard_quantize(stacked, *step.form, trust=step.trust)
         values = dequantize(*quantized[:2], step.form.levels, torch.float32)
         if self.rotates_back:
@@ -244,6 +251,9 @@ class QuantizedProduct(StepProduct):
         backward: str,
     ) -> None:
         super().__init__(linears, dtype)
+        quantizer = linears[0].weight_quantizer
+        assert isinstance(quantizer, Quantizer)
+        self.rounding_quantizer = None if quantizer.unit_dtype is None else quantizer
         self.weight_format, activation = formats
         self.block = self.weight_format.form.block
         self.fp8, self.packed = backward == "fp8", save == "packed"
@@ -254,7 +264,10 @@ class QuantizedProduct(StepProduct):
 
     def derive(self, stacked: Tensor) -> dict[str, Tensor | None]:
         form, values = self.weight_format.form, None
-        quantized = hadamard_quantize(stacked, *form, trust=self.weight_format.trust)
+        if self.rounding_quantizer is None:
+            quantized = hadamard_quantize(stacked, *form, trust=self.weight_format.trust)
+        else:
+            quantized = quantized_rows(self.rounding_quantizer, stacked)
         if self.fp8 and not self.packed:
             values = fp8_transpose(quantized.codes, form.levels)
         elif not self.packed:
@@ -293,7 +306,8 @@ def stacked_product(
     kinds = {tuple(map(_kind, pair)) for pair in pairs}
     if len(kinds) > 1 or None in kinds.pop():
         return None
-    weight, activation = map(step_format, pairs[0])
+    weight = step_format(pairs[0][0], may_round_scale=True)
+    activation = step_format(pairs[0][1])
     if weight is not None and activation is not None:
         return QuantizedProduct(layers, (weight, activation), dtype, save, backward)
     if backward == "fp8" and layers[0].bits.quantized:
@@ -301,9 +315,13 @@ def stacked_product(
     return DenseProduct(layers, dtype)
 
 
-def step_format(quantizer: nn.Module, may_rotate_back: bool = False) -> StepFormat | None:
-    """How the kernels quantize an operand as ``quantizer`` does, None if they do not."""
-    form, estimator = row_format(quantizer, may_rotate_back), getattr(quantizer, "estimator", None)
+def step_format(
+    quantizer: nn.Module, may_rotate_back: bool = False, may_round_scale: bool = False
+) -> StepFormat | None:
+    """How the kernels quantize an operand as ``quantizer`` does, None if they do not; see
+    `row_format`."""
+    form = row_format(quantizer, may_rotate_back, may_round_scale)
+    estimator = getattr(quantizer, "estimator", None)
     if form is None or not isinstance(estimator, OuterTrust):
         return None
     return StepFormat(form, estimator.outer_trust_scale)
@@ -336,12 +354,13 @@ def _kind(quantizer: nn.Module) -> Hashable | None:
         return None
     if isinstance(quantizer, Unquantized):
         return block, None
-    if not isinstance(quantizer, Quantizer) or not isinstance(quantizer.scale, GaussianScale):
+    if not isinstance(quantizer, Quantizer) or quantizer.offset is not None:
         return None
-    if quantizer.offset is not None:
+    if not isinstance(quantizer.scale, GaussianScale | RoundedScale):
         return None
     pieces = (quantizer.grid, quantizer.estimator, quantizer.sparsity, quantizer.rotate_back)
-    return block, quantizer.scale.alpha, *pieces
+    stored = (quantizer.group, quantizer.unit_dtype)
+    return block, quantizer.scale.alpha, *pieces, *stored
 
 
 def _block_of(quantizer: nn.Module) -> int:

@@ -15,14 +15,19 @@ Rotary = tuple[Tensor, Tensor]
 
 def rotary_angles(config: ModelConfig, positions_T: Tensor) -> Rotary:
     """The angles at integer positions, on their device."""
-    width = head_dim(config)
-    even = torch.arange(0, width, 2, device=positions_T.device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-even / width)
-    if config.rope_scaling is not None:
-        frequencies = frequencies * _share(frequencies, config.rope_scaling)
-    angles = torch.outer(positions_T.float(), frequencies)
+    angles = torch.outer(positions_T.float(), rotary_frequencies(config, positions_T.device))
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(config: ModelConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians a position, fp32 ``[K/2]``, scaled where the model's are."""
+    width = head_dim(config)
+    even = torch.arange(0, width, 2, device=device, dtype=torch.float32)
+    frequencies = config.rope_theta ** (-even / width)
+    if config.rope_scaling is None:
+        return frequencies
+    return frequencies * _share(frequencies, config.rope_scaling)
 
 
 def _share(frequencies: Tensor, scaling: RopeScaling) -> Tensor | float:

@@ -2,8 +2,8 @@
 
 Two forms. `IntegerWeight` is what the integer kernels multiply: a uniform grid's level indices, or
 the int8 codes of the integers they stand for, and one scale a row. `CodedWeight` is for everything
-else (FP4, sparse 8 bits, 16-bit or learned activations): its values are made from the codes where
-they are used.
+else (FP4, sparse 8 bits, scales of groups, 16-bit or learned activations): its values are made from
+the codes where they are used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from questtrain.kernels import (
 from questtrain.kernels.dispatch import KEPT_INT8_ROWS, multiplies_packed_floats
 from questtrain.kernels.formats import MAX_PACKED_LEVELS, int8_codes, integers_of
 from questtrain.quant.grid import Grid, UniformGrid
-from questtrain.quant.quantizer import QuantizedTensor
+from questtrain.quant.quantizer import QuantizedTensor, decoded
 
 
 class _Stored(nn.Module):
@@ -121,13 +121,17 @@ class IntegerWeight(_Stored):
 class CodedWeight(_Stored):
     """``[N, K]`` codes of any grid: packed where they have up to 4 bits, otherwise a byte each.
 
-    Buffers: ``codes`` uint8; ``scales``, the grid's half-widths ``[N, 1]`` or ``[1]`` in at least
-    fp32; ``kept`` uint8 ``[N, K/8]``, a bit a value, where sparsity prunes some.
+    Buffers: ``codes`` uint8; ``scales [N, G]``, of groups of K/G columns (G = 1: of rows), or
+    ``[1]``: the grid's half-widths in at least fp32, or half steps in the 16 bits of a
+    ``unit_dtype`` that they are numbers of; ``kept`` uint8 ``[N, K/8]``, a bit a value, where
+    sparsity prunes some.
     """
 
     kept: Tensor | None
 
-    def __init__(self, stored: QuantizedTensor, grid: Grid) -> None:
+    def __init__(
+        self, stored: QuantizedTensor, grid: Grid, unit_dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.grid = grid
         levels = grid.levels if isinstance(grid, UniformGrid) else MAX_PACKED_LEVELS
@@ -135,17 +139,25 @@ class CodedWeight(_Stored):
         if stored.codes.shape[-1] * self.bits % 8:
             self.bits = 8
         self.register_buffer("codes", pack_bits(stored.codes, self.bits))
-        self.register_buffer("scales", stored.scale)
+        scales = stored.scale
+        if unit_dtype is not None:
+            scales = (scales / (2 * grid.half_width)).to(unit_dtype)
+        self.register_buffer("scales", scales)
         kept = None if stored.kept is None else pack_bits(stored.kept.to(torch.uint8), 1)
         self.register_buffer("kept", kept)
 
     def values(self) -> Tensor:
-        """What the codes stand for, ``[N, K]`` in the scales' dtype and the quantizer's space."""
-        codes = unpack_bits(self.codes, self.bits)
-        values = self.grid.decode(codes.to(self.scales.dtype), self.scales)
+        """What the codes stand for, ``[N, K]`` in at least fp32 and the quantizer's space."""
+        values = decoded(self.grid, unpack_bits(self.codes, self.bits), self.half_widths())
         if self.kept is None:
             return values
         return torch.where(unpack_bits(self.kept, 1).bool(), values, 0.0)
+
+    def half_widths(self) -> Tensor:
+        """The grids' half-widths in at least fp32, as the quantizer made them."""
+        if self.scales.element_size() > 2:
+            return self.scales
+        return self.scales.float() * (2 * self.grid.half_width)
 
     @property
     def in_features(self) -> int:
@@ -157,14 +169,15 @@ class CodedWeight(_Stored):
             isinstance(self.grid, UniformGrid)
             and self.bits < 8
             and self.kept is None
-            and self.scales.dtype == torch.float32
+            and self.scales.dtype != torch.float64
+            and self.scales.shape[-1] == 1
             and multiplies_packed_floats(x, self.codes.shape[0], self.grid.levels, block)
         )
 
     def product(self, x: Tensor, block: int) -> Tensor:
         """``x [M, K] · H`` times the values, ``[M, N]`` in x's dtype, without making them."""
         assert isinstance(self.grid, UniformGrid)
-        units = self.scales / (self.grid.levels - 1)
+        units = self.half_widths() / (self.grid.levels - 1)
         units = units.reshape(-1).expand(self.codes.shape[0]).contiguous()
         return packed_weight_linear(x, self.codes, units, self.grid.levels, block)
 

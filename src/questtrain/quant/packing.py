@@ -1,9 +1,10 @@
 """From a trained `QuantLinear` to a layer for use: packed codes instead of a float weight.
 
 The codes are the ones that the layer's own quantizer gives, so that a packed layer is the trained
-one. Where both operands are on uniform grids with a Gaussian activation scale, in the same space,
-the product is one of integers and the kernels serve it (`PackedLinear`). Every other format keeps
-its weight packed and multiplies the values (`PackedWeightLinear`): the same outputs, less memory.
+one. Where both operands are on uniform grids with a scale a row, the activation's Gaussian, and in
+the same space, the product is one of integers and the kernels serve it (`PackedLinear`). Every
+other format keeps its weight packed and multiplies the values (`PackedWeightLinear`): the same
+outputs, less memory.
 """
 
 from __future__ import annotations
@@ -15,30 +16,53 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.errors import UserError
-from questtrain.kernels import RowFormat, hadamard_linear
-from questtrain.kernels.formats import BLOCKS, INTEGER_LEVELS, LEVELS, MAX_WIDTH
+from questtrain.kernels import RowFormat, hadamard_linear, pack_bits
+from questtrain.kernels.formats import (
+    BLOCKS,
+    INTEGER_LEVELS,
+    LEVELS,
+    MAX_WIDTH,
+    Quantized,
+    int8_codes,
+)
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
-from questtrain.quant.quantizer import Quantizer, Unquantized
+from questtrain.quant.quantizer import QuantizedTensor, Quantizer, Unquantized
 from questtrain.quant.rotation import HadamardRotation, NoRotation
-from questtrain.quant.scale import GaussianScale
+from questtrain.quant.scale import GaussianScale, RoundedScale
 
 
-def row_format(quantizer: nn.Module, may_rotate_back: bool = False) -> RowFormat | None:
+def row_format(
+    quantizer: nn.Module, may_rotate_back: bool = False, may_round_scale: bool = False
+) -> RowFormat | None:
     """The kernels' format of an operand's quantizer, None for a quantizer that they do not have,
-    and for one that rotates back what it has quantized, unless it ``may_rotate_back``."""
+    for one that rotates back what it has quantized, unless it ``may_rotate_back``, and for one that
+    rounds its scales, which the kernels do not, unless it ``may_round_scale``."""
     if not isinstance(quantizer, Quantizer) or (quantizer.rotate_back and not may_rotate_back):
         return None
-    if quantizer.sparsity is not None or quantizer.offset is not None:
+    if any(each is not None for each in (quantizer.sparsity, quantizer.offset, quantizer.group)):
         return None
     grid, scale = quantizer.grid, quantizer.scale
     if not isinstance(grid, UniformGrid) or grid.levels not in LEVELS:
         return None
     block = rotation_block(quantizer.rotation)
+    if isinstance(scale, RoundedScale) and may_round_scale:
+        scale = scale.scale
     if not isinstance(scale, GaussianScale) or block not in BLOCKS:
         return None
     return RowFormat(grid.levels, scale.alpha, block)
+
+
+def quantized_rows(quantizer: Quantizer, x: Tensor) -> Quantized:
+    """What `hadamard_quantize` makes of rows ``x [N, K]``, with int8 codes and the mask, by a
+    quantizer whose `row_format` is the kernels' but for rounded scales."""
+    grid, stored = quantizer.grid, quantizer.quantize(x)
+    assert isinstance(grid, UniformGrid)
+    codes = int8_codes(stored.codes, grid.levels)
+    mask = pack_bits(quantizer.mask(x).view(torch.uint8), 1)
+    units = (stored.scale / (grid.levels - 1)).squeeze(1)
+    return Quantized(codes, units, codes.sum(1, dtype=torch.int32), mask)
 
 
 def has_kernel_sizes(layer: nn.Linear) -> bool:
@@ -121,14 +145,20 @@ def pack_linear(layer: QuantLinear, name: str = "layer") -> PackedLinear | Packe
     quantizer = layer.weight_quantizer
     if not isinstance(quantizer, Quantizer):
         raise UserError(_nothing_to_pack(layer, name))
-    stored = quantizer.quantize(layer.weight)
+    return packed_form(layer, quantizer.quantize(layer.weight))
+
+
+def packed_form(layer: QuantLinear, stored: QuantizedTensor) -> PackedLinear | PackedWeightLinear:
+    """The same of a layer whose weight is quantized already."""
+    quantizer = layer.weight_quantizer
+    assert isinstance(quantizer, Quantizer)
     bias = None if layer.bias is None else layer.bias.detach().clone()
     activation = row_format(layer.activation_quantizer)
     if activation is not None and _has_integer_product(layer, quantizer):
         assert isinstance(quantizer.grid, UniformGrid)
         return PackedLinear(IntegerWeight.of(stored, quantizer.grid), activation, bias)
     back, activation_quantizer = copy.deepcopy((quantizer.rotation, layer.activation_quantizer))
-    weight = CodedWeight(stored, quantizer.grid)
+    weight = CodedWeight(stored, quantizer.grid, quantizer.unit_dtype)
     return PackedWeightLinear(
         weight, back if quantizer.rotate_back else None, activation_quantizer, bias
     )
@@ -142,6 +172,7 @@ def _has_integer_product(layer: QuantLinear, quantizer: Quantizer) -> bool:
         isinstance(quantizer.grid, UniformGrid)
         and quantizer.grid.levels in (LEVELS if quantizer.sparsity is None else INTEGER_LEVELS)
         and not quantizer.rotate_back
+        and quantizer.group is None
         and layer.weight.dtype != torch.float64
         and layer.in_features <= MAX_WIDTH
         and has_kernel_sizes(layer)

@@ -1,7 +1,8 @@
 """Scales: the half-width ``s`` of a grid, from the operand's root mean square.
 
-``s = α·rms`` a row, with the α of the format (`questtrain.config.gaussian`), or one trained number
-a tensor, which starts there.
+``s = α·rms`` a row, with the α of the format (`questtrain.config.gaussian`), where a file is to
+store it rounded to 16 bits; or one trained number a tensor, which starts at α·rms. What is a row
+here is a group of columns where the quantizer divides rows into groups.
 """
 
 from __future__ import annotations
@@ -35,6 +36,38 @@ class GaussianScale(nn.Module):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+
+class RoundedScale(nn.Module):
+    """A Gaussian scale as a file of 16-bit scales holds it: ``[..., K] → [..., 1]``.
+
+    One quantity is rounded, the *unit*: half a step of the grid, ``s/(2·half_width)``, of which
+    every value is a whole multiple of at most 8 bits. So ``s``, the values and the unit that is
+    read off ``s`` again are exact in fp32, and a step, two units, is a number of ``dtype``, too. In
+    fp16 a unit under 6.1e-5 keeps fewer digits, one under 6e-8, which would be 0 and divide, is
+    that smallest number, and one over 65,504 is that largest. NaN and infinity stay what they are.
+    """
+
+    def __init__(self, scale: GaussianScale, half_width: float, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.scale, self.dtype = scale, dtype
+        self.units = 2 * half_width
+        numbers = torch.finfo(dtype)
+        self.smallest, self.largest = numbers.smallest_normal * numbers.eps, numbers.max
+
+    @property
+    def alpha(self) -> float:
+        """The scale's in units of the rms, before it is rounded."""
+        return self.scale.alpha
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        unit: Tensor = self.scale(x) / self.units
+        rounded = unit.to(self.dtype).to(x.dtype).clamp(self.smallest, self.largest)
+        return self.units * torch.where(unit.isfinite(), rounded, unit)
+
+    def extra_repr(self) -> str:
+        return f"units of {self.dtype}"
 
 
 class LearnedScalar(nn.Module):

@@ -17,6 +17,17 @@ MANY_EPOCHS = 4
 """Passes over the data up to which repeated tokens are worth about as much as new ones
 (Muennighoff et al., "Scaling data-constrained language models", 2023)."""
 
+QUANTIZATION: dict[str, str | None] = {
+    "trust_scale": None,
+    "trust_error": None,
+    "lr_scale": None,
+    "scale_weight_decay": None,
+    "grid": None,
+    "scale_dtype": "float32",
+    "group_size": "rows",
+}
+"""Columns of how a precision was trained, and what null says, where it is not that nobody knows."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -99,8 +110,8 @@ def _mixed(runs: Sequence[Run]) -> list[str]:
     remarks += _corpora(complete) + _repeated(complete)
     for label in dict.fromkeys(run.precision for run in complete):
         of_label = [run for run in complete if run.precision == label]
-        for column in ("trust_scale", "trust_error", "lr_scale", "scale_weight_decay", "grid"):
-            values = _values(of_label, column)
+        for column in QUANTIZATION:
+            values = _values(of_label, column, QUANTIZATION[column])
             if len(values) > 1:
                 name = label_text(str(label))
                 remarks.append(f"{_several(column, values)}: all of them count as {name}")
@@ -136,8 +147,10 @@ def _repeated(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _values(runs: Sequence[Run], column: str) -> list[str]:
-    return sorted({str(run.record[column]) for run in runs if run.record.get(column) is not None})
+def _values(runs: Sequence[Run], column: str, of_null: str | None = None) -> list[str]:
+    """What occurs in the column; null counts as ``of_null`` if that is given."""
+    found = {run.text(column) or of_null for run in runs}
+    return sorted(value for value in found if value is not None)
 
 
 def _several(column: str, values: Sequence[str]) -> str:

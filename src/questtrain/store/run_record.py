@@ -104,6 +104,9 @@ class RunRecord:
     switch_from: str | None = None
     init_from: str | None = None
     init_sha256: str | None = None
+    scale_dtype: str | None = None
+    group_size: Size | None = None
+    target: str | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
     model, quant, bits = config.model, config.quant, parse_bits(config.bits)
     quantized = quantizes(config)
     learned = quantized and quant.scale != "gaussian"
+    rounded = bits.weight.quantized and quant.scale_dtype != "float32"
     trust = _trust_of(config, bits) if bits.quantized else Trust()
     return {
         "name": config.name,
@@ -161,6 +165,16 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
         "trust_error": _finite(trust.error),
         "lr_scale": quant.lr_scale if learned else None,
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
+        **_beginning(config),
+        "scale_dtype": quant.scale_dtype if rounded else None,
+        "group_size": quant.group_size if bits.weight.quantized else None,
+        "target": quant.target if bits.quantized else None,
+    }
+
+
+def _beginning(config: TrainConfig) -> dict[str, Any]:
+    """What tells a run from one that is in its bits, and of its own weights, from the start."""
+    return {
         "switch_at": config.switch_at,
         "switch_from": None if config.switch_at is None else phases(config)[0],
         "init_from": config.init_from,

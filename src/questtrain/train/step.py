@@ -187,15 +187,15 @@ class TrainingStep:
             return None
         dtype = product_dtype(self.device, settings.autocast)
         fused = FusedLlama.of(self.model, dtype, settings.save, settings.backward)
+        what = f"{self.config.bits}, method {self.config.quant.method}"
+        if self.config.model.qkv_bias:
+            what += ", biases of Q, K and V"
+        if self.config.quant.group_size:
+            what += f", quant.group_size={self.config.quant.group_size}"
         if fused is None and settings.backward == "fp8":
             raise UserError(
-                f"train.backward=fp8: there are no kernels for {self.config.bits}, method"
-                f" {self.config.quant.method}: choose train.backward=exact."
+                f"train.backward=fp8: there are no kernels for {what}: choose train.backward=exact."
             )
         if fused is None:
-            log.info(
-                "%s, method %s: no kernels for this; the plain model is trained",
-                self.config.bits,
-                self.config.quant.method,
-            )
+            log.info("%s: no kernels for this; the plain model is trained", what)
         return fused

@@ -3,6 +3,7 @@ it is. All kinds give the same: the model's shape, its weights under our names, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from questtrain.config.loading import read_config
 from questtrain.data.tokenizer import FILENAMES
 from questtrain.errors import UserError
 from questtrain.model.huggingface import hf_names, model_config_of
+from questtrain.packed import MANIFEST, PackedFolder, is_packed_folder
 from questtrain.store.checkpoint import Checkpoint, latest_checkpoint
 from questtrain.store.files import no_such_folder
 from questtrain.store.initial_weights import InitialWeights
@@ -64,12 +66,14 @@ def weight_source(init_from: str) -> WeightSource:
         raise no_such_folder(f"init_from={init_from}", folder)
     if (folder / "config.yaml").is_file():
         return RunWeights(folder)
+    if is_packed_folder(folder):
+        return PackedWeights(folder)
     if (folder / "config.json").is_file():
         return HuggingFaceWeights(folder)
     raise UserError(
         f"init_from={init_from}: there is nothing to start from. It can be a run's folder"
-        " (config.yaml and checkpoints) or a Hugging Face folder of the Llama family (config.json"
-        " and model.safetensors), which weight-only exports are, too; not packed codes."
+        f" (config.yaml and checkpoints), a packed export of one ({MANIFEST}), or a Hugging Face"
+        " folder of the Llama family (config.json and model.safetensors)."
     )
 
 
@@ -105,6 +109,32 @@ class RunWeights(WeightSource):
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         return (named for named in self._files.tensors() if NOT_TRAINED not in named[0])
+
+
+class PackedWeights(WeightSource):
+    """What `questtrain export format=packed` wrote: of quantized weights the values that the codes
+    stand for, in the space of the trained ones."""
+
+    def __init__(self, folder: Path) -> None:
+        export = PackedFolder.open(folder, check=False)
+        self.folder, self.model = folder, export.config.model
+        self.bos_token, self.max_length = export.config.data.bos_token, None
+
+    def facts(self, init_from: str) -> InitialWeights:
+        manifest = PackedFolder.open(self.folder, check=False).manifest
+        lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(manifest.sha256.items()))
+        sha256 = hashlib.sha256(lines.encode()).hexdigest()
+        return InitialWeights(init_from, "packed", sha256, manifest.step)
+
+    def headers(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
+        """From its configuration; all files are compared with their checksums first."""
+        model = PackedFolder.open(self.folder).skeleton.model
+        for name, weight in model.named_parameters():
+            if NOT_TRAINED not in name:
+                yield name, tuple(weight.shape), "F32"
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return PackedFolder.open(self.folder, check=False).dense()
 
 
 class HuggingFaceWeights(WeightSource):

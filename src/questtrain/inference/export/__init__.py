@@ -12,6 +12,7 @@ FORMATS = {
     "packed": "PackedFormat",
     "hf": "HuggingFaceFormat",
     "gguf": "GgufFormat",
+    "gguf-packed": "GgufPackedFormat",
     "onnx": "OnnxFormat",
     "compressed-tensors": "CompressedTensorsFormat",
     "mlx": "MlxFormat",

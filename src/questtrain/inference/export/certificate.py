@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from questtrain.inference.export import card
 from questtrain.inference.export.format import Bound
 from questtrain.store.files import sha256_of, write_json
 from questtrain.store.json_file import read_json
@@ -50,10 +51,12 @@ class Comparison:
 class Certificate:
     """What was compared, with what, and what came out. ``run`` names the run, ``checkpoint`` is its
     weights' SHA-256, ``files`` those of the export, ``weights`` and ``codes_different`` are counts
-    over all layers, ``not_expressed`` what the format or the runtime cannot say."""
+    over all layers, ``texts_compared`` is of how many texts the export's own tokenizer made the
+    same ids (None: it has none), ``not_expressed`` what the format or the runtime cannot say. A
+    format that no program here runs has no runtime, no comparison and no bound."""
 
     format: str
-    runtime: str
+    runtime: str | None
     versions: dict[str, str]
     device: str
     run: str
@@ -63,8 +66,9 @@ class Certificate:
     dtype: str
     weights: int
     codes_different: int
-    comparison: Comparison
-    bound: Bound
+    texts_compared: int | None
+    comparison: Comparison | None
+    bound: Bound | None
     not_expressed: list[str]
     files: dict[str, str]
 
@@ -103,6 +107,8 @@ def compare(
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of an export but its certificate, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    """SHA-256 of every file of an export but its certificate and its card, which whoever publishes
+    it edits; by its path in the folder."""
+    unnamed = (folder / FILE, folder / card.FILE)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path not in unnamed)
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -80,3 +80,11 @@ class ExportFormat(Protocol):
     ) -> Iterator[Tensor]:
         """Run in a process of its own: the runtime's logits fp32 ``[T, V]`` of every prompt, token
         ids int64 ``[T]``."""
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A format whose files hold the tokenizer, too, which its runtimes encode text with."""
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """Run in the process of `ExportFormat.logits`: the ids of every text as a prompt."""

@@ -30,6 +30,19 @@ PASSAGES = (
     ' "done": true, "parent": null}\n'
     "| size | layers | loss |\n|---|---|---|\n| 30M | 6 | 3.21 |\n| 100M | 8 | 2.94 |\n",
 )
+TEXTS = (
+    *PASSAGES,
+    "",
+    " ",
+    "  two spaces,\ttabs\t\tand\r\nother ends of lines\n\n\n  ",
+    "I'll, you're, it's, WE'VE, o'clock; 'quoted' don't",
+    "1 12 123 1234 3.14159 1,000,000 ١٢٣ Ⅳ ½",
+    "x=f(y)+{[<z>]}!=~^`|\\//**--..__@#$%&",
+    "é \u200b\u00a0\u3000 \U0001d518 🙂👩\u200d👩\u200d👧 \ufeff नमस्ते สวัสดี مرحبا",
+    "<unk></s><pad><|endoftext|> [INST]",
+)
+"""What a tokenizer that came with an export has to encode as the run's own does."""
+
 LONGEST = 128
 """Tokens of a prompt at the most."""
 

@@ -24,7 +24,7 @@ from questtrain.model import Llama
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
-from questtrain.quant.quantizer import Quantizer
+from questtrain.quant.quantizer import Quantizer, Unquantized, decoded, encoded
 from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
 from questtrain.store.files import no_such_folder, sha256_of
 from questtrain.store.run_record import RunRecord, identity_columns, read_run_record
@@ -34,10 +34,10 @@ from questtrain.store.run_record import RunRecord, identity_columns, read_run_re
 class WeightCodes:
     """A quantized weight ``[N, K]`` as its quantizer stores it.
 
-    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, 1]``, or ``[1]`` where one
-    was learned; ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the weight
-    rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the layer
-    multiplies the values rotated once more, and its activations as they are.
+    ``codes`` uint8 ``[N, K]`` on ``grid``; ``half_widths`` fp32 ``[N, G]`` of groups of K/G columns
+    (G = 1: of rows); ``kept`` bool ``[N, K]`` where sparsity prunes some. The codes are of the
+    weight rotated in blocks of ``block`` columns, 1 where it is not. Where it ``rotates_back`` the
+    values rotated once more multiply the layer's activations as they are given.
     """
 
     codes: Tensor
@@ -50,7 +50,7 @@ class WeightCodes:
 
     def values(self) -> Tensor:
         """fp32 ``[N, K]`` in the space of the codes."""
-        values = self.grid.decode(self.codes.to(self.half_widths.dtype), self.half_widths)
+        values = decoded(self.grid, self.codes, self.half_widths)
         return values if self.kept is None else torch.where(self.kept, values, 0.0)
 
     def folded(self) -> Tensor:
@@ -63,7 +63,7 @@ class WeightCodes:
         """How many codes are others in ``values [N, K]``, which a file holds: `folded` or not."""
         if folded and self.rotates_back:
             values = self.rotation(values)
-        found = self.grid.encode(values.to(self.half_widths.dtype), self.half_widths)
+        found = encoded(self.grid, values.to(self.half_widths.dtype), self.half_widths)
         wrong = found != self.codes
         if self.kept is not None:
             wrong = torch.where(self.kept, wrong, values != 0)
@@ -134,13 +134,22 @@ class Source:
         of_linears = tuple(f"{name}." for name in self.linear_names())
         return [n for n in self._skeleton.state_dict() if not n.startswith(of_linears)]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor, without reading it."""
+        return tuple(self._skeleton.state_dict()[name].shape)
+
     def tensor(self, name: str) -> Tensor:
         """One tensor of the checkpoint, as it is stored (fp32)."""
         return self._read([name])[name]
 
+    def meta_linear(self, name: str) -> QuantLinear:
+        """One layer without its numbers."""
+        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        return layer
+
     def linear(self, name: str) -> QuantLinear:
         """One layer as it was trained, with its weight and its quantizers, on the CPU."""
-        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
+        layer = self.meta_linear(name)
         layer.to_empty(device="cpu")
         keys = layer.state_dict()
         state = self._read([f"{name}.{key}" for key in keys])
@@ -153,8 +162,9 @@ class Source:
 
     def folded(self, name: str) -> Tensor:
         """The matrix ``[N, K]`` of a layer, fp32: what multiplies its (quantized) input."""
-        codes = self.codes(name)
-        return self.tensor(f"{name}.weight") if codes is None else codes.folded()
+        layer = self.linear(name)
+        codes = weight_codes(layer)
+        return layer.weight_quantizer(layer.weight) if codes is None else codes.folded()
 
     def model(self, packed: bool, device: str = "cpu") -> nn.Module:
         """The whole model, as `questtrain.load` makes it."""
@@ -179,12 +189,14 @@ def weight_codes(layer: QuantLinear) -> WeightCodes | None:
     stored = quantizer.quantize(layer.weight)
     block = rotation_block(quantizer.rotation)
     assert block is not None  # build_quantizer makes no other rotations
+    # Activations that are rotated and no more: rotating the values back gives the same product.
+    only_rotates = isinstance(layer.activation_quantizer, Unquantized) and block > 1
     return WeightCodes(
         stored.codes,
         quantizer.grid,
         stored.scale,
         stored.kept,
         block,
-        quantizer.rotate_back,
+        quantizer.rotate_back or only_rotates,
         quantizer.rotation,
     )

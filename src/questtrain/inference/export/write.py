@@ -13,6 +13,7 @@ from torch import Tensor
 
 from questtrain.errors import TrainingStopped, UserError, unknown
 from questtrain.inference.export import export_format
+from questtrain.inference.export.card import add_certificate
 from questtrain.inference.export.certificate import (
     Certificate,
     Comparison,
@@ -21,8 +22,8 @@ from questtrain.inference.export.certificate import (
     read_certificate,
 )
 from questtrain.inference.export.format import ExportFormat, Options
-from questtrain.inference.export.passages import prompts
-from questtrain.inference.export.runtime import ask, require, versions
+from questtrain.inference.export.passages import TEXTS, prompts
+from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
 from questtrain.store.files import publish_folder, writing
 
@@ -45,7 +46,7 @@ def export(
     where the runtime computes something else; nothing is left then."""
     form = export_format(name)
     runtime = _runtime(form, runtime)
-    if verify:
+    if verify and runtime is not None:
         require(form, runtime)
     if output.exists():
         raise UserError(f"output={output} exists already: choose another folder or remove it.")
@@ -60,6 +61,7 @@ def export(
         if verify:
             certificate = certify(form, source, temporary, options, runtime, device)
             certificate.write(temporary)
+            add_certificate(temporary, certificate)
         publish_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -80,7 +82,8 @@ def verify_export(
         ) from error
     form = export_format(before.format)
     runtime = _runtime(form, runtime or before.runtime)
-    require(form, runtime)
+    if runtime is not None:
+        require(form, runtime)
     found = hashes(folder)
     for file in sorted(before.files.keys() | found.keys()):
         if before.files.get(file) != found.get(file):
@@ -93,23 +96,32 @@ def verify_export(
 
 
 def certify(
-    form: ExportFormat, source: Source, folder: Path, options: Options, runtime: str, device: str
+    form: ExportFormat,
+    source: Source,
+    folder: Path,
+    options: Options,
+    runtime: str | None,
+    device: str,
 ) -> Certificate:
-    """Compare an export with its run; CertificateFailed where it is not within the bound."""
+    """Compare an export with its run; CertificateFailed where it is not within the bound. Where no
+    program runs the format, its weights alone are compared."""
     weights, different, first = _count_codes(form, source, folder, options)
     if different:
         raise CertificateFailed(
             f"{different:,} of {weights:,} weight codes differ in the export, the first in {first}."
         )
-    comparison = _compare(form, source, folder, runtime, device)
-    bound = form.bound(source, options, runtime)
-    if (problem := comparison.problem(bound)) is not None:
-        where = _first_block(form, source, options, runtime, device)
-        raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
+    comparison, bound, texts = None, None, None
+    if runtime is not None:
+        comparison, texts = _compare(form, source, folder, runtime, device)
+        bound = form.bound(source, options, runtime)
+        if (problem := comparison.problem(bound)) is not None:
+            where = _first_block(form, source, options, runtime, device)
+            what = f"{runtime} does not compute what was trained: {problem}. {where}"
+            raise CertificateFailed(what)
     return Certificate(
         format=form.name,
         runtime=runtime,
-        versions=versions(form, runtime),
+        versions={} if runtime is None else versions(form, runtime),
         device=device,
         run=str(source.config.name),
         step=source.checkpoint.step,
@@ -118,17 +130,21 @@ def certify(
         dtype=options.dtype,
         weights=weights,
         codes_different=different,
+        texts_compared=texts,
         comparison=comparison,
         bound=bound,
-        not_expressed=form.limits(source, options, runtime),
+        not_expressed=form.limits(source, options, runtime or ""),
         files=hashes(folder),
     )
 
 
-def _runtime(form: ExportFormat, runtime: str | None) -> str:
+def _runtime(form: ExportFormat, runtime: str | None) -> str | None:
+    """The one that is asked for, else the format's first; None where no program runs it."""
+    if runtime is not None and not form.runtimes:
+        raise UserError(f"runtime={runtime}: format={form.name} has none that could verify it.")
     if runtime is not None and runtime not in form.runtimes:
         raise unknown(f"runtime of format={form.name}", runtime, form.runtimes)
-    return runtime or next(iter(form.runtimes))
+    return runtime or next(iter(form.runtimes), None)
 
 
 def _count_codes(
@@ -152,10 +168,30 @@ def _count_codes(
 
 def _compare(
     form: ExportFormat, source: Source, folder: Path, runtime: str, device: str
-) -> Comparison:
+) -> tuple[Comparison, int | None]:
+    """The logits of both, and how many texts both tokenizers were seen to encode the same."""
     asked = prompts(source.tokenizer, source.config.sequence_length)
-    theirs = ask(form, folder, runtime, asked, device)
-    return compare(asked, _trained_logits(form, source, asked, device), theirs)
+    answer = ask(form, folder, runtime, asked, device, TEXTS)
+    texts = _compare_texts(source, runtime, answer)
+    return compare(asked, _trained_logits(form, source, asked, device), answer.logits), texts
+
+
+def _compare_texts(source: Source, runtime: str, answer: Answer) -> int | None:
+    """The number of texts; None where the export has no tokenizer. CertificateFailed where the ids
+    of one differ."""
+    if answer.token_ids is None:
+        return None
+    tokenizer = source.tokenizer
+    ours = [[tokenizer.bos_id, *ids] for ids in tokenizer.encode_batch(TEXTS)]
+    for text, wanted, found in zip(TEXTS, ours, answer.token_ids, strict=True):
+        if found != wanted:
+            shorter = min(len(wanted), len(found))
+            place = next((i for i in range(shorter) if wanted[i] != found[i]), shorter)
+            raise CertificateFailed(
+                f"{runtime} encodes text otherwise than the run did: {text[:40]!r}, from token"
+                f" {place} on: {found[place : place + 4]} and not {wanted[place : place + 4]}."
+            )
+    return len(TEXTS)
 
 
 @torch.no_grad()
@@ -179,7 +215,7 @@ def _first_block(
         part = source.first(middle)
         with tempfile.TemporaryDirectory() as scratch:
             form.write(part, Path(scratch), options)
-            problem = _compare(form, part, Path(scratch), runtime, device).problem(bound)
+            problem = _compare(form, part, Path(scratch), runtime, device)[0].problem(bound)
         right, wrong = (middle, wrong) if problem is None else (right, middle)
     if wrong == 1:
         return "The first block, layers.0, differs already, or what lies around the blocks."

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
 METHODS = ("quest", "lsq")
 BITS = {"quest": ("1", "2", "3", "4", "8"), "lsq": ("2", "3", "4", "8")}
-TUNED = ("lr", "lr_scale", "scale_weight_decay", "trust_scale", "trust_error", "grid", "hadamard")
+TUNED = (
+    "lr",
+    "lr_scale",
+    "scale_weight_decay",
+    "trust_scale",
+    "trust_error",
+    "grid",
+    "hadamard",
+    "scale_dtype",
+    "group_size",
+)
 """Settings that a method is tuned by: its best choice stands for it."""
 
 

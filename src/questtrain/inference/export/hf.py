@@ -1,0 +1,190 @@
+"""``format=hf``: a folder that transformers loads (docs/export-hf.md).
+
+A run whose activations are not quantized is a plain Llama of transformers, its weights' values with
+the inverse rotation folded in. Any other one holds packed codes and the layers' own quantizers, and
+is loaded after ``import questtrain.hf``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from questtrain.config import is_skipped
+from questtrain.errors import UserError
+from questtrain.inference.export.card import write_card
+from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.hf_folder import CONFIG, HuggingFaceFolder, planned_layer
+from questtrain.inference.export.source import Source
+from questtrain.inference.export.tokenizer_files import tokenizer_limits, write_tokenizer_files
+from questtrain.model.hf_quantization import quantization_config
+from questtrain.model.huggingface import hf_config, hf_names
+from questtrain.quant.guarded_linear import GuardedLinear
+from questtrain.store.files import write_json
+from questtrain.store.tensor_files import Planned, TensorFiles
+
+METADATA = {"format": "pt", "producer": "questtrain"}
+
+PLAIN = {
+    "f32": Bound(largest=1e-3, median=1e-4, argmax=0.995),
+    "f16": Bound(largest=0.1, median=1e-2, argmax=0.98),
+    "bf16": Bound(largest=0.5, median=5e-2, argmax=0.95),
+}
+"""Of a plain Llama: in f32 sums are rounded in another order, in 16 bits everything is."""
+
+CODES = {
+    "f32": Bound(largest=None, median=1e-2, argmax=0.97),
+    "f16": Bound(largest=None, median=5e-2, argmax=0.9),
+    "bf16": Bound(largest=None, median=0.2, argmax=0.8),
+}
+"""Of quantized activations: what lies on a border of rounding takes the other code."""
+
+
+class HuggingFaceFormat:
+    """What `AutoModelForCausalLM.from_pretrained` loads."""
+
+    name = "hf"
+    holds = "every run; a plain Llama where activations are not quantized, else packed codes"
+    runtimes = {"transformers": ("transformers", "torch", "tokenizers")}  # noqa: RUF012
+
+    def refusal(self, source: Source, options: Options) -> str | None:
+        model = source.config.model
+        try:
+            hf_config(model, source.config.sequence_length)
+        except UserError as error:
+            return f"{error} format=packed holds it."
+        return None
+
+    def write(self, source: Source, folder: Path, options: Options) -> None:
+        if needs_questtrain(source):
+            write_codes(source, folder, options)
+        else:
+            write_plain(source, folder, options)
+        write_config(source, folder, options)
+        write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
+        write_card(source, folder, loading(source), "transformers")
+
+    def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
+        return HuggingFaceFolder(folder).values(name)
+
+    def is_packed(self, source: Source) -> bool:
+        return False
+
+    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
+        return (CODES if needs_questtrain(source) else PLAIN)[options.dtype]
+
+    def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
+        limits = tokenizer_limits(source.tokenizer)
+        if needs_questtrain(source):
+            limits.append(
+                "Without `import questtrain.hf` transformers refuses the folder: it finds no"
+                " weights of the shape that it expects."
+            )
+        if options.dtype != "f32":
+            limits.append(f"Numbers that are no codes are rounded to {options.dtype}.")
+        limits.append(
+            "`questtrain generate` drops the older half of a text that fills the context;"
+            " transformers' generate goes on beyond it."
+        )
+        return limits
+
+    def logits(
+        self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
+    ) -> Iterator[Tensor]:
+        from transformers import AutoModelForCausalLM
+
+        if HuggingFaceFolder(folder).settings is not None:
+            import questtrain.hf  # noqa: F401  (registers the quantizer)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager", device_map=device
+        )
+        for prompt in prompts:
+            yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """What AutoTokenizer makes of every text, BOS included."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        for text in texts:
+            ids: list[int] = tokenizer(text)["input_ids"]
+            yield ids
+
+
+def needs_questtrain(source: Source) -> bool:
+    """Whether some layer quantizes what it is given, which no model of transformers does."""
+    skip = source.config.quant.skip
+    return source.bits.activation.quantized and not all(
+        is_skipped(name, skip) for name in source.linear_names()
+    )
+
+
+def write_config(source: Source, folder: Path, options: Options) -> None:
+    """config.json."""
+    config, bos = source.config, source.tokenizer.bos_id
+    dtype = str(options.torch_dtype).removeprefix("torch.")
+    content = hf_config(config.model, config.sequence_length, dtype, bos, bos, bos)
+    if needs_questtrain(source):
+        quantization = quantization_config(config.model, config.bits, config.quant)
+        content["quantization_config"] = quantization
+    write_json(folder / CONFIG, content)
+
+
+def write_plain(source: Source, folder: Path, options: Options) -> None:
+    """model.safetensors with all values, a tensor at a time."""
+    dtype, names = options.torch_dtype, hf_names(source.config.model)
+    planned = {names[name]: Planned(dtype, source.shape(name)) for name in names}
+    linears = {f"{name}.weight": name for name in source.linear_names()}
+    with TensorFiles(folder, planned, options.shard_bytes, METADATA) as files:
+        for name, theirs in names.items():
+            ours = linears.get(name)
+            values = source.tensor(name) if ours is None else source.folded(ours)
+            files.write(theirs, values.to(dtype))
+
+
+def write_codes(source: Source, folder: Path, options: Options) -> None:
+    """model.safetensors with the layers as `GuardedLinear`s, a tensor at a time."""
+    dtype, names = options.torch_dtype, hf_names(source.config.model)
+    layers = {
+        name: names[f"{name}.weight"].removesuffix(".weight")
+        for name in source.linear_names()
+        if not is_skipped(name, source.config.quant.skip)
+    }
+    within = tuple(f"{name}." for name in layers)
+    rest = {name: theirs for name, theirs in names.items() if not name.startswith(within)}
+    planned = {theirs: Planned(dtype, source.shape(name)) for name, theirs in rest.items()}
+    for name, theirs in layers.items():
+        parts = planned_layer(source.meta_linear(name), dtype)
+        planned |= {f"{theirs}.{key}": each for key, each in parts.items()}
+    with TensorFiles(folder, planned, options.shard_bytes, METADATA) as files:
+        for name, theirs in rest.items():
+            files.write(theirs, source.tensor(name).to(dtype))
+        for name, theirs in layers.items():
+            for key, tensor in GuardedLinear.of(source.linear(name)).state_dict().items():
+                place = f"{theirs}.{key}"
+                files.write(place, tensor.to(planned[place].dtype))
+
+
+def loading(source: Source) -> str:
+    """Markdown: how the folder is loaded."""
+    needs = needs_questtrain(source)
+    words = (
+        "Activations are quantized as in training, and weights are packed codes: transformers loads"
+        " them with questtrain's layers, which use its kernels on GPUs and on CPUs where they are"
+        " built. Without the first import it refuses the folder."
+        if needs
+        else "A plain Llama: transformers and what reads its folders need nothing else."
+    )
+    first = "import questtrain.hf\n" if needs else ""
+    return (
+        f"{words}\n\n```python\n{first}from transformers import AutoModelForCausalLM,"
+        " AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("FOLDER", device_map="auto")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        'inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))\n```\n\n"
+        "The tokenizer puts BOS first, as every document began in training; there is no EOS, and a"
+        " text ends where the model begins the next document."
+    )
