@@ -42,6 +42,8 @@ Rules between settings, each with a message of its own:
 - `optim.gradient_clip` of 0, null or inf clips nothing.
 - `quant.skip` patterns match a layer each, and leave one to quantize (unless `bits=bf16`);
   `quant.method` is what the file of `method=…` says.
+- `switch_from` needs `switch_at`, and other bits than `bits`; each of the two phases has a step.
+- With `init_from` the model group is the folder's: settings that are given agree with it.
 - `quant.group_size` is a power of two that divides all widths of the blocks' layers. What
   `quant.target` sets, the command line overrides, where the runtime holds it (docs/methods.md).
 - A run has 1 to 1,000,000,000 steps. On a CPU its estimated memory fits

@@ -273,6 +273,18 @@ class TrainConfig:
         Interval("[1, 4096]"),
         "of this machine, a process each; null: one process on device",
     ] = None
+    init_from: Annotated[
+        str | None,
+        "begin with a folder's weights: a run's, an export's, Hugging Face's (docs/import.md)",
+    ] = None
+    switch_at: Annotated[
+        float | None,
+        Interval("(0, 1)"),
+        "the share of the steps that is trained in switch_from, before bits; null: none",
+    ] = None
+    switch_from: Annotated[
+        str | None, "bits up to switch_at; null: bf16 where there is a switch_at"
+    ] = None
 
 
 OPERATIONAL = (
