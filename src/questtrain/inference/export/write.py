@@ -21,7 +21,7 @@ from questtrain.inference.export.certificate import (
     hashes,
     read_certificate,
 )
-from questtrain.inference.export.format import ExportFormat, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.passages import TEXTS, prompts
 from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
@@ -47,7 +47,11 @@ def export(
     form = export_format(name)
     runtime = _runtime(form, runtime)
     if verify and runtime is not None:
-        require(form, runtime)
+        require(form, runtime, device)
+    if options.storage is not None and name != "onnx":
+        raise UserError(
+            f"storage={options.storage} is for format=onnx: format={name} has one form."
+        )
     if output.exists():
         raise UserError(f"output={output} exists already: choose another folder or remove it.")
     if (reason := form.refusal(source, options)) is not None:
@@ -83,7 +87,7 @@ def verify_export(
     form = export_format(before.format)
     runtime = _runtime(form, runtime or before.runtime)
     if runtime is not None:
-        require(form, runtime)
+        require(form, runtime, device)
     found = hashes(folder)
     for file in sorted(before.files.keys() | found.keys()):
         if before.files.get(file) != found.get(file):
@@ -91,7 +95,7 @@ def verify_export(
     source = Source.open(run, before.step)
     if source.weights_sha256() != before.checkpoint:
         raise UserError(f"{folder} was made of another run than run={run}: {before.run}.")
-    options = Options(dtype=before.dtype, experimental=True)
+    options = Options(dtype=before.dtype, storage=before.storage, experimental=True)
     return certify(form, source, folder, options, runtime, device)
 
 
@@ -103,20 +107,18 @@ def certify(
     runtime: str | None,
     device: str,
 ) -> Certificate:
-    """CertificateFailed where an export is beyond its bound; without a runtime weights count."""
+    """Compare an export with its run, its weights alone where no program runs the format;
+    CertificateFailed where it is not within the bound."""
     weights, different, first = _count_codes(form, source, folder, options)
     if different:
         raise CertificateFailed(
             f"{different:,} of {weights:,} weight codes differ in the export, the first in {first}."
         )
-    comparison, bound, texts = None, None, None
+    comparison, texts, bound = None, None, None
     if runtime is not None:
-        comparison, texts = _compare(form, source, folder, runtime, device)
         bound = form.bound(source, options, runtime)
-        if (problem := comparison.problem(bound)) is not None:
-            where = _first_block(form, source, options, runtime, device)
-            what = f"{runtime} does not compute what was trained: {problem}. {where}"
-            raise CertificateFailed(what)
+        comparison, texts = _compare(form, source, folder, runtime, device)
+        _demand(comparison, bound, form, source, options, runtime, device)
     return Certificate(
         format=form.name,
         runtime=runtime,
@@ -127,6 +129,7 @@ def certify(
         checkpoint=source.weights_sha256(),
         bits=source.config.bits,
         dtype=options.dtype,
+        storage=options.storage,
         weights=weights,
         codes_different=different,
         texts_compared=texts,
@@ -135,6 +138,21 @@ def certify(
         not_expressed=form.limits(source, options, runtime or ""),
         files=hashes(folder),
     )
+
+
+def _demand(
+    comparison: Comparison,
+    bound: Bound,
+    form: ExportFormat,
+    source: Source,
+    options: Options,
+    runtime: str,
+    device: str,
+) -> None:
+    """CertificateFailed, with where the difference begins, unless it is within the bound."""
+    if (problem := comparison.problem(bound)) is not None:
+        where = _first_block(form, source, options, runtime, device)
+        raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
 
 
 def _runtime(form: ExportFormat, runtime: str | None) -> str | None:
