@@ -75,6 +75,28 @@ def test_a_run_bit_for_bit(bits, method, trained, tmp_path):
     assert_same_logits(run, written(run, tmp_path / "export"))
 
 
+FAMILY = {
+    "model.num_heads": 4,
+    "model.num_kv_heads": 2,
+    "model.head_dim": 32,
+    "model.tie_embeddings": "true",
+    "model.rope_scaling": "{rope_type: linear, factor: 2}",
+}
+"""What Hugging Face's Llama family has."""
+
+
+def test_the_llama_family(trained, tmp_path):
+    """Fewer heads of keys and values, tied embeddings, biases and norms of Q and K, …"""
+    more = {"model.qkv_bias": "true", "model.qk_norm": "true"}
+    run = trained("w4a4", **FAMILY, **more)
+    folder = written(run, tmp_path / "export")
+    assert_same_logits(run, folder)
+    names = dict(PackedFolder.open(folder).dense())
+    assert "layers.1.attention.q_proj.bias" in names
+    assert "layers.1.attention.k_norm.weight" in names
+    assert "lm_head.weight" not in names
+
+
 @pytest.mark.parametrize("bits", OTHERS)
 def test_other_formats_bit_for_bit(bits, trained, tmp_path):
     run = in_format(trained("w4a4", "quest"), tmp_path / "run", bits, OTHERS[bits])

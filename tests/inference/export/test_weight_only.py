@@ -20,7 +20,7 @@ from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.weight_only import integers
 from tests.inference.export.conftest import MATRIX
-from tests.inference.export.test_packed import in_format
+from tests.inference.export.test_packed import FAMILY, in_format
 
 FORMS = {"compressed-tensors": CompressedTensorsFormat, "mlx": MlxFormat}
 
@@ -90,10 +90,35 @@ def test_others(name, bits, settings, compressed, mlx, trained, tmp_path, here):
     check(run, name, compressed if name == "compressed-tensors" else mlx, tmp_path)
 
 
-@pytest.mark.parametrize(("method", "settings"), [("lsq", {}), ("pact", {})])
-def test_learned_scales(method, settings, trained, tmp_path, here):
+@pytest.mark.parametrize("method", ["lsq", "pact"])
+def test_learned_scales(method, trained, tmp_path, here):
     for name in FORMS:
-        check(trained("w3a16", method, **settings), name, None, tmp_path)
+        check(trained("w3a16", method), name, None, tmp_path)
+
+
+def test_the_llama_family(trained, tmp_path, here):
+    """With norms of Q and K a Qwen3."""
+    run = trained("w4a16", "quest-noht", **FAMILY, **{"model.qk_norm": "true"})
+    for name in FORMS:
+        check(run, name, None, tmp_path)
+
+
+def test_a_qwen2_is_given_the_tokenizer_of_qwen(trained, tmp_path, here):
+    """By AutoTokenizer, which mlx-lm knows alone: such ids are found."""
+    run = trained("w4a16", "quest-noht", **FAMILY, **{"model.qkv_bias": "true"})
+    check(run, "compressed-tensors", None, tmp_path)
+    assert "PreTrainedTokenizerFast" in (tmp_path / "compressed-tensors/README.md").read_text()
+    check(run, "mlx", "model.head_dim=32: mlx-lm's model", tmp_path)
+    run = trained("w4a16", "quest-noht", **{"model.qkv_bias": "true"})
+    with pytest.raises(write.CertificateFailed, match="mlx-lm encodes text otherwise"):
+        exported(run, "mlx", tmp_path)
+    assert not (tmp_path / "mlx").exists()
+
+
+def test_a_model_of_no_class_of_transformers(trained, tmp_path, here):
+    both = {"model.qkv_bias": "true", "model.qk_norm": "true"}
+    for name in FORMS:
+        check(trained("w4a16", "quest-noht", **both), name, "has both", tmp_path)
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])

@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 
 from questtrain.inference.export.format import Bound, Options
-from questtrain.inference.export.hf import PLAIN
+from questtrain.inference.export.hf import (
+    PLAIN,
+    HuggingFaceFormat,
+    tokenizer_class,
+    tokenizer_class_limits,
+)
 from questtrain.inference.export.hf_folder import HuggingFaceFolder
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
@@ -44,10 +49,10 @@ reads this format and was not run by questtrain; its kernels take 16-bit models:
 `dtype=f16` or `dtype=bf16` for them.
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, TOKENIZER
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+tokenizer = TOKENIZER.from_pretrained("FOLDER")
 ```"""
 
 
@@ -83,7 +88,8 @@ class CompressedTensorsFormat:
         layout = partial(planned_weight, source, bits=bits, dtype=options.torch_dtype)
         packed = partial(packed_weight, bits=bits, dtype=options.torch_dtype)
         write_weights(source, folder, options, layout, packed, METADATA)
-        write_rest(source, folder, options, quantization(source, bits), LOADING)
+        loading = LOADING.replace("TOKENIZER", tokenizer_class(source.config.model))
+        write_rest(source, folder, options, quantization(source, bits), loading)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return values(folder, name), True
@@ -101,6 +107,7 @@ class CompressedTensorsFormat:
             limits.append("vLLM, which was not run here, multiplies such weights in 16 bits alone.")
         else:
             limits.append(f"Scales, and all that is no code, are rounded to {options.dtype}.")
+        limits += tokenizer_class_limits(source.config.model)
         return limits + tokenizer_limits(source.tokenizer)
 
     def logits(
@@ -115,13 +122,8 @@ class CompressedTensorsFormat:
             yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """What AutoTokenizer makes of every text, BOS included."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        for text in texts:
-            ids: list[int] = tokenizer(text)["input_ids"]
-            yield ids
+        """What the tokenizer makes of every text, BOS included, as format=hf's."""
+        return HuggingFaceFormat().token_ids(folder, runtime, texts)
 
 
 def bits_for(coded: dict[str, Quantizer]) -> int:

@@ -84,11 +84,7 @@ class HuggingFaceFormat:
                 "Without `import questtrain.hf` transformers refuses the folder: it finds no"
                 " weights of the shape that it expects."
             )
-        if (kind := tokenizer_class(source.config.model)) != "AutoTokenizer":
-            limits.append(
-                "AutoTokenizer splits words as Qwen's tokenizers do, for every model with biases of"
-                f" Q, K and V; {kind} reads the tokenizer that is there."
-            )
+        limits += tokenizer_class_limits(source.config.model)
         if options.dtype != "f32":
             limits.append(f"Numbers that are no codes are rounded to {options.dtype}.")
         limits.append(
@@ -133,6 +129,17 @@ def tokenizer_class(model: ModelConfig) -> str:
     """The class of transformers that reads tokenizer.json as it is: for a Qwen2, AutoTokenizer
     takes another one, which splits words as Qwen's do, whatever the file says."""
     return "PreTrainedTokenizerFast" if model.qkv_bias else "AutoTokenizer"
+
+
+def tokenizer_class_limits(model: ModelConfig) -> list[str]:
+    """What AutoTokenizer does to the model's tokenizer, in sentences."""
+    kind = tokenizer_class(model)
+    if kind == "AutoTokenizer":
+        return []
+    return [
+        "AutoTokenizer splits words as Qwen's tokenizers do, for every model with biases of"
+        f" Q, K and V; {kind} reads the tokenizer that is there."
+    ]
 
 
 def write_config(source: Source, folder: Path, options: Options) -> None:

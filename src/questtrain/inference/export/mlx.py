@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from questtrain.config import query_size
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.hf import PLAIN
 from questtrain.inference.export.hf_folder import HuggingFaceFolder
@@ -85,6 +86,13 @@ class MlxFormat:
     def refusal(self, source: Source, options: Options) -> str | None:
         if (reason := why_not(source, "mlx-lm")) is not None:
             return reason
+        model = source.config.model
+        if model.qkv_bias and query_size(model) != model.hidden_size:
+            return (
+                f"model.head_dim={model.head_dim}: mlx-lm's model with biases of Q, K and V (qwen2)"
+                " takes heads that divide the hidden size alone. format=packed and format=hf hold"
+                " it."
+            )
         coded, asked = coded_layers(source), source.config.quant.group_size
         for name in coded:
             columns = source.shape(f"{name}.weight")[1]
@@ -127,6 +135,11 @@ class MlxFormat:
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits, kind = tokenizer_limits(source.tokenizer), container(source)
+        if source.config.model.qkv_bias:
+            limits.append(
+                "mlx-lm reads tokenizers by AutoTokenizer, which splits words as Qwen's do for"
+                " every model with biases of Q, K and V."
+            )
         if kind is not DENSE:
             bits = kind.bits + 2 * options.torch_dtype.itemsize * 8 / kind.group
             limits.append(
