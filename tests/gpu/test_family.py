@@ -10,11 +10,10 @@ from tests.model.family import FAMILY, small_model
 from tests.model.losses import batch, build_of, fuse, grads_of, plain_loss, worst_error
 
 pytestmark = [pytest.mark.gpu, needs_kernels, *whatever_training_warns_of]
-FUSED = [name for name, changes in FAMILY.items() if "qkv_bias" not in changes]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", FAMILY)
 def test_same_loss_and_gradients(name: str, dtype: torch.dtype, bound: float) -> None:
     """Without quantization, so that no rounding border is near: what differs is bf16's rounding,
     and torch's choice of attention, which for shared heads is another in bf16 than in fp32."""
@@ -31,7 +30,7 @@ def test_same_loss_and_gradients(name: str, dtype: torch.dtype, bound: float) ->
     assert worst_error(gradients[1], gradients[0]) < bound
 
 
-@pytest.mark.parametrize("name", ["grouped", "tied", "wide heads", "qwen3"])
+@pytest.mark.parametrize("name", ["grouped", "tied", "wide heads", "qwen2", "qwen3"])
 def test_quantized_products_of_shared_heads(name: str) -> None:
     """The kernels' w4a4 in fp32: the same function, but for codes on a rounding border."""
     model = build_of(small_model(**FAMILY[name]), "w4a4").cuda()

@@ -81,8 +81,7 @@ def test_the_familys_decoding_equals_the_full_forward(name, form):
     expected, t = model(tokens()), tokens()
     if form.startswith("packed"):
         model = pack(model)
-        is_whole = form == "packed" and "qkv_bias" not in FAMILY[name]
-        assert isinstance(model, PackedLlama) == is_whole
+        assert isinstance(model, PackedLlama) == (form == "packed")
     assert_most_positions_close(model(t), expected)
     decoder = Decoder(model, 2, 17)
     for prompt in (9, 1):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from questtrain.model import FusedLlama, Llama
+from questtrain.model import Llama
 from questtrain.store.checkpoint import open_checkpoint, save_checkpoint
 from questtrain.train.step import TrainingStep
 from tests.model.family import FAMILY, small_model
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from tests.conftest import Compose
 
 pytestmark = whatever_training_warns_of
-FUSED = [name for name, changes in FAMILY.items() if "qkv_bias" not in changes]
 
 
 def model_of(name: str, bits: str) -> Llama:
@@ -36,7 +34,7 @@ def model_of(name: str, bits: str) -> Llama:
 
 
 @pytest.mark.parametrize("bits", ["bf16", "w2a2"])
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize("name", FAMILY)
 def test_same_loss_and_gradients(name: str, bits: str) -> None:
     """In fp32, with and without a sum over micro-batches. A tied weight has the gradient of both
     of its uses."""
@@ -52,20 +50,21 @@ def test_same_loss_and_gradients(name: str, bits: str) -> None:
     assert_close(grads_of(model), grads, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["grouped", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 def test_blocks_compile_whole(name: str) -> None:
+    """No graph break in what the family adds to a block."""
     model = model_of(name, "w2a2")
     loss, grads = loss_and_grads(model, fuse(model))
     fused = fuse(model)
     torch.compiler.reset()
     for block in fused.layers:
-        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+        block.compile(fullgraph=True, dynamic=False, backend="eager")
     compiled_loss, compiled_grads = loss_and_grads(model, fused)
     assert compiled_loss == pytest.approx(loss, rel=1e-6)
     assert_close(compiled_grads, grads, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["grouped", "tied", "qwen3"])
+@pytest.mark.parametrize("name", ["grouped", "qwen2", "qwen3"])
 def test_fp8_backward(name: str) -> None:
     """The same forward; gradients off by e4m3's rounding."""
     model = model_of(name, "w4a4")
@@ -75,18 +74,15 @@ def test_fp8_backward(name: str) -> None:
     assert_close(rounded, grads, 0.06)
 
 
-def test_biases_are_trained_by_the_plain_model(
-    compose: Compose, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert FusedLlama.of(model_of("qwen2", "w4a4"), torch.float32) is None
+def test_biases_are_trained(compose: Compose) -> None:
+    """They begin at zero, and are not decayed."""
     config = compose("nano", model={"num_layers": 2, "vocab_size": 97, "qkv_bias": True})
-    with caplog.at_level(logging.INFO, "questtrain"):
-        step = TrainingStep(config, torch.device("cpu"))
-    assert "biases of Q, K and V: no kernels for this; the plain model is trained" in caplog.text
+    step = TrainingStep(config, torch.device("cpu"))
     bias = step.model.layers[0].attention.q_proj.bias
     assert bias.abs().max() == 0
     assert_steps_lower_the_loss(step, config.lr)
     assert bias.abs().max() > 0
+    assert any(weight is bias for weight in step.optimizer.param_groups[1]["params"])
 
 
 def test_tied_embeddings_are_one_weight(compose: Compose, tmp_path: Path) -> None:

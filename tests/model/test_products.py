@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from questtrain.config import QuantConfig
+from questtrain.model.llama import Block, Llama
 from questtrain.model.products import (
     DenseProduct,
     QuantizedProduct,
     stacked_product,
     step_format,
 )
+from questtrain.model.stacked_llama import StackedBlock
 from questtrain.quant import QuantLinear
 from questtrain.quant.method import method_config
+from tests.model.family import small_model
 
 BITS = ("w1a1", "w1.58a1.58", "w2a2", "w3a3", "w4a4", "w8a8", "w2a8", "w8a4")
 METHODS = ("quest", "quest-noht", "clip", "ste")
@@ -124,8 +129,17 @@ def test_layers_with_scales_of_their_own_are_no_one_product(method: str) -> None
 
 
 def test_a_bias_is_no_part_of_it() -> None:
+    """The block adds those of Q, K and V; with any other there is no stacked block."""
     layer = QuantLinear(WIDTH, COLUMNS, bias=True)
-    assert stacked_product([layer], torch.float32, "codes") is None
+    x = random(ROWS, WIDTH)
+    actual = product_of(layer).plain(x) + layer.bias
+    torch.testing.assert_close(actual, layer(x), rtol=1e-4, atol=1e-4)
+    model = Llama(small_model(qkv_bias=True), "w4a4", QuantConfig())
+    block, of = model.layers[0], partial(stacked_product, dtype=torch.float32, save="codes")
+    assert isinstance(block, Block)
+    assert StackedBlock.of(block, of, trains=True) is not None
+    block.attention.o_proj.bias = nn.Parameter(torch.ones(128))
+    assert StackedBlock.of(block, of, trains=True) is None
 
 
 def test_trust_by_error_has_no_kernel() -> None:

@@ -55,11 +55,11 @@ class PackedLlama(StackedLlama):
 
 
 def packed_product(linears: Sequence[nn.Module]) -> PackedProduct | None:
-    """One product of layers that share their input, None where they are not all of integers in the
-    same format."""
+    """One product of layers that share their input, without their biases; None where they are not
+    all of integers in the same format."""
     layers = [linear for linear in linears if isinstance(linear, PackedLinear)]
     kinds = {(each.activation, each.weight.levels, each.weight.is_packed) for each in layers}
-    if len(layers) < len(linears) or len(kinds) > 1 or any(e.bias is not None for e in layers):
+    if len(layers) < len(linears) or len(kinds) > 1:
         return None
     weight = IntegerWeight.stacked([layer.weight for layer in layers])
     return PackedProduct(weight, layers[0].activation)

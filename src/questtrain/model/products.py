@@ -295,12 +295,13 @@ class QuantizedProduct(StepProduct):
 def stacked_product(
     linears: Sequence[nn.Module], dtype: torch.dtype, save: str, backward: str = "exact"
 ) -> DenseProduct | QuantizedProduct | None:
-    """One product of layers that share their input, None where they cannot be one.
+    """One product of layers that share their input, without their biases; None where they cannot be
+    one.
 
     UserError where they can, but not with such a ``backward``.
     """
     layers = [each for each in linears if isinstance(each, QuantLinear) and has_kernel_sizes(each)]
-    if len(layers) < len(linears) or any(layer.bias is not None for layer in layers):
+    if len(layers) < len(linears):
         return None
     pairs = [(layer.weight_quantizer, layer.activation_quantizer) for layer in layers]
     kinds = {tuple(map(_kind, pair)) for pair in pairs}

@@ -1,8 +1,8 @@
 """A Llama of four products a block, of any kind: what training, serving and benchmarks run.
 
 Q, K and V are one product, gate and up another. A norm, with the residual addition before it, and
-SwiGLU belong to the product that follows, which fuses what its kind can (`Product`); the residual
-addition after a product waits for the next norm:
+SwiGLU belong to the product that follows, which fuses what its kind can (`Product`); biases of Q, K
+and V are added to their product; the residual addition after a product waits for the next norm:
 
     + residual, norm → qkv → rotary, attention → o
     + residual, norm → gate and up → SwiGLU → down
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from questtrain.model.attention import (
@@ -31,7 +32,7 @@ from questtrain.model.rotary import Rotary
 
 class Product(Protocol):
     """``x·wᵀ`` of layers that share their input: w ``[N, K]`` is their weights, one below the
-    other. All tensors are in the dtype of the residual stream."""
+    other; biases are no part of it. All tensors are in the dtype of the residual stream."""
 
     def plain(self, x_MK: Tensor) -> Tensor:
         """``x·wᵀ``, ``[M, N]``."""
@@ -64,16 +65,19 @@ class StackedBlock(nn.Module):
         self.trains = trains
         self.attention_norm, self.mlp_norm = block.attention_norm.weight, block.mlp_norm.weight
         self.head_norms = nn.ModuleList(block.attention.norms)
+        biases = [linear.bias for linear in block.products()["qkv"] if linear.bias is not None]
+        self.qkv_biases = _Biases(biases) if biases else None
         self.qkv, self.o = products["qkv"], products["o"]
         self.gate_up, self.down = products["gate_up"], products["down"]
 
     @classmethod
     def of(cls, block: Block, product_of: ProductOf, trains: bool) -> StackedBlock | None:
-        """None where one of the block's products cannot be made."""
+        """None where one of the block's products cannot be made, or has a bias that none adds."""
         products = {}
         for name, linears in block.products().items():
             product = product_of(linears)
-            if product is None:
+            biases = [linear.bias for linear in linears if linear.bias is not None]
+            if product is None or len(biases) not in (0, len(linears) if name == "qkv" else 0):
                 return None
             products[name] = product
         return cls(block, products, trains)
@@ -87,6 +91,8 @@ class StackedBlock(nn.Module):
         cache: StaticLayer | None = None,
     ) -> tuple[Tensor, Tensor]:
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm, self.eps)
+        if self.qkv_biases is not None:
+            qkv = self.qkv_biases(qkv)
         qkv = qkv.view(batch, -1, qkv.shape[1])
         if self.trains:
             y_BTD = trained_attention(qkv, self.heads, rotary, self.head_norms)
@@ -96,6 +102,23 @@ class StackedBlock(nn.Module):
         added_MD = self.o.plain(y_BTD.flatten(0, 1))
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm, self.eps)
         return x_MD, self.down.after_swiglu(gate_up)
+
+
+class _Biases(nn.Module):
+    """Adds the biases of layers to the columns of their product ``[M, N]``. Those of packed layers
+    are buffers, and stay such."""
+
+    def __init__(self, biases: Sequence[Tensor]) -> None:
+        super().__init__()
+        for index, bias in enumerate(biases):
+            if isinstance(bias, nn.Parameter):
+                self.register_parameter(str(index), bias)
+            else:
+                self.register_buffer(str(index), bias)
+
+    def forward(self, product_MN: Tensor) -> Tensor:
+        biases = [*self.parameters(), *self.buffers()]
+        return product_MN + torch.cat(biases).to(product_MN.dtype)
 
 
 def stacked_blocks(

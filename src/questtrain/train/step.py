@@ -107,6 +107,13 @@ class TrainingStep:
         self._graph.forget()
         return work()
 
+    def release(self) -> None:
+        """Free what the graph and the products hold; the next step makes it anew."""
+        if self._graph is not None:
+            self._graph.forget()
+        if self._fused is not None:
+            self._fused.forget_weights()
+
     def _backward(self, batch_BT: np.ndarray) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; returns that loss."""
         batch = torch.from_numpy(batch_BT)
@@ -181,8 +188,6 @@ class TrainingStep:
         dtype = product_dtype(self.device, settings.autocast)
         fused = FusedLlama.of(self.model, dtype, settings.save, settings.backward)
         what = f"{self.config.bits}, method {self.config.quant.method}"
-        if self.config.model.qkv_bias:
-            what += ", biases of Q, K and V"
         if self.config.quant.group_size:
             what += f", quant.group_size={self.config.quant.group_size}"
         if fused is None and settings.backward == "fp8":
@@ -190,5 +195,9 @@ class TrainingStep:
                 f"train.backward=fp8: there are no kernels for {what}: choose train.backward=exact."
             )
         if fused is None:
-            log.info("%s: no kernels for this; the plain model is trained", what)
+            log.info(
+                "%s, method %s: no kernels for this; the plain model is trained",
+                self.config.bits,
+                self.config.quant.method,
+            )
         return fused

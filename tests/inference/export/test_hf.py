@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from questtrain.cli.main import main
 from questtrain.inference.export import write
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.hf import HuggingFaceFormat, needs_questtrain
+from questtrain.inference.export.passages import PASSAGES, TEXTS
 from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.generate import generate_tokens
 from questtrain.inference.load import load_run
 from questtrain.store.tensor_files import StoredTensors
+from tests.data import tokenizers
 from tests.inference.export.conftest import MATRIX
 
 Trained = Callable[..., Path]
@@ -106,6 +109,16 @@ def test_certified(
     assert ("import questtrain.hf" in card.split("```")[1]) == (not plain)
     assert f"| bits | {bits} |" in card
     assert f"{certificate['weights']:,}" in card
+
+
+def test_a_run_with_a_sentencepiece_tokenizer(exported: Exported, tmp_path: Path) -> None:
+    """Its certificate compares the ids of many texts."""
+    texts = [*PASSAGES, Path(argparse.__file__).read_text(encoding="utf-8")[:20_000]]
+    model = tokenizers.save(tokenizers.sentencepiece_model(texts), tmp_path / "tokenizer.model")
+    folder = exported("w2a16", "quest", **{"data.tokenizer": model})
+    certificate = json.loads((folder / "certificate.json").read_text())
+    assert certificate["texts_compared"] == len(TEXTS)
+    assert not (folder / "tokenizer.model").exists()  # transformers would read that instead
 
 
 @pytest.mark.parametrize("bits", ["w2a16", "w4a4"])

@@ -42,7 +42,7 @@ class PlainProduct(nn.Module):
 
 
 def stacked(model: Llama) -> StackedLlama:
-    """The same Llama, of 16-bit weights and without biases, in four products a block."""
+    """The same Llama, of 16-bit weights, in four products a block."""
     blocks = stacked_blocks(model, PlainProduct)
     assert blocks is not None
     return StackedLlama(model, blocks)

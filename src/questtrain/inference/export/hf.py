@@ -49,7 +49,7 @@ class HuggingFaceFormat:
 
     name = "hf"
     holds = "every run; a plain Llama where activations are not quantized, else packed codes"
-    runtimes = {"transformers": ("transformers", "torch", "tokenizers")}  # noqa: RUF012
+    runtimes = {"transformers": ("transformers", "torch", "tokenizers", "accelerate")}  # noqa: RUF012
 
     def refusal(self, source: Source, options: Options) -> str | None:
         model = source.config.model
@@ -189,7 +189,7 @@ def loading(source: Source) -> str:
         " them with questtrain's layers, which use its kernels on GPUs and on CPUs where they are"
         " built. Without the first import it refuses the folder."
         if needs
-        else "A plain model of the Llama family: transformers and what reads its folders need no more."
+        else "A plain model of the Llama family: what reads folders of transformers needs no more."
     )
     first = "import questtrain.hf\n" if needs else ""
     tokenizer = tokenizer_class(source.config.model)

@@ -28,6 +28,10 @@ class RuntimeFailed(TrainingStopped):
     """The runtime did not answer; the message has its own last words."""
 
 
+ON_A_CPU = ("onnxruntime", "openvino")
+"""Runtimes that are asked on a CPU alone."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """Logits fp32 ``[T, V]`` of every prompt, and the token ids of every text, none where the
@@ -37,8 +41,11 @@ class Answer:
     token_ids: list[list[int]] | None
 
 
-def require(form: ExportFormat, runtime: str) -> None:
-    """UserError where a package that the runtime needs is not installed."""
+def require(form: ExportFormat, runtime: str, device: str) -> None:
+    """UserError where a package that the runtime needs is not installed, or it is not asked on such
+    a device."""
+    if runtime in ON_A_CPU and device != "cpu":
+        raise UserError(f"format={form.name} is verified by {runtime} on a CPU alone: device=cpu.")
     missing = [name for name in form.runtimes[runtime] if find_spec(name) is None]
     if missing:
         raise UserError(

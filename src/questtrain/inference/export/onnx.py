@@ -1,0 +1,170 @@
+"""``format=onnx``: any run as one graph of standard operators, with its cache as inputs and outputs
+(docs/export-onnx.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import ClassVar
+
+import onnx
+import torch
+from torch import Tensor
+
+from questtrain.config import is_skipped
+from questtrain.errors import UserError
+from questtrain.inference.export.card import write_card
+from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.onnx_graph import MODEL, Graph
+from questtrain.inference.export.onnx_linear import stored_values, stores_codes
+from questtrain.inference.export.onnx_llama import LlamaWriter
+from questtrain.inference.export.onnx_run import OnnxModel
+from questtrain.inference.export.passages import prompts
+from questtrain.inference.export.source import Source
+from questtrain.inference.export.tokenizer_files import (
+    TOKENIZER,
+    tokenizer_limits,
+    write_tokenizer_files,
+)
+from questtrain.model.huggingface import hf_config
+from questtrain.store.files import write_json
+
+
+class OnnxFormat:
+    """One graph: weights as values, bytes or codes, activations quantized by plain operators."""
+
+    name = "onnx"
+    holds = "every run; integer products where both operands are quantized"
+    runtimes: ClassVar = {
+        name: (name, "onnx", "tokenizers") for name in ("onnxruntime", "openvino")
+    }
+
+    def refusal(self, source: Source, options: Options) -> str | None:
+        """Whatever is trained is values times a matrix; only codes need a layer for them."""
+        if options.storage == "codes" and not any(
+            stores_codes(source.linear(name)) for name in source.linear_names()
+        ):
+            return (
+                f"storage=codes is for layers of 16-bit activations and dense weights of at most"
+                f" 16 levels, and bits={source.config.bits} has none: leave it out, and weights are"
+                " bytes where both operands are quantized, else values."
+            )
+        return None
+
+    def write(self, source: Source, folder: Path, options: Options) -> None:
+        with closing(Graph(folder)) as graph:
+            LlamaWriter(graph, source, options).write()
+            graph.save(source.config.model.name, {"questtrain.bits": source.config.bits})
+        write_config(source, folder)
+        write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
+        write_card(source, folder, LOADING)
+
+    def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
+        model = onnx.load(folder / MODEL, load_external_data=False)
+        return stored_values(folder, model, name)
+
+    def is_packed(self, source: Source) -> bool:
+        """Where there are integer products, those of packed weights are the same numbers."""
+        return _quantizes_both(source)
+
+    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
+        """Of rounded activations no largest difference: a code at a border moves by a whole step.
+        How often that happens is seen in the trained model itself (`rounding_noise`)."""
+        largest, argmax = ROUNDING[options.dtype]
+        if not source.bits.activation.quantized:
+            return Bound(largest=largest, median=largest, argmax=argmax)
+        difference, disagreement = rounding_noise(source, options.torch_dtype)
+        return Bound(
+            largest=None,
+            median=max(LEAST_MEDIAN, 4 * difference),
+            argmax=1 - max(LEAST_DISAGREEMENT, 4 * disagreement),
+        )
+
+    def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
+        limits = tokenizer_limits(source.tokenizer)
+        if source.bits.activation.quantized:
+            limits.append(
+                "Activations are quantized in fp32: single codes at a rounding border can differ"
+                " from those of the trained model, where a sum is taken in another order."
+            )
+        if options.dtype != "f32":
+            limits.append(f"What is no code is rounded to {options.dtype}; products are fp32.")
+        return limits
+
+    def logits(
+        self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
+    ) -> Iterator[Tensor]:
+        model = OnnxModel(folder, runtime)
+        for tokens in prompts:
+            yield in_two_parts(model, tokens)
+
+    def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
+        """What tokenizer.json makes of every text, BOS included; the runtimes have no tokenizer."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        tokenizer.encode_special_tokens = True
+        for text in texts:
+            ids: list[int] = tokenizer.encode(text).ids
+            yield ids
+
+
+def write_config(source: Source, folder: Path) -> None:
+    """config.json as transformers has it, which optimum reads; none for a model that no class of
+    transformers computes."""
+    bos, length = source.tokenizer.bos_id, source.config.sequence_length
+    try:
+        config = hf_config(source.config.model, length, "float32", bos, bos, bos)
+    except UserError:
+        return
+    write_json(folder / "config.json", config)
+
+
+LOADING = """\
+With onnxruntime or OpenVINO: `model.onnx`, with its large tensors in `model.onnx_data`, takes
+`input_ids`, `attention_mask`, `position_ids` and the cache `past_key_values.N.key` and `.value`,
+and gives `logits` and `present.N.key` and `.value`, the names that optimum gives them. Every text
+begins with BOS, which `tokenizer.json` puts there.
+"""
+
+ROUNDING = {"f32": (1e-4, 0.999), "f16": (2e-2, 0.99), "bf16": (2e-1, 0.95)}
+"""The largest logit difference and the least share of equal most likely tokens, by the dtype of
+what is no code: fp32 products in another order, and values rounded by 2^-11 and 2^-8 of them."""
+
+LEAST_MEDIAN, LEAST_DISAGREEMENT = 1e-5, 0.01
+"""What is allowed to activations of few bits however little the trained model's own logits move."""
+
+
+def in_two_parts(model: OnnxModel, tokens: Tensor) -> Tensor:
+    """Logits ``[T, V]`` of ``tokens [T]``: the first half fills the cache, the second continues it,
+    so that both ways of the graph are tried."""
+    half = len(tokens) // 2
+    first, cache = model(tokens[None, :half])
+    second, _ = model(tokens[None, half:], cache)
+    return torch.cat((first, second), 1)[0]
+
+
+def _quantizes_both(source: Source) -> bool:
+    """Whether some layer has codes on both sides."""
+    skip, bits = source.config.quant.skip, source.bits
+    quantized = any(not is_skipped(name, skip) for name in source.linear_names())
+    return quantized and bits.weight.quantized and bits.activation.quantized
+
+
+@torch.no_grad()
+def rounding_noise(source: Source, dtype: torch.dtype) -> tuple[float, float]:
+    """How far the trained model's logits, on the certificate's prompts, are from those that it
+    gives in float64, its embedding and head rounded to ``dtype``: the mean difference, and the
+    share of positions with another most likely token. That is what the order of sums decides."""
+    model, exact = source.model(packed=False), source.model(packed=False)
+    for name, parameter in exact.named_parameters():
+        if name in ("embed_tokens.weight", "lm_head.weight"):
+            parameter.copy_(parameter.to(dtype))
+    exact.double()
+    differences, other = [], []
+    for tokens in prompts(source.tokenizer, source.config.sequence_length):
+        ours, theirs = model(tokens[None])[0], exact(tokens[None])[0]
+        differences.append((ours - theirs).abs().mean(-1))
+        other.append(ours.argmax(-1) != theirs.argmax(-1))
+    return float(torch.cat(differences).mean()), float(torch.cat(other).double().mean())
