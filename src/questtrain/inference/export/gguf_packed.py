@@ -88,9 +88,9 @@ class GgufPackedFormat:
             return [how, *scale_limits(source)]
         return [
             "llama.cpp's CPU backend quantizes what these weights multiply to 8 bits, 32 or 256"
-            " values at a time: logits differ by that, not by the weights, and median and most likely"
-            f" token are judged alone. format=gguf is exact; `questtrain verify` with runtime={F32}"
-            " shows the weights' part.",
+            " values at a time: logits differ by that, not by the weights, and are judged by the"
+            f" median and the most likely token. `questtrain verify` with runtime={F32} shows the"
+            " weights' part; format=gguf is exact.",
             *scale_limits(source),
             *context_limits(source),
             *precision_limits(options.dtype),
