@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from questtrain.config.loading import group_kind
 from questtrain.config.ranges import Choices, Interval, rules_of
 
 STRANGE: tuple[Any, ...] = (
@@ -26,7 +27,7 @@ def values_of(kind: Any, key: str) -> st.SearchStrategy[Any]:
     """Of the setting with that dotted name: mostly of its type, around its edges."""
     *groups, name = key.split(".")
     for group in groups:
-        kind = typing.get_type_hints(kind)[group]
+        kind = group_kind(typing.get_type_hints(kind)[group])
     rules = rules_of(kind)[name]
     known = [value for rule in rules for value in _edges(rule)]
     strategies = [st.sampled_from(STRANGE), st.sampled_from(NUMBERS), st.text(max_size=8)]

@@ -106,6 +106,8 @@ def test_default_names_tell_runs_apart():
     base = ["model=100M"]
     assert config(*base).name == "100M-w4a4-quest-c4-100tpp-seed0"
     assert config(*base, "bits=bf16").name == "100M-bf16-c4-100tpp-seed0"
+    for words in (["switch_at=0.6"], ["switch_at=0.60", "switch_from=w16a16"]):
+        assert config(*base, *words).name == "100M-bf16@0.6-w4a4-quest-c4-100tpp-seed0"
     variants = [
         ["seed=1"],
         ["lr=1e-3"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from questtrain.train.step import WARM_STEPS, TrainingStep
+from questtrain.train.switch import switched
 from tests.gpu.kernel_cases import needs_kernels, whatever_training_warns_of
 
 if TYPE_CHECKING:
@@ -166,6 +168,21 @@ def test_its_memory_goes_to_who_needs_it(pair: tuple[TrainingStep, TrainingStep]
         losses = [step(batch(seed), 1e-3)[0] for step in pair]
         assert torch.equal(*losses)
     assert_same(*pair)
+
+
+def test_a_switch_of_bits(pair: tuple[TrainingStep, TrainingStep]) -> None:
+    """Another model's step has a graph of its own, which reads the weights and moments reached."""
+    steps = pair
+    for bits in ("w8a8", "bf16"):
+        for seed in range(STEPS):
+            losses = [step(batch(seed), 1e-3)[0] for step in steps]
+            assert torch.equal(*losses)
+        steps = tuple(switched(step, replace(step.config, bits=bits)) for step in steps)
+        assert_same(*steps)
+    for seed in range(STEPS):
+        losses = [step(batch(seed), 1e-3)[0] for step in steps]
+        assert torch.equal(*losses)
+    assert_same(*steps)
 
 
 @pytest.mark.parametrize("change", ["storage", "shape"])

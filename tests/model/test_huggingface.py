@@ -96,7 +96,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": [2]}, "rope_scaling=.2. must be a group"),
     ({"rope_parameters": {"full_attention": {}}}, "rope_parameters has .* for full_attention"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not possible"),
-    ({"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1}}, "high_freq_factor=1 "),
+    (
+        {"rope_scaling": {"type": "llama3", **LLAMA3, "high_freq_factor": 1}},
+        "must be below .*high_freq_factor=1:",
+    ),
     ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window=4096"),
     (
         {"model_type": "qwen2", "num_key_value_heads": 4, "use_sliding_window": True}

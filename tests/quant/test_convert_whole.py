@@ -3,6 +3,7 @@ a layer cannot be converted."""
 
 from __future__ import annotations
 
+import ast
 import copy
 import logging
 from collections.abc import Callable
@@ -109,14 +110,40 @@ def test_a_model_is_converted_whole_or_not_at_all(bits: str, method: str, named:
 
 
 def test_the_error_names_every_layer_with_its_reason() -> None:
-    model = nn.ModuleDict({f"lora_{i}": nn.Linear(8, 64) for i in range(9)})
-    with pytest.raises(
-        UserError, match=r"lora_0, lora_1, .*lora_5 and 3 more: a width of 8 .*skip"
-    ):
+    model = nn.ModuleDict({f"low_{i}": nn.Linear(8, 64) for i in range(9)})
+    with pytest.raises(UserError, match=r"low_0, low_1, .*low_5 and 3 more: a width of 8 .*skip"):
         convert(model)
     model["q"] = nn.Linear(64, 64)
-    convert(model, skip=["lora_*"])
+    convert(model, skip=["low_*"])
     assert quantized(model) == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "advised"),
+    [(None, "['lm_head', 'blocks.0']"), (["lm_head", "up"], "['lm_head', 'up', 'blocks.0']")],
+)
+def test_the_skip_that_an_error_advises_works(skip: list[str] | None, advised: str) -> None:
+    """It keeps what was skipped before, the output head too."""
+    model = LanguageModel()
+    model.blocks[0] = nn.Linear(20, 32)
+    model.up = nn.Linear(32, 32)
+    with pytest.raises(UserError) as caught:
+        convert(model, skip=skip)
+    assert str(caught.value).endswith(f"skip={advised}.")
+    convert(model, skip=ast.literal_eval(advised))
+    assert "lm_head" not in quantized(model)
+
+
+@pytest.mark.parametrize("method", ["lsq", "lsq-plus", "pact"])
+def test_scales_of_a_frozen_layer_are_frozen(method: str) -> None:
+    """As PEFT leaves a model: what is added to a layer that is not trained is not trained."""
+    model = LanguageModel()
+    model.blocks[0].weight.requires_grad_(False)
+    convert(model, method=method)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(name.startswith("blocks.0.weight") for name in trained)
+    assert not any(name.startswith("blocks.0.activation") for name in trained)
+    assert any(name.startswith("blocks.1.activation_quantizer") for name in trained)
 
 
 class Adapted(nn.Module):

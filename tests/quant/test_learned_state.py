@@ -65,6 +65,25 @@ def test_a_checkpoint_holds_what_was_learned(method: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_dtype_keeps_what_it_learned(method: str, dtype: torch.dtype) -> None:
+    """In fp32 at least, bit for bit: few bits could not follow small updates."""
+    layer, x = layer_of(method), gaussian(5, WIDTH)
+    layer(x)
+    before = values_of(layer)
+    layer.to(dtype)
+    assert layer.weight.dtype == dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    for scalar, value in zip(learned_scalars(layer), before, strict=True):
+        assert (scalar.value.dtype, scalar.initialised.dtype) == (wide, wide)
+        assert torch.equal(scalar.value, value.to(wide))
+    y = layer(x.to(dtype))
+    assert y.dtype == dtype
+    y.float().square().mean().backward()
+    assert all(scalar.value.grad.isfinite() for scalar in learned_scalars(layer))
+
+
+@pytest.mark.parametrize("method", LEARNED)
 def test_an_uninitialised_layer_stays_so_and_starts_after_loading(
     method: str, tmp_path: Path
 ) -> None:

@@ -56,9 +56,11 @@ def losses(model: nn.Module, forward: Callable[[Tensor], Tensor] | None = None) 
     return found
 
 
-def test_ddp() -> None:
-    expected = losses(model_of())
-    assert losses(DistributedDataParallel(model_of())) == expected
+@pytest.mark.parametrize("method", ["quest", "lsq", "lsq-plus", "pact"])
+def test_ddp(method: str) -> None:
+    """Learned scales too, which start after wrapping."""
+    expected = losses(model_of(method=method))
+    assert losses(DistributedDataParallel(model_of(method=method))) == expected
     assert len(set(expected)) == len(expected)
 
 
@@ -106,11 +108,13 @@ def test_learned_scales_start_in_their_shards(method: str, reshard: bool) -> Non
     the next one, and trained as in one process."""
     expected = losses(model_of(method=method))
     model, x = model_of(method=method), torch.randn(8, 64, generator=torch.Generator())
-    mesh = init_device_mesh("cpu", (1,))
+    mesh, keys = init_device_mesh("cpu", (1,)), model.state_dict().keys()
     for layer in (model[0], model[2]):
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(model, mesh=mesh)
+    assert model.state_dict().keys() == keys
     assert losses(model) == pytest.approx(expected, rel=1e-4)
+    assert model.state_dict().keys() == keys
     with torch.no_grad():
         torch.testing.assert_close(model(x), model(x))
 

@@ -12,6 +12,8 @@ from questtrain.cli.main import main
 from questtrain.errors import UserError
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import (
+    canonical_label,
+    integer_kind,
     label_of,
     label_text,
     precision_label,
@@ -64,6 +66,35 @@ def test_labels(bits, method, label, text, cost):
     assert label_text(label) == text
     assert weight_bits(label) == cost
     assert precision_label(*map(str, split_label(label))) == label
+
+
+@pytest.mark.parametrize(
+    ("bits", "method", "switch", "label", "text", "cost"),
+    [
+        ("w4a4", "quest", ("bf16", 0.6), "4-bf16@0.6", "W4A4 after BF16@0.6", 4),
+        ("w4a4", "lsq", ("w8a8", 0.25), "4-lsq-w8a8@0.25", "W4A4 LSQ after W8A8@0.25", 4),
+        ("w2a16", "quest-noht", ("bf16", 0.5), "w2a16-quest-noht-bf16@0.5",
+         "W2A16 without Hadamard after BF16@0.5", 2),
+        ("bf16", "quest", ("w4a4", 0.5), "16-w4a4@0.5", "BF16 after W4A4@0.5", 16),
+    ],
+)  # fmt: skip
+def test_labels_of_runs_that_switch(bits, method, switch, label, text, cost):
+    """Never those of a run that was in one format throughout."""
+    assert precision_label(bits, method, switch) == label
+    assert label_text(label) == text
+    assert weight_bits(label) == cost
+    assert precision_label(*map(str, split_label(label))) == label
+    assert label_of(label) == canonical_label(label) == label
+    assert integer_kind(label)[0] not in ("quest", "none")
+
+
+def test_a_switch_in_a_table(tmp_path):
+    header = "non_embedding_params,tokens,bits,method,switch_from,switch_at,val_loss\n"
+    (tmp_path / "t.csv").write_text(header + "1,2,w4a4,quest,bf16,0.6,3\n1,2,w4a4,quest,,,3\n")
+    assert [run.precision for run in read_runs([str(tmp_path / "t.csv")])] == ["4-bf16@0.6", "4"]
+    (tmp_path / "t.csv").write_text(header + "1,2,w4a4,quest,bf16,,3\n")
+    with pytest.raises(UserError, match="line 2: switch_from='bf16' and switch_at=None are no"):
+        read_runs([str(tmp_path / "t.csv")])
 
 
 def test_a_label_of_one_s_own_has_no_bits():

@@ -64,6 +64,7 @@ def test_the_record_says_what_was_run(unbroken):
         " batch_tokens lr seed steps train_loss val_loss wall_seconds tokens_per_second mfu"
         " peak_memory_bytes device questtrain_version git_revision torch_version"
         " grid trust_error lr_scale scale_weight_decay world_size data_sha256 data_tokens epochs"
+        " switch_at switch_from init_from init_sha256"
         " scale_dtype group_size target"
     )
     assert list(record) == fields.split()

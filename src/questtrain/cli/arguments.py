@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from questtrain.cli.hydra_config import compose_mapping, to_yaml
+from questtrain.cli.initial_model import compose_run
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, parse_bits, targeted, validate
 from questtrain.config.loading import config_from_mapping
@@ -52,8 +53,11 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
 
 def train_config(arguments: Arguments) -> TrainConfig:
     """The typed, validated, named config that the words describe."""
-    mapping = compose_mapping("train", TrainConfig, arguments.overrides, arguments.config_dir)
-    return checked_config(mapping, arguments.overrides)
+    words, config_dir = arguments.overrides, arguments.config_dir
+    mapping = compose_run(
+        words, lambda words: compose_mapping("train", TrainConfig, words, config_dir)
+    )
+    return checked_config(mapping, words)
 
 
 def checked_config(mapping: Mapping[str, Any], words: Sequence[str]) -> TrainConfig:

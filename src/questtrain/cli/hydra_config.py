@@ -31,6 +31,7 @@ FREE_TEXT = (
     "run",
     "name",
     "runs_dir",
+    "init_from",
     "data.files",
     "data.validation_files",
     "data.tokenizer",

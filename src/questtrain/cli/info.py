@@ -9,15 +9,18 @@ from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.output import plain_table, print_json
 from questtrain.config import (
     TrainConfig,
+    bits_text,
     embedding_params,
     flops_per_token,
     non_embedding_params,
     packed_block_bytes,
     parse_bits,
+    peak_training_bytes,
+    quantizes,
     steps,
+    switch_step,
     tokens,
     total_params,
-    training_bytes,
     vector_params,
 )
 from questtrain.sweep.console import console
@@ -46,18 +49,19 @@ def describe(config: TrainConfig) -> dict[str, Any]:
     return {
         "name": config.name,
         "model": model.name,
-        "bits": config.bits,
-        "method": config.quant.method if bits.quantized else "none",
+        "bits": bits_text(config),
+        "method": config.quant.method if quantizes(config) else "none",
         "non_embedding_params": non_embedding_params(model),
         "total_params": total_params(model, vocab_size),
         "vocab_size": vocab_size,
         "tokens": tokens(config),
         "steps": steps(config),
+        "switch_step": switch_step(config),
         "batch_tokens": config.batch_size * config.sequence_length,
         "lr": config.lr,
         "flops_per_token": flops,
         "training_flops": flops * tokens(config),
-        "training_memory_bytes_estimate": training_bytes(config, vocab_size),
+        "training_memory_bytes_estimate": peak_training_bytes(config, vocab_size),
         "packed_block_bytes": packed,
         "bf16_block_bytes": packed_block_bytes(model, parse_bits("bf16")),
         "packed_model_bytes": packed + 2 * not_packed,
@@ -92,6 +96,7 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters, total", f"{facts['total_params']:,}  (vocabulary {facts['vocab_size']:,})"),
         ("tokens", f"{facts['tokens']:,}"),
         ("steps", f"{facts['steps']:,}  of {facts['batch_tokens']:,} tokens"),
+        *_switch_rows(facts),
         ("peak learning rate", f"{facts['lr']:g}"),
         ("FLOPs", f"{facts['training_flops']:.3g}  ({facts['flops_per_token']:.3g} a token)"),
         ("training memory (estimate)", f"{_gib(facts['training_memory_bytes_estimate'])} GiB"),
@@ -101,6 +106,14 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("model, packed", f"{_gib(facts['packed_model_bytes'])} GiB"),
     ]
+
+
+def _switch_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the run changes its bits, if it does."""
+    if facts["switch_step"] is None:
+        return []
+    before, _, after = facts["bits"].partition("@")
+    return [("bits", f"{before} for {facts['switch_step']:,} steps, then {after.split('-', 1)[1]}")]
 
 
 def _gib(size: int) -> str:

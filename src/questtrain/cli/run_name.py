@@ -6,15 +6,18 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from questtrain.config import TrainConfig, is_operational, parse_bits
+from questtrain.config import TrainConfig, bits_text, is_operational, quantizes
 
-_IN_THE_CORE = {"model", "bits", "method", "data", "tokens_per_param", "seed", "name"}
+_IN_THE_CORE = {
+    *("model", "bits", "switch_at", "switch_from", "method", "data", "tokens_per_param", "seed"),
+    "name",
+}
 
 
 def run_name(config: TrainConfig, overrides: Sequence[str]) -> str:
     """``100M-w4a4-quest-c4-100tpp-seed0``, then every other setting that was given."""
-    parts = [config.model.name, config.bits]
-    if parse_bits(config.bits).quantized:
+    parts = [config.model.name, bits_text(config)]
+    if quantizes(config):
         parts.append(config.quant.method)
     parts += [config.data.name, f"{config.tokens_per_param:g}tpp", f"seed{config.seed}"]
     extras = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from questtrain.cli.help_page import default_text
@@ -42,6 +42,8 @@ Rules between settings, each with a message of its own:
 - `optim.gradient_clip` of 0, null or inf clips nothing.
 - `quant.skip` patterns match a layer each, and leave one to quantize (unless `bits=bf16`);
   `quant.method` is what the file of `method=…` says.
+- `switch_from` needs `switch_at`, and other bits than `bits`; each of the two phases has a step.
+- With `init_from` the model group is the folder's: settings that are given agree with it.
 - `quant.group_size` is a power of two that divides all widths of the blocks' layers. What
   `quant.target` sets, the command line overrides, where the runtime holds it (docs/methods.md).
 - A run has 1 to 1,000,000,000 steps. On a CPU its estimated memory fits
@@ -78,8 +80,7 @@ def _rows(kind: Any, prefix: str, given: dict[str, Any]) -> list[str]:
             *(text for rule in rules[field.name] if (text := str(rule)) != "text"),
         ]
         what = words[field.name].replace("<", "\\<")
-        given_text = default_text(given.get(key, "" if default is MISSING else default))
-        cells = (what, ": ".join(valid), f"`{given_text}`" if given_text else "")
+        cells = (what, ": ".join(valid), f"`{default_text(given.get(key, default))}`")
         own.append(f"| `{key}` | {' | '.join(cells)} |")
     return own + below
 

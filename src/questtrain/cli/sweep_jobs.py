@@ -12,8 +12,9 @@ from questtrain.cli.arguments import checked_config
 from questtrain.cli.grid_configs import GridConfigs
 from questtrain.cli.hydra_config import FREE_TEXT
 from questtrain.cli.info import describe
+from questtrain.cli.initial_model import compose_run
 from questtrain.cli.run_name import run_name
-from questtrain.config import TrainConfig, is_operational, parse_bits
+from questtrain.config import TrainConfig, is_operational, quantizes
 from questtrain.config.loading import flatten, read_config
 from questtrain.errors import UserError
 from questtrain.sweep import overrides, points
@@ -61,7 +62,7 @@ def make_jobs(
 
 def _point_config(words: list[str], configs: GridConfigs) -> TrainConfig:
     try:
-        return checked_config(configs.mapping(words), words)
+        return checked_config(compose_run(words, configs.mapping), words)
     except UserError as error:
         raise UserError(f"{' '.join(words)}: {error}") from error
 
@@ -81,7 +82,7 @@ def _identity(config: TrainConfig) -> str:
 
 def _what_counts(config: TrainConfig) -> dict[str, Any]:
     """The settings that a run's result depends on; of quantization only where there is some."""
-    quantized = parse_bits(config.bits).quantized
+    quantized = quantizes(config)
     return {
         key: value
         for key, value in flatten(asdict(config)).items()

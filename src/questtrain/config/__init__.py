@@ -37,6 +37,15 @@ from questtrain.config.schema import (
     is_operational,
 )
 from questtrain.config.skip import is_skipped
+from questtrain.config.switch import (
+    at_step,
+    bits_at,
+    bits_text,
+    peak_training_bytes,
+    phases,
+    quantizes,
+    switch_step,
+)
 from questtrain.config.target import check_target_width, targeted
 from questtrain.config.validation import (
     check_group_width,
@@ -60,6 +69,9 @@ __all__ = [
     "RopeScaling",
     "ScheduleConfig",
     "TrainConfig",
+    "at_step",
+    "bits_at",
+    "bits_text",
     "block_linears",
     "check_group_width",
     "check_sparse_width",
@@ -77,10 +89,14 @@ __all__ = [
     "packed_block_bytes",
     "pair_rotations",
     "parse_bits",
+    "peak_training_bytes",
+    "phases",
     "quantized_params",
+    "quantizes",
     "query_size",
     "rows_per_process",
     "steps",
+    "switch_step",
     "targeted",
     "tokens",
     "total_params",

@@ -31,11 +31,14 @@ class RopeScaling:
 
     ``linear`` divides all of them by ``factor``; ``llama3`` those whose wavelength exceeds
     ``original_max_position_embeddings / low_freq_factor``, none below that over
-    ``high_freq_factor``, and in between it interpolates. The names are those of Hugging Face.
+    ``high_freq_factor``, and in between it interpolates. The names are those of Hugging Face, the
+    defaults Llama 3.1's.
     """
 
-    rope_type: Annotated[str, Choices(("linear", "llama3")), "which frequencies are divided"]
-    factor: Annotated[float, Interval("[1, 1e6]"), "what they are divided by"]
+    rope_type: Annotated[str, Choices(("linear", "llama3")), "which frequencies are divided"] = (
+        "llama3"
+    )
+    factor: Annotated[float, Interval("[1, 1e6]"), "what they are divided by"] = 8.0
     low_freq_factor: Annotated[
         float, Interval("(0, 1e6]"), "llama3: fully divided below so many periods a context"
     ] = 1.0
@@ -269,6 +272,18 @@ class TrainConfig:
         int | None,
         Interval("[1, 4096]"),
         "of this machine, a process each; null: one process on device",
+    ] = None
+    init_from: Annotated[
+        str | None,
+        "begin with a folder's weights: a run's, an export's, Hugging Face's (docs/import.md)",
+    ] = None
+    switch_at: Annotated[
+        float | None,
+        Interval("(0, 1)"),
+        "the share of the steps that is trained in switch_from, before bits; null: none",
+    ] = None
+    switch_from: Annotated[
+        str | None, "bits up to switch_at; null: bf16 where there is a switch_at"
     ] = None
 
 

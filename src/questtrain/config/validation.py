@@ -27,6 +27,7 @@ from questtrain.config.schema import (
     TrainConfig,
 )
 from questtrain.config.skip import is_skipped
+from questtrain.config.switch import DEFAULT_SWITCH_FROM, phases, switch_step
 from questtrain.config.target import check_target, check_target_width
 from questtrain.errors import UserError, suggestion
 
@@ -44,16 +45,18 @@ has words for."""
 def validate(config: TrainConfig) -> None:
     """Raise UserError for the first rule between settings that ``config`` breaks.
 
-    Spells ``bits`` canonically and settles ``micro_batch_size`` (at most the batch) in place.
+    Spells ``bits`` and ``switch_from`` canonically and settles ``micro_batch_size`` (at most the
+    batch) in place.
     """
     validate_model(config.model)
-    bits = parse_bits(config.bits)
-    config.bits = str(bits)
+    config.bits = str(parse_bits(config.bits))
+    _settle_switch(config)
     _check_method(config.quant)
-    _check_skip(config.model, config.quant.skip, bits)
-    if bits.quantized:
-        _check_format(config.quant, bits)
-        _check_widths(config.model, config.quant, bits)
+    for bits in map(parse_bits, phases(config)):
+        _check_skip(config.model, config.quant.skip, bits)
+        if bits.quantized:
+            _check_format(config.quant, bits)
+            _check_widths(config.model, config.quant, bits)
     _check_data(config.data)
     _check_optim(config.optim)
     _check_schedule(config.schedule)
@@ -85,8 +88,9 @@ def validate_model(model: ModelConfig) -> None:
     scaling = model.rope_scaling
     if scaling is not None and scaling.low_freq_factor >= scaling.high_freq_factor:
         raise UserError(
-            f"model.rope_scaling.high_freq_factor={scaling.high_freq_factor:g} must be above"
-            f" low_freq_factor={scaling.low_freq_factor:g}: Llama 3 has 4 and 1."
+            f"model.rope_scaling.low_freq_factor={scaling.low_freq_factor:g} must be below"
+            f" model.rope_scaling.high_freq_factor={scaling.high_freq_factor:g}: Llama 3 has 1"
+            " and 4."
         )
 
 
@@ -115,6 +119,40 @@ def _nearest_divisor(number: int, wanted: int) -> int:
     """The divisor of ``number`` that is closest to ``wanted``."""
     divisors = [n for n in range(1, number + 1) if number % n == 0]
     return min(divisors, key=lambda divisor: abs(divisor - wanted))
+
+
+def _settle_switch(config: TrainConfig) -> None:
+    """Spell ``switch_from``; UserError for a switch that changes nothing."""
+    if config.switch_at is None:
+        if config.switch_from is not None:
+            raise UserError(
+                f"switch_from={config.switch_from} needs switch_at, the share of the steps that is"
+                " trained in it: switch_at=0.6, say."
+            )
+        return
+    try:
+        config.switch_from = str(parse_bits(config.switch_from or DEFAULT_SWITCH_FROM))
+    except UserError as error:
+        raise UserError(f"switch_from: {error}") from error
+    if config.switch_from == config.bits:
+        raise UserError(
+            f"switch_from={config.switch_from} are the run's bits already: there is nothing to"
+            f" switch at {config.switch_at:g} of its steps. Choose other bits, or leave switch_at"
+            " out."
+        )
+
+
+def _check_switch_step(config: TrainConfig) -> None:
+    """UserError unless each phase has a step."""
+    count, at = steps(config), switch_step(config)
+    if at is not None and not 0 < at < count:
+        raise UserError(
+            f"switch_at={config.switch_at:g} of {count:,} steps leaves none"
+            f" {'before' if at == 0 else 'after'} the switch: choose {1 / count:.2g} to"
+            f" {1 - 1 / count:.2g}."
+            if count > 1
+            else f"switch_at={config.switch_at:g}: a run of one step has none after the switch."
+        )
 
 
 def validate_quant(quant: QuantConfig, bits: Bits) -> None:
@@ -290,6 +328,7 @@ def _check_run(config: TrainConfig) -> None:
             f"{tokens} in batches of {batch} are {count:.2g} steps, which would not end:"
             f" {MAX_STEPS:,} at the most. Lower tokens_per_param, or give max_steps."
         )
+    _check_switch_step(config)
 
 
 def rows_per_process(batch_size: int, processes: int, named: str) -> int:

@@ -72,6 +72,10 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special tokens, and ids that only pad the vocabulary, are dropped."""
 
+    @abstractmethod
+    def vocabulary(self) -> dict[str, int]:
+        """The id of every token, by the token's own spelling."""
+
     def lost_characters(self, texts: Sequence[str]) -> int:
         """Characters, white space aside, that leave no trace in the ids of the texts."""
         return 0
@@ -114,7 +118,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(
                 f"the tokenizer file {path} is damaged or no tokenizer.json: {error}"
             ) from error
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = self.vocabulary()
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         added = content.get("added_tokens") or []
         special = [entry["content"] for entry in added if entry.get("special")]
@@ -137,6 +141,10 @@ class JsonTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
         return text
+
+    def vocabulary(self) -> dict[str, int]:
+        tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return tokens
 
     def lost_characters(self, texts: Sequence[str]) -> int:
         if not self._loses:
@@ -185,10 +193,13 @@ class SentencePieceTokenizer(Tokenizer):
         processor = self._processor
         self.vocab_size = processor.vocab_size()
         self.unknown_id = processor.unk_id()
-        pieces = {processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        pieces = self.vocabulary()
         special = [piece for piece, i in pieces.items() if processor.is_control(i)]
         own = processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None
         self.bos_id = pieces[choose_bos(bos, own, path.parent, pieces, special, name)]
+
+    def vocabulary(self) -> dict[str, int]:
+        return {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from questtrain.config import TrainConfig
+from questtrain.config import TrainConfig, at_step
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.data.identity import read_identity
@@ -26,7 +26,8 @@ from questtrain.store.files import no_such_folder
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A run's model, ready for use, with its tokenizer and config."""
+    """A run's model, ready for use, with its tokenizer and config; of a run that switches its bits
+    ``config.bits`` are those of the model at its ``step``."""
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -63,6 +64,7 @@ def load_run(
     checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     if checkpoint is None:
         raise UserError(f"{folder} holds no checkpoint yet.")
+    config = at_step(config, checkpoint.step)
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
     ready = for_use(model, choose_device(device), packed)

@@ -65,7 +65,8 @@ class StackedBlock(nn.Module):
         self.trains = trains
         self.attention_norm, self.mlp_norm = block.attention_norm.weight, block.mlp_norm.weight
         self.head_norms = nn.ModuleList(block.attention.norms)
-        self.qkv_biases = _QKVBiases(block.products()["qkv"])
+        biases = [linear.bias for linear in block.products()["qkv"] if linear.bias is not None]
+        self.qkv_biases = _Biases(biases) if biases else None
         self.qkv, self.o = products["qkv"], products["o"]
         self.gate_up, self.down = products["gate_up"], products["down"]
 
@@ -90,7 +91,9 @@ class StackedBlock(nn.Module):
         cache: StaticLayer | None = None,
     ) -> tuple[Tensor, Tensor]:
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm, self.eps)
-        qkv = self.qkv_biases(qkv).view(batch, -1, qkv.shape[1])
+        if self.qkv_biases is not None:
+            qkv = self.qkv_biases(qkv)
+        qkv = qkv.view(batch, -1, qkv.shape[1])
         if self.trains:
             y_BTD = trained_attention(qkv, self.heads, rotary, self.head_norms)
         else:
@@ -101,22 +104,21 @@ class StackedBlock(nn.Module):
         return x_MD, self.down.after_swiglu(gate_up)
 
 
-class _QKVBiases(nn.Module):
-    """Adds the biases of layers to the columns of their product ``[M, N]``, where they have some.
+class _Biases(nn.Module):
+    """Adds the biases of layers to the columns of their product ``[M, N]``. Those of packed layers
+    are buffers, and stay such."""
 
-    Those of a packed layer are buffers, and stay such."""
-
-    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+    def __init__(self, biases: Sequence[Tensor]) -> None:
         super().__init__()
-        for index, bias in enumerate(linear.bias for linear in linears):
+        for index, bias in enumerate(biases):
             if isinstance(bias, nn.Parameter):
                 self.register_parameter(str(index), bias)
-            elif bias is not None:
+            else:
                 self.register_buffer(str(index), bias)
 
     def forward(self, product_MN: Tensor) -> Tensor:
         biases = [*self.parameters(), *self.buffers()]
-        return product_MN + torch.cat(biases).to(product_MN.dtype) if biases else product_MN
+        return product_MN + torch.cat(biases).to(product_MN.dtype)
 
 
 def stacked_blocks(

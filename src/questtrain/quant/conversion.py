@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
@@ -24,7 +24,14 @@ from questtrain.quant.foreign import (
     reason_left,
     takes,
 )
-from questtrain.quant.layer_names import bare_name, listed, output_heads, skipped_modules
+from questtrain.quant.layer_names import (
+    bare_name,
+    check_no_adapter,
+    listed,
+    output_heads,
+    skip_pattern,
+    skipped_modules,
+)
 from questtrain.quant.linear import QuantLinear, operand_quantizers
 from questtrain.quant.method import method_config
 from questtrain.quant.quantizer import Quantizer, Unquantized
@@ -37,9 +44,11 @@ Pair: TypeAlias = tuple[Quantizer | Unquantized, Quantizer | Unquantized]
 
 @dataclass
 class Survey:
-    """The layers of a model: those to convert and their names, those that convert cannot take by
-    the reason, the output heads that stay, and the bits of those that are quantized already."""
+    """The patterns of what stays, and the layers of a model: those to convert and their names,
+    those that convert cannot take by the reason, the output heads that stay, and the bits of those
+    that are quantized already."""
 
+    patterns: Sequence[str]
     layers: dict[nn.Module, str] = field(default_factory=dict)
     left: dict[str, list[str]] = field(default_factory=dict)
     heads: list[str] = field(default_factory=list)
@@ -62,7 +71,8 @@ def convert(
     it too.
 
     UserError, and nothing is changed: a pattern that matches nothing, a layer that cannot be
-    quantized so, a sharded model, nothing to convert. Layers with matrices that convert does not
+    quantized so or is one of LoRA's, a sharded model, nothing to convert. The trained scales of a
+    frozen layer are frozen. Layers with matrices that convert does not
     take (attention with a projection of its own, experts, other libraries' layers) are named in one
     warning.
     """
@@ -71,7 +81,7 @@ def convert(
     check_wrappers(module, new_parameters=quant.scale != "gaussian" and parsed.quantized)
     _check_recipe(parsed, quant)
     found = _survey(module, skip)
-    pairs = _quantizers(found.layers, parsed, quant)
+    pairs = _quantizers(found, parsed, quant)
     _check_something(module, found, parsed)
     for layer, pair in pairs.items():
         _replace(layer, parsed, pair)
@@ -88,9 +98,8 @@ def _check_recipe(bits: Bits, quant: QuantConfig) -> None:
 
 
 def _survey(module: nn.Module, skip: Sequence[str] | None) -> Survey:
-    found = Survey()
-    patterns = [skip] if isinstance(skip, str) else skip or ()
-    stay, parameters = skipped_modules(module, patterns)
+    found = Survey([skip] if isinstance(skip, str) else skip or ())
+    stay, parameters = skipped_modules(module, found.patterns)
     heads = output_heads(module) if skip is None else set()
     projections = {
         inner
@@ -117,24 +126,24 @@ def _survey(module: nn.Module, skip: Sequence[str] | None) -> Survey:
     return found
 
 
-def _quantizers(
-    layers: Mapping[nn.Module, str], bits: Bits, quant: QuantConfig
-) -> dict[nn.Module, Pair]:
+def _quantizers(found: Survey, bits: Bits, quant: QuantConfig) -> dict[nn.Module, Pair]:
     """The quantizers of each layer; UserError names the layers that cannot have any."""
     pairs, refused = {}, dict[str, list[str]]()
-    for layer, name in layers.items():
+    for layer, name in found.layers.items():
         weight = cast(Tensor, layer.weight)
         width = weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
         try:
+            check_no_adapter(name)
             pairs[layer] = operand_quantizers(bits, quant, width, weight)
         except UserError as error:
             refused.setdefault(str(error), []).append(name)
     if refused:
         problems = "; ".join(f"{listed(names)}: {reason}" for reason, names in refused.items())
-        first = next(iter(refused.values()))[0]
+        more = [skip_pattern(names[0]) for names in refused.values()]
+        skip = list(dict.fromkeys([*found.patterns, *found.heads, *more]))
         raise UserError(
             f"{problems} Nothing was converted; name such layers in skip to leave them as they are:"
-            f" skip=[{first!r}]."
+            f" skip={skip}."
         )
     return pairs
 
@@ -159,6 +168,9 @@ def _replace(layer: nn.Module, bits: Bits, pair: Pair) -> None:
     assert isinstance(layer, QuantLinear | QuantConv1D)
     layer.bits = bits
     layer.weight_quantizer, layer.activation_quantizer = pair
+    if not layer.weight.requires_grad:  # nor is anything else of a frozen layer trained
+        for quantizer in pair:
+            quantizer.requires_grad_(False)
     layer.train(layer.training)
 
 

@@ -55,7 +55,8 @@ def pack_codes(codes: Tensor, levels: int) -> Tensor:
     words = torch.zeros(groups.shape[0], dtype=torch.int64)
     for place in range(TOGETHER):
         words |= groups[:, place].to(torch.int64) << (bits * place)
-    return words.view(torch.uint8).view(-1, TOGETHER)[:, :bits].flatten()[:size]
+    of_word = words.view(torch.uint8).view(-1, TOGETHER)
+    return of_word[:, :bits].clone(memory_format=torch.contiguous_format).flatten()[:size]
 
 
 def unpack_codes(packed: Tensor, levels: int, count: int) -> Tensor:

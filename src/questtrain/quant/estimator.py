@@ -25,6 +25,13 @@ class Estimator(Hashable, Protocol):
         """``values`` with this estimator's backward; scale ``[..., 1]`` or a learned ``[1]``."""
 
 
+def has_backward() -> bool:
+    """Whether what is computed now can get a gradient. Not what torch.export makes: its graph is
+    for use, and with a part that nothing reads, as masks would be there, torch 2.13 cannot load it
+    from a file."""
+    return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+
+
 class _Trust:
     """Passes the gradient where the mask is set, and none to the scale."""
 
@@ -32,6 +39,8 @@ class _Trust:
         raise NotImplementedError
 
     def __call__(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        if not has_backward():
+            return values
         with torch.no_grad():
             mask = self.mask(x, values, scale)
         out: Tensor = _MaskedStraightThrough.apply(  # type: ignore[no-untyped-call]
@@ -85,6 +94,8 @@ class LearnedRange:
         return x.abs() <= scale
 
     def __call__(self, x: Tensor, values: Tensor, scale: Tensor) -> Tensor:
+        if not has_backward():
+            return values
         with torch.no_grad():
             inside = self.mask(x, values, scale)
             moved = (values - x) / scale if self.rounding else torch.zeros_like(x)

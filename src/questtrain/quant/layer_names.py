@@ -21,6 +21,8 @@ HEADS = ("lm_head", "embed_out")
 OUTERMOST_HEADS = ("output", "score", "classifier")
 """The same for a whole name: the model's own child."""
 
+ADAPTER = "lora_"
+"""What a part of the name of LoRA's matrices begins with, in PEFT and elsewhere."""
 
 NAMES_SHOWN = 6
 """Of a list of layers in a message."""
@@ -38,6 +40,22 @@ def bare_name(name: str) -> str:
     while (prefix := next((p for p in PREFIXES if f"{bare}.".startswith(p)), None)) is not None:
         bare = bare[len(prefix) :]
     return bare
+
+
+def check_no_adapter(name: str) -> None:
+    """UserError for a layer that is called like one of LoRA's matrices, whatever its rank."""
+    if any(part.startswith(ADAPTER) for part in name.split(".")):
+        raise UserError(
+            "matrices of an adapter (LoRA), which PEFT saves without their quantizers and merges as"
+            " if they were not quantized."
+        )
+
+
+def skip_pattern(name: str) -> str:
+    """The pattern that leaves a layer as it is: its name, of an adapter's matrix all of them."""
+    parts = name.split(".")
+    is_adapter = any(part.startswith(ADAPTER) for part in parts)
+    return f"*{ADAPTER}*" if is_adapter else name
 
 
 def skipped_modules(model: nn.Module, skip: Sequence[str]) -> tuple[set[nn.Module], set[str]]:

@@ -8,7 +8,8 @@ here is a group of columns where the quantizer divides rows into groups.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
 from questtrain.kernels.ops.quantize import row_rms
+from questtrain.quant.estimator import has_backward
 
 TINY = 1e-30
 """Smallest rms: an all-zero row quantizes to finite values. Power-of-two scaling is exact where
@@ -85,7 +87,7 @@ class LearnedScalar(nn.Module):
 
     def __init__(self, gradient_levels: int | None) -> None:
         super().__init__()
-        self._shard: Tensor | None = None
+        self._shard: list[Tensor] = []  # in a list, for a module's attributes become parameters
         self.value = nn.Parameter(torch.zeros(1))
         self.register_buffer("initialised", torch.zeros(()))
         self.gradient_levels = gradient_levels
@@ -99,8 +101,15 @@ class LearnedScalar(nn.Module):
         """The number in x's dtype; its gradient is scaled as in LSQ if ``gradient_levels`` is
         given: by 1/√(numel·levels)."""
         if not self._known_initialised:
+            if torch.compiler.is_exporting():
+                raise UserError(
+                    "a learned scale has not started yet: call the model once on some data before"
+                    " torch.export."
+                )
             self._initialise(x)
         value = self.value.to(x.dtype)
+        if not has_backward():
+            return value.detach()
         if self.gradient_levels is None:
             return value
         gradient_scale = 1 / math.sqrt(max(1, x.numel()) * self.gradient_levels)
@@ -123,8 +132,8 @@ class LearnedScalar(nn.Module):
             self._check_kept()
             start = self.initial(x, rms)
             self.value.copy_(start)
-            if self._shard is not None:
-                self._shard.to_local().fill_(start)  # type: ignore[attr-defined]
+            for shard in self._shard:
+                shard.to_local().fill_(start)  # type: ignore[attr-defined]
             self.initialised.fill_(1)
         self._known_initialised = True
 
@@ -139,11 +148,27 @@ class LearnedScalar(nn.Module):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Remember the shard: during a forward, fully_shard has the gathered parameter here, and
-        what is written to that is lost."""
-        if name == "value" and hasattr(value, "to_local"):
-            self._shard = value
+        """Remember the shard that the gathered parameter replaces: during a forward, fully_shard
+        has that one here, and what is written to it is lost."""
+        if name == "value":
+            before = self._parameters.get("value")
+            if hasattr(value, "to_local"):
+                self._shard = []
+            elif hasattr(before, "to_local"):
+                self._shard = [cast(Tensor, before)]
         super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedScalar:
+        """As every module's, but `half` and `bfloat16` of a model leave the number in fp32, which
+        its small updates need."""
+
+        def applied(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            wide = torch.promote_types(changed.dtype, torch.float32)
+            return changed if changed.dtype == wide else tensor.to(changed.device, wide)
+
+        super()._apply(applied, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         old = prefix + "_extra_state"  # the flag's name in checkpoints of version 0.1.0

@@ -41,15 +41,24 @@ class Point:
 
 
 def law_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
-    """The points of the completed runs, and remarks for the user: runs left out, points that
-    occur with several losses (all are kept), data sets that do not compare.
+    """The points of the completed runs, and remarks for the user: runs left out (not complete, or
+    started from the weights of others), points that occur with several losses (all are kept), data
+    sets that do not compare.
 
-    UserError when no run is complete.
+    UserError when there is no point.
     """
     remarks = [left_out(run) for run in runs if run.status != "completed"]
-    points = [_point(run) for run in runs if run.status == "completed"]
+    complete = [run for run in runs if run.status == "completed"]
+    remarks += [
+        f"left out: {run.name} starts from the weights of {run.text('init_from')}: its tokens are"
+        " not all that they have seen"
+        for run in complete
+        if run.text("init_from")
+    ]
+    points = [_point(run) for run in complete if not run.text("init_from")]
     if not points:
-        raise UserError("\n".join(["none of the runs is complete.", *remarks]))
+        none = "a run from the start" if complete else "complete"
+        raise UserError("\n".join([f"none of the runs is {none}.", *remarks]))
     kept = _without_copies(points)
     return kept, remarks + _several_losses(kept) + _mixed(runs)
 

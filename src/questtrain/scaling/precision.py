@@ -2,7 +2,8 @@
 
 ``4`` is an INT4 run of QuEST (``w4a4``), ``16`` an unquantized one, the reference; other formats
 keep their name (``w4a16``, ``fp4``, ``w4s24a4``), and another method stands behind: ``4-lsq``,
-``4-quest-noht``.
+``4-quest-noht``. A run that switched its formats is of a method of its own, whatever it ended in:
+``4-bf16@0.6`` trained in bf16 for 0.6 of its steps, ``4-lsq-w8a8@0.5`` in w8a8.
 """
 
 from __future__ import annotations
@@ -27,15 +28,35 @@ METHODS = {"clip": "Clip", "ste": "STE", "lsq": "LSQ", "lsq-plus": "LSQ+", "pact
 """How readers know the other methods."""
 
 
-def precision_label(bits: str, method: str | None = None) -> str:
-    """``w4a4`` → ``4``, ``bf16`` → ``16``, ``w4a16`` as it is; ``-METHOD`` unless it is QuEST."""
+def precision_label(
+    bits: str, method: str | None = None, switch: tuple[str, float] | None = None
+) -> str:
+    """``w4a4`` → ``4``, ``bf16`` → ``16``, ``w4a16`` as it is; ``-METHOD`` unless it is QuEST.
+    ``switch`` is from which bits a run switched, and at which share of its steps."""
+    if switch is not None:
+        before = "" if method in (None, DEFAULT_METHOD, "none") else f"{method}-"
+        return precision_label(bits, f"{before}{switch[0]}@{switch[1]:g}")
     parsed = parse_bits(bits)
-    if not parsed.quantized:
+    if not parsed.quantized and not _switches(method):
         return REFERENCE
     label = str(parsed)
-    if parsed.weight == parsed.activation and parsed.weight.label in LEVELS:
+    if parsed.weight == parsed.activation and parsed.weight.label in (*LEVELS, REFERENCE):
         label = parsed.weight.label
     return label if method in (None, DEFAULT_METHOD, "none") else f"{label}-{method}"
+
+
+def _switches(method: str | None) -> bool:
+    """Whether it is that of a run that switched its formats."""
+    return method is not None and "@" in method
+
+
+def method_and_switch(method: str) -> tuple[str, str | None]:
+    """A label's method, and from what its run switched, if it did: ``lsq-bf16@0.6`` is ``lsq`` and
+    ``bf16@0.6``."""
+    if not _switches(method):
+        return method, None
+    before, _, switch = method.rpartition("-")
+    return before or DEFAULT_METHOD, switch
 
 
 def label_of(spelled: object) -> str:
@@ -50,7 +71,7 @@ def label_of(spelled: object) -> str:
     named = split_label(bits)
     if named is None or text.endswith("-"):
         return text
-    known = method.lower() in (DEFAULT_METHOD, "quest-noht", *METHODS)
+    known = _switches(method) or method.lower() in (DEFAULT_METHOD, "quest-noht", *METHODS)
     return precision_label(str(named[0]), method.lower() if known else method or None)
 
 
@@ -129,7 +150,8 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
 
 
 def label_text(label: str) -> str:
-    """What figures call a precision: ``W4A4``, ``BF16``, ``W4A16``, ``FP4``, ``W4A4 LSQ``."""
+    """What figures call a precision: ``W4A4``, ``BF16``, ``W4A16``, ``FP4``, ``W4A4 LSQ``, ``W4A4
+    after BF16@0.6``."""
     named = split_label(label)
     if named is None:
         return label
@@ -138,4 +160,6 @@ def label_text(label: str) -> str:
     if bits.weight.sparse:
         text = f"INT{bits.weight.label} 2:4"
     names = {DEFAULT_METHOD: "", "quest-noht": " without Hadamard"}
-    return text + names.get(method, f" {METHODS.get(method, method.upper())}")
+    method, switch = method_and_switch(method)
+    text += names.get(method, f" {METHODS.get(method, method.upper())}")
+    return text if switch is None else f"{text} after {switch.upper()}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from questtrain.config import parse_bits
 from questtrain.config.loading import read_config
 from questtrain.errors import UserError, suggestion
 from questtrain.scaling.precision import label_of, precision_label
@@ -104,7 +105,7 @@ def read_run(folder: Path) -> Run:
         record = read_run_record(folder)
         if record is None:
             return _unfinished(folder)
-        precision = precision_label(record.bits, record.method)
+        precision = precision_label(record.bits, record.method, _switch(record.columns))
     except DamagedJson as error:
         return _damaged(folder, f"run.json: {error.problem}")
     except UserError as error:
@@ -131,7 +132,7 @@ def _unfinished(folder: Path) -> Run:
     try:
         config = read_config(folder / "config.yaml")
         columns = identity_columns(config)
-        columns["precision"] = precision_label(config.bits, config.quant.method)
+        columns["precision"] = precision_label(config.bits, config.quant.method, _switch(columns))
     except UserError as error:
         return _damaged(folder, str(error))
     rows = read_metric_rows(folder / "metrics.jsonl")
@@ -187,9 +188,24 @@ def _with_precision(where: str, row: dict[str, Any]) -> dict[str, Any]:
     if not bits:
         return {column: value for column, value in row.items() if column != "precision"}
     try:
-        return row | {"precision": precision_label(str(bits), row.get("method"))}
+        return row | {"precision": precision_label(str(bits), row.get("method"), _switch(row))}
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _switch(columns: Mapping[str, Any]) -> tuple[str, float] | None:
+    """From which bits the run switched and when; None for one that did not. UserError for a part of
+    that, or what it cannot be."""
+    before, at = columns.get("switch_from"), columns.get("switch_at")
+    if not before and not at:
+        return None
+    try:
+        share = float(at or 0)
+    except (TypeError, ValueError):
+        share = 0.0
+    if not before or not 0 < share < 1:
+        raise UserError(f"switch_from={before!r} and switch_at={at!r} are no switch.")
+    return str(parse_bits(str(before))), share
 
 
 def _check_row(where: str, row: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ class _Row:
     step: Count
     train_loss: float | None = None
     val_loss: float | None = None
+    bits: str | None = None
     lr: float | None = None
     grad_norm: float | None = None
     tokens: float | None = None

@@ -16,6 +16,8 @@ from questtrain.config import (
     non_embedding_params,
     pair_rotations,
     parse_bits,
+    phases,
+    quantizes,
     steps,
     tokens,
     total_params,
@@ -98,6 +100,10 @@ class RunRecord:
     data_sha256: str | None = None
     data_tokens: Number | None = None
     epochs: Number | None = None
+    switch_at: Number | None = None
+    switch_from: str | None = None
+    init_from: str | None = None
+    init_sha256: str | None = None
     scale_dtype: str | None = None
     group_size: Size | None = None
     target: str | None = None
@@ -126,10 +132,12 @@ def read_run_record(folder: Path) -> RunRecord | None:
 
 
 def identity_columns(config: TrainConfig) -> dict[str, Any]:
-    """What a run is, by its configuration alone: the columns that are known before it starts.
+    """What a run is, by its configuration alone: the columns that are known before it starts. The
+    formats and the trust of one that switches its bits are those of its end.
     UserError for a method that cannot be, which a damaged ``config.yaml`` may hold."""
     model, quant, bits = config.model, config.quant, parse_bits(config.bits)
-    learned = bits.quantized and quant.scale != "gaussian"
+    quantized = quantizes(config)
+    learned = quantized and quant.scale != "gaussian"
     rounded = bits.weight.quantized and quant.scale_dtype != "float32"
     trust = _trust_of(config, bits) if bits.quantized else Trust()
     return {
@@ -142,8 +150,8 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
         "a_bits": _number(bits.activation.bits),
         "format": _format(bits),
         "sparsity": "2:4" if bits.weight.sparse else None,
-        "method": quant.method if bits.quantized else "none",
-        "hadamard": bits.quantized and quant.rotation == "hadamard",
+        "method": quant.method if quantized else "none",
+        "hadamard": quantized and quant.rotation == "hadamard",
         "trust_scale": _finite(trust.scale),
         "dataset": config.data.name,
         "tokens": tokens(config),
@@ -153,13 +161,23 @@ def identity_columns(config: TrainConfig) -> dict[str, Any]:
         "lr": config.lr,
         "seed": config.seed,
         "steps": steps(config),
-        "grid": quant.grid if bits.quantized else None,
+        "grid": quant.grid if quantized else None,
         "trust_error": _finite(trust.error),
         "lr_scale": quant.lr_scale if learned else None,
         "scale_weight_decay": quant.scale_weight_decay if learned else None,
+        **_beginning(config),
         "scale_dtype": quant.scale_dtype if rounded else None,
         "group_size": quant.group_size if bits.weight.quantized else None,
         "target": quant.target if bits.quantized else None,
+    }
+
+
+def _beginning(config: TrainConfig) -> dict[str, Any]:
+    """What tells a run from one that is in its bits, and of its own weights, from the start."""
+    return {
+        "switch_at": config.switch_at,
+        "switch_from": None if config.switch_at is None else phases(config)[0],
+        "init_from": config.init_from,
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from questtrain.config import parse_bits
+from questtrain.config import bits_at, bits_text, parse_bits, quantizes
 from questtrain.config.loading import read_config
 from questtrain.data import prepare
 from questtrain.device import choose_device, device_name
@@ -34,8 +34,9 @@ Bits = NDArray[np.uint8]
 
 
 class DiagnosedRun:
-    """A run's model, at any step that has a checkpoint, and at step 0: its initial weights follow
-    from its seed."""
+    """A run's model, at any step that has a checkpoint, and at step 0, where its initial weights
+    follow from its seed unless they are others'; of a run that switches its bits the steps where it
+    quantizes."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         if not folder.is_dir():
@@ -43,20 +44,29 @@ class DiagnosedRun:
         self.folder, self.device = folder, device
         self.config = read_config(folder / "config.yaml")
         saved = [step_of(path) for path in checkpoint_folders(folder)]
-        if not parse_bits(self.config.bits).quantized:
+        if not quantizes(self.config):
             raise UserError(f"{folder} is a BF16 run: there is no quantization to diagnose.")
         if not saved:
             raise UserError(f"{folder} holds no checkpoint yet.")
-        self.steps = sorted({0, *saved})
+        first = () if self.config.init_from else (0,)  # others' weights are not ours to keep
+        self.steps = sorted({step for step in (*first, *saved) if self._is_quantized(step)})
+        if not self.steps:
+            raise UserError(
+                f"{folder} has no checkpoint of a quantized model:"
+                f" {bits_text(self.config)}, and the newest is of step {max(saved)}."
+            )
 
     def model(self, step: int) -> Llama:
         """The model as it is trained; UserError if there is no checkpoint of ``step``."""
-        model = Llama(self.config.model, self.config.bits, self.config.quant)
+        model = Llama(self.config.model, bits_at(self.config, step), self.config.quant)
         if step == 0:
             model.init_weights(torch.Generator().manual_seed(self.config.seed))
         else:
             checkpoint_at(self.folder, step).load_weights(model)
         return model.to(self.device)
+
+    def _is_quantized(self, step: int) -> bool:
+        return parse_bits(bits_at(self.config, step)).quantized
 
 
 def diagnose(
@@ -108,7 +118,7 @@ def _alignment(run: DiagnosedRun, batches: int, step: int) -> dict[str, Any]:
 
 def _mask(run: DiagnosedRun) -> dict[str, Any]:
     points = [{"step": step, "fraction": masked_fraction(run.model(step))} for step in run.steps]
-    return {"expected": expected_masked_fraction(run.model(0)), "points": points}
+    return {"expected": expected_masked_fraction(run.model(run.steps[0])), "points": points}
 
 
 def _persistence(run: DiagnosedRun) -> dict[str, Any]:

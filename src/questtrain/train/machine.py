@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from questtrain.config import TrainConfig, intermediate_size, total_params, training_bytes
+from questtrain.config import TrainConfig, intermediate_size, peak_training_bytes, total_params
 from questtrain.device import host_memory_bytes
 from questtrain.errors import UserError
 from questtrain.process import available_cores
@@ -46,7 +46,7 @@ def check_memory(config: TrainConfig, device: torch.device, world: World) -> Non
     vocab_size = model.vocab_size or config.data.vocab_size or 0
     vocabulary = f"{'data' if model.vocab_size is None else 'model'}.vocab_size={vocab_size}"
     state = STATE_BYTES * total_params(model, vocab_size)
-    on_gpu = training_bytes(replace(config, micro_batch_size=rows), vocab_size)
+    on_gpu = peak_training_bytes(replace(config, micro_batch_size=rows), vocab_size)
     needed = state + FP32_FOR_BF16 * (on_gpu - state)
     there = host_memory_bytes()
     if needed > there:

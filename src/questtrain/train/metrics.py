@@ -32,8 +32,8 @@ class Metrics(AbstractContextManager["Metrics"]):
     """Writes rows to ``metrics.jsonl`` and to the run's logger; on a rank that ``writes`` none, to
     nobody.
 
-    Rows of the file beyond ``start_step`` are dropped. A number that is not finite is written as
-    null: JSON has no other word for it.
+    Rows of the file beyond ``start_step`` are dropped, and all of them where a run starts anew. A
+    number that is not finite is written as null: JSON has no other word for it.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         if not writes:
             return
         path = folder / "metrics.jsonl"
-        rows = [row for row in read_metric_rows(path) if row["step"] <= start_step]
+        rows = [row for row in read_metric_rows(path) if start_step and row["step"] <= start_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = LineFile(path)
         if config.name == "wandb":

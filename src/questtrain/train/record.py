@@ -14,6 +14,7 @@ from questtrain.data import TokenDataset, passes
 from questtrain.data.identity import DataIdentity
 from questtrain.device import device_name, peak_memory_bytes
 from questtrain.store.files import atomic_write, writing
+from questtrain.store.initial_weights import InitialWeights
 from questtrain.store.revision import git_revision
 from questtrain.store.run_record import RunRecord, Status, identity_columns
 from questtrain.version import __version__
@@ -27,12 +28,14 @@ def build_record(
     wall_seconds: float,
     device: torch.device,
     world_size: int,
+    initial: InitialWeights | None = None,
 ) -> RunRecord:
     """The record of a run that ended; ``rows`` are those of metrics.jsonl.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
     validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones; ``device`` is
-    one of ``world_size`` like it.
+    one of ``world_size`` like it; ``initial`` is what the run started with, if not weights of its
+    own.
     """
     logged = [row for row in rows if "train_loss" in row]
     tail = logged[-max(1, len(logged) // 10) :]
@@ -54,6 +57,7 @@ def build_record(
         data_sha256=DataIdentity.of(dataset).corpus_sha256,
         data_tokens=dataset.train.num_tokens,
         epochs=round(epochs(config, dataset), 4),
+        init_sha256=None if initial is None else initial.sha256,
     )
 
 

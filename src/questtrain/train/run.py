@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from questtrain.config import TrainConfig, non_embedding_params, steps, tokens
+from questtrain.config import TrainConfig, bits_text, non_embedding_params, steps, tokens
 from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.store.run_record import RunRecord
+from questtrain.train.initial_weights import initial_weights
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import RankEndsAlone, World, join_world
 from questtrain.train.record import epochs
@@ -46,13 +47,14 @@ def train(config: TrainConfig) -> tuple[Path, RunRecord]:
         folder = world.agree(lambda: _claim(config, world, claims))
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))
         check_same_on_all(DataIdentity.of(dataset), world)
-        record = world.from_rank_0(lambda: settle_run(folder, config, dataset))
+        initial = world.from_rank_0(lambda: initial_weights(config, folder, dataset))
+        record = world.from_rank_0(lambda: settle_run(folder, config, dataset, initial))
         if record is not None and record.status == "completed":
             log.info("%s is already complete", folder)
             return folder, record
         _announce(config, dataset, device, world)
         try:
-            trainer = world.agree(lambda: Trainer(config, dataset, folder, device, world))
+            trainer = world.agree(lambda: Trainer(config, dataset, folder, device, world, initial))
             record = world.agree(trainer.run)
         except torch.OutOfMemoryError as error:
             raise RankEndsAlone(_out_of_memory(config, device, world)) from error
@@ -114,8 +116,17 @@ def _out_of_memory(config: TrainConfig, device: torch.device, world: World) -> s
 
 
 def fit_vocabulary(config: TrainConfig, dataset: TokenDataset) -> None:
-    """The model's vocabulary is its tokenizer's: set it, or refuse another one."""
+    """The model's vocabulary is its tokenizer's: set it, or refuse another one. Weights that exist
+    may have rows beyond it, which pad."""
     asked = config.model.vocab_size
+    if config.init_from is not None and asked is not None:
+        if asked < dataset.vocab_size:
+            raise UserError(
+                f"init_from={config.init_from} knows {asked} tokens, and the data's tokenizer"
+                f" {dataset.tokenizer.name} has {dataset.vocab_size}: leave data.tokenizer out, and"
+                " it is the folder's."
+            )
+        return
     if asked is not None and asked != dataset.vocab_size:
         raise UserError(
             f"model.vocab_size={asked}, but the tokenizer {dataset.tokenizer.name} has"
@@ -131,7 +142,7 @@ def _announce(
         "%s: %s non-embedding parameters, %s, method %s, on %s%s",
         config.name,
         f"{non_embedding_params(config.model):,}",
-        config.bits,
+        bits_text(config),
         config.quant.method,
         "" if world.size == 1 else f"{world.size} × ",
         device_name(device),

@@ -22,6 +22,7 @@ from questtrain.errors import UserError, WriteFailed
 from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
 from questtrain.store.files import copy_file, sha256_of, write_text, writing
 from questtrain.store.run_record import RunRecord, read_run_record
+from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +70,12 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> RunRecord | None:
-    """Make the folder this run's: its ``config.yaml``, its data's identity and its tokenizer;
-    returns its record if it has ended already.
+def settle_run(
+    folder: Path, config: TrainConfig, dataset: TokenDataset, initial: WeightSource | None = None
+) -> RunRecord | None:
+    """Make the folder this run's: its ``config.yaml``, its data's identity and its tokenizer, and
+    the hash of its ``initial`` weights where they are others'; returns its record if it has ended
+    already.
 
     UserError, and nothing is written, if the folder holds a run of another configuration or of
     other data.
@@ -87,6 +91,8 @@ def settle_run(folder: Path, config: TrainConfig, dataset: TokenDataset) -> RunR
     elif config.resume == "must" and not checkpoint_folders(folder):
         raise UserError(f"resume=must, but {folder} holds no run to resume.")
     _keep_data(folder, dataset)
+    if initial is not None:
+        initial.facts(str(config.init_from)).write(folder)
     write_text(path, yaml.safe_dump(asdict(config), sort_keys=False))
     return read_run_record(folder)
 

@@ -107,6 +107,13 @@ class TrainingStep:
         self._graph.forget()
         return work()
 
+    def release(self) -> None:
+        """Free what the graph and the products hold; the next step makes it anew."""
+        if self._graph is not None:
+            self._graph.forget()
+        if self._fused is not None:
+            self._fused.forget_weights()
+
     def _backward(self, batch_BT: np.ndarray) -> Tensor:
         """Accumulate the gradient of the mean loss over the batch; returns that loss."""
         batch = torch.from_numpy(batch_BT)

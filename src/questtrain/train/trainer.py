@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from questtrain.config import TrainConfig, flops_per_token, steps
+from questtrain.config import TrainConfig, at_step, bits_at, bits_text, flops_per_token, steps
+from questtrain.config.switch import phase_start, switch_step
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
@@ -27,16 +28,20 @@ from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
 from questtrain.store.files import write_json
+from questtrain.store.initial_weights import read_initial_weights
 from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.run_record import FILE, RunRecord, Status
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
 from questtrain.train.evaluate import validation_loss
+from questtrain.train.initial_weights import load_initial_weights
 from questtrain.train.metrics import Metrics, Progress, StepRate
 from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
 from questtrain.train.parallel import World
 from questtrain.train.record import build_record, draw_loss
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
+from questtrain.train.switch import switched
+from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +74,11 @@ class Trainer:
         folder: Path,
         device: torch.device,
         world: World,
+        initial: WeightSource | None = None,
     ) -> None:
+        """``initial`` holds the weights that a run without a checkpoint starts with, if not its
+        own."""
+        self.initial = initial
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
         self.world = world
         self.total_steps = steps(config)
@@ -77,7 +86,10 @@ class Trainer:
         self.loader = Loader(
             dataset.train, config.batch_size, config.sequence_length, seed=config.seed
         )
-        self.update = TrainingStep(config, device, world)
+        self.switch_step = switch_step(config)
+        if self.switch_step is not None and config.train.backward == "fp8":
+            TrainingStep(at_step(config, self.switch_step), device, world)  # refused now, or never
+        self.update = TrainingStep(at_step(config, 0), device, world)
         self.model = self.update.model
         self.step = 0
         self.seconds_before = 0.0
@@ -92,11 +104,12 @@ class Trainer:
         with on_stop_signals(self._on_signal):
             self._restore()
             self._initialise_scales()
-            world.broadcast(self.model.parameters())
             logger, resolved = self.config.logger, asdict(self.config)
             with world.agree(
                 lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
             ) as metrics:
+                if self.initial is not None:
+                    self._validate(metrics)
                 self._train(metrics)
             return world.from_rank_0(lambda: self._finish("completed"))
 
@@ -118,6 +131,11 @@ class Trainer:
                     row = self._logged(row, rate.since_last(self.step))
                     self._write(metrics, row)
                     progress.show(row)
+                if self.step == self.switch_step:
+                    self._check_finite()
+                    with rate.paused():
+                        self._switch()
+                        self._initialise_scales()
                 with rate.paused():
                     self._evaluate_and_save(metrics, must_save=bool(last or stop), last=last)
                 if stop and not last:
@@ -130,9 +148,7 @@ class Trainer:
         config = self.config
         loss = None
         if last or self.step % config.eval_every == 0:
-            loss = self._validation_loss()
-            tokens = self.step * config.batch_size * config.sequence_length
-            self._write(metrics, {"step": self.step, "val_loss": loss, "tokens": tokens})
+            loss = self._validate(metrics)
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
             self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
@@ -140,6 +156,14 @@ class Trainer:
             if loss is None:
                 self._require_finite_loss()
             self.world.agree(self._save)
+
+    def _validate(self, metrics: Metrics) -> float:
+        """The validation loss of the model as it is, which is written."""
+        loss = self._validation_loss()
+        tokens = self.step * self.config.batch_size * self.config.sequence_length
+        row = {"step": self.step, "val_loss": loss, "tokens": tokens, **self._bits_column()}
+        self._write(metrics, row)
+        return loss
 
     def _asked_to_stop(self) -> int:
         """The number of a signal that some rank was sent; 0: none."""
@@ -159,12 +183,24 @@ class Trainer:
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
         return {"train_loss": loss, "lr": lr, "grad_norm": norm}
 
+    def _switch(self) -> None:
+        """Go on in the run's second bits, with the weights and AdamW's moments as they are."""
+        assert self.switch_step is not None
+        self.update = switched(self.update, at_step(self.config, self.switch_step))
+        self.model = self.update.model
+        log.info("step %d: %s from here on", self.switch_step, self.config.bits)
+
+    def _bits_column(self) -> dict[str, Any]:
+        """Which bits a row's number is of, where a run has several."""
+        return {} if self.switch_step is None else {"bits": self.update.config.bits}
+
     def _initialise_scales(self) -> None:
-        """Learned scales start from the first rows of the first batch, whatever the micro-batch
-        and the rank."""
-        if all(scalar.initialised for scalar in learned_scalars(self.model)):
-            return
-        self._eager_loss(self.loader.batch(0, slice(CALIBRATION_ROWS)))
+        """Learned scales start from the first rows of their phase's first batch, whatever the
+        micro-batch and the rank; all ranks have the first one's weights then."""
+        if not all(scalar.initialised for scalar in learned_scalars(self.model)):
+            first = phase_start(self.config, self.step)
+            self._eager_loss(self.loader.batch(first, slice(CALIBRATION_ROWS)))
+        self.world.broadcast(self.model.parameters())
 
     @torch.no_grad()
     def _eager_loss(self, rows_BT: np.ndarray) -> Tensor:
@@ -188,6 +224,7 @@ class Trainer:
             "tokens_per_second": round(tokens_per_second, 1),
             "mfu": None if peak is None else round(flops * per_device / peak, 4),
             "memory_bytes": peak_memory_bytes(self.device),
+            **self._bits_column(),
         }
 
     def _validation_loss(self) -> float:
@@ -249,12 +286,23 @@ class Trainer:
     def _restore(self) -> None:
         checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
         if checkpoint is None:
+            if self.initial is not None:
+                self._start_from(self.initial)
             return
+        if bits_at(self.config, checkpoint.step) != self.update.config.bits:
+            self._switch()
         checkpoint.load_weights(self.model)
         restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
         self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
         log.info("resuming %s at step %d", self.folder, self.step)
+
+    def _start_from(self, initial: WeightSource) -> None:
+        """Rank 0 reads; all need the weights before learned scales start from them."""
+        if self.world.is_first:
+            load_initial_weights(self.model, initial)
+        self.world.broadcast(self.model.parameters())
+        log.info("%s starts with the weights of %s", self.config.name, initial.folder)
 
     def _save(self) -> None:
         if not self.world.is_first:
@@ -277,10 +325,11 @@ class Trainer:
             self._wall_seconds(),
             self.device,
             self.world.size,
+            read_initial_weights(self.folder),
         )
         draw_loss(
             rows,
-            f"{self.config.model.name} {self.config.bits}",
+            f"{self.config.model.name} {bits_text(self.config)}",
             self.folder / "figures" / "loss.png",
             self.dataset.unigram_entropy,
         )

@@ -115,19 +115,16 @@ def test_what_no_architecture_has(trained: Trained, tmp_path: Path) -> None:
     assert "one or the other" in refused(run, "gguf", tmp_path / "export")
 
 
-OTHERS = [
-    (
-        "gguf",
-        "w4a16",
-        {"quant.activation_rotation": "hadamard", "quant.weight_rotation": "hadamard"},
-    ),
-    ("gguf", "w4s24a16", {}),
-    ("gguf", "wfp4a16", {"quant.skip": "[lm_head,layers.1.*]"}),
-    ("gguf-packed", "wfp4a16", {"quant.rotation": "none"}),
-    ("gguf-packed", "w4s24a16", {"quant.rotation": "none", "quant.skip": "[lm_head,layers.1.*]"}),
-    ("gguf-packed", "w3a16", {"quant.rotation": "none", "quant.grid": "int"}),
-    ("gguf-packed", "w2a16", {"quant.target": "gguf", "quant.group_size": 32}),
-    ("gguf-packed", "w1.58a16", {"quant.rotation": "none", "model.hidden_size": 192}),
+NOT_ROTATED = {"quant.rotation": "none"}
+LAST_SKIPPED = {"quant.skip": "[lm_head,layers.1.*]"}
+ROTATED_ONLINE = {"quant.activation_rotation": "hadamard", "quant.weight_rotation": "hadamard"}
+OTHERS: list[tuple[str, str, dict[str, object]]] = [
+    ("gguf", "w4a16", ROTATED_ONLINE),
+    ("gguf", "w4s24a16", LAST_SKIPPED),
+    ("gguf-packed", "wfp4a16", NOT_ROTATED),
+    ("gguf-packed", "w4s24a16", {**NOT_ROTATED, **LAST_SKIPPED}),
+    ("gguf-packed", "w3a16", {**NOT_ROTATED, "quant.grid": "int"}),
+    ("gguf-packed", "w1.58a16", {**NOT_ROTATED, "model.hidden_size": 192}),
 ]
 
 
@@ -153,9 +150,18 @@ def test_one_scale_a_tensor_is_exact(trained: Trained, tmp_path: Path) -> None:
 
 
 def test_trained_for_gguf_loses_nothing(trained: Trained, tmp_path: Path) -> None:
-    run = trained("w4a16", "quest", **{"quant.target": "gguf"})
+    run = trained("w2a16", "quest", **{"quant.target": "gguf", "quant.group_size": 32})
     certificate = exported(run, "gguf-packed", tmp_path / "export")
     assert not any("fp16 number" in limit for limit in certificate.not_expressed)
+
+
+def test_units_under_fp16s_normal_numbers(trained: Trained, tmp_path: Path) -> None:
+    """A power of two lifts them: no digits are lost."""
+    run = trained("w4a16", "quest-noht", **{"model.init_std": 1e-5})
+    certificate = exported(run, "gguf-packed", tmp_path / "export")
+    rounding, scales, *_ = certificate.not_expressed[1:]
+    assert float(rounding.split(" differ by ")[1].split()[0]) < 5e-4
+    assert "a scale a tensor" in scales
 
 
 def test_eight_centred_bits_have_no_type(trained: Trained, tmp_path: Path) -> None:

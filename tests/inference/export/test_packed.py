@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import weakref
 
@@ -40,12 +41,13 @@ LEARNED = [("w4a4", "lsq-plus"), ("w2a16", "lsq"), ("w3a3", "pact")]
 
 def in_format(run, folder, bits, settings):
     """A run of the same weights in another format, as if it had been trained so."""
-    shutil.copytree(run, folder)
+    shutil.copytree(run, folder, copy_function=os.link)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["bits"] = bits
     for key, value in settings.items():
         group, name = key.split(".")
         config[group][name] = value
+    (folder / "config.yaml").unlink()
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 

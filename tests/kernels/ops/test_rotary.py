@@ -50,6 +50,7 @@ def test_values_and_gradients_are_those_of_the_plain_composition(operands, heads
     torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize("heads", [(6, 2)], indirect=True)
 def test_compiled_it_is_the_same_function(operands, heads):
     qkv, *angles = operands
     compiled = torch.compile(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from questtrain.config import ModelConfig, block_linears
-from questtrain.model import Llama
 from questtrain.model.hf_quantization import LayerSettings, layer_settings
 from questtrain.model.huggingface import hf_names, model_config_of
 from questtrain.quant import QuantLinear
@@ -56,11 +55,13 @@ class HuggingFaceFolder:
         dense = {key: value for key, value in self.config.items() if key != "quantization_config"}
         return model_config_of(dense)
 
-    @cached_property
-    def _skeleton(self) -> Llama:
+    def _linear(self, name: str) -> QuantLinear:
+        """One of our layers without its numbers."""
         settings = self.settings or LayerSettings("bf16", method_config("quest"), frozenset())
+        rows, columns = self.shape(name)
+        bias = f"{name}.bias" in hf_names(self.model)
         with torch.device("meta"):
-            return Llama(self.model, settings.bits, settings.quant)
+            return QuantLinear(columns, rows, bias, settings.bits, settings.quant)
 
     @cached_property
     def _tensors(self) -> StoredTensors:
@@ -81,8 +82,7 @@ class HuggingFaceFolder:
         they are in the space of its codes."""
         weight = hf_names(self.model)[f"{name}.weight"]
         layer = weight.removesuffix(".weight")
-        linear = self._skeleton.get_submodule(name)
-        assert isinstance(linear, QuantLinear)
+        linear = self._linear(name)
         if self.settings is None or layer in self.settings.skipped:
             planned = Planned(self.dtype, tuple(linear.weight.shape))
             return self._tensors.read(weight, planned).float(), True

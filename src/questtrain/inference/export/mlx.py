@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -147,7 +148,7 @@ class MlxFormat:
         model, _ = load_model(folder)
         for prompt in prompts:
             logits = model(mx.array(prompt.tolist())[None])[0].astype(mx.float32)
-            yield torch.tensor(logits.tolist())
+            yield torch.from_numpy(np.array(logits))
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
         """What mlx-lm's tokenizer makes of every text, BOS included."""

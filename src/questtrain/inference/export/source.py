@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from questtrain.config import Bits, TrainConfig, parse_bits
+from questtrain.config import Bits, TrainConfig, at_step, parse_bits
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer
 from questtrain.errors import UserError
@@ -91,11 +91,13 @@ class Source:
         folder = Path(run).expanduser()
         if not folder.is_dir():
             raise no_such_folder(f"run={run}", folder)
-        config = read_config(folder / "config.yaml")
+        whole = read_config(folder / "config.yaml")
         checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
         if checkpoint is None:
             raise UserError(f"{folder} holds no checkpoint yet: there is nothing to export.")
-        tokenizer, record = tokenizer_of(folder, config), read_run_record(folder)
+        config = at_step(whole, checkpoint.step)  # before a switch the model is another
+        record = read_run_record(folder) if config.bits == whole.bits else None
+        tokenizer = tokenizer_of(folder, config)
         return cls(folder, config, checkpoint, tokenizer, record)
 
     def first(self, num_layers: int) -> Source:

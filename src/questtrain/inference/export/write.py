@@ -21,7 +21,7 @@ from questtrain.inference.export.certificate import (
     hashes,
     read_certificate,
 )
-from questtrain.inference.export.format import ExportFormat, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.passages import TEXTS, prompts
 from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
@@ -103,20 +103,18 @@ def certify(
     runtime: str | None,
     device: str,
 ) -> Certificate:
-    """CertificateFailed where an export is beyond its bound; without a runtime weights count."""
+    """Compare an export with its run, its weights alone where no program runs the format;
+    CertificateFailed where it is not within the bound."""
     weights, different, first = _count_codes(form, source, folder, options)
     if different:
         raise CertificateFailed(
             f"{different:,} of {weights:,} weight codes differ in the export, the first in {first}."
         )
-    comparison, bound, texts = None, None, None
+    comparison, texts, bound = None, None, None
     if runtime is not None:
-        comparison, texts = _compare(form, source, folder, runtime, device)
         bound = form.bound(source, options, runtime)
-        if (problem := comparison.problem(bound)) is not None:
-            where = _first_block(form, source, options, runtime, device)
-            what = f"{runtime} does not compute what was trained: {problem}. {where}"
-            raise CertificateFailed(what)
+        comparison, texts = _compare(form, source, folder, runtime, device)
+        _demand(comparison, bound, form, source, options, runtime, device)
     return Certificate(
         format=form.name,
         runtime=runtime,
@@ -135,6 +133,21 @@ def certify(
         not_expressed=form.limits(source, options, runtime or ""),
         files=hashes(folder),
     )
+
+
+def _demand(
+    comparison: Comparison,
+    bound: Bound,
+    form: ExportFormat,
+    source: Source,
+    options: Options,
+    runtime: str,
+    device: str,
+) -> None:
+    """CertificateFailed, with where the difference begins, unless it is within the bound."""
+    if (problem := comparison.problem(bound)) is not None:
+        where = _first_block(form, source, options, runtime, device)
+        raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
 
 
 def _runtime(form: ExportFormat, runtime: str | None) -> str | None:

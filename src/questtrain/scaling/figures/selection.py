@@ -14,7 +14,13 @@ from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import left_out
-from questtrain.scaling.precision import DEFAULT_METHOD, integer_kind, label_text, split_label
+from questtrain.scaling.precision import (
+    DEFAULT_METHOD,
+    integer_kind,
+    label_text,
+    method_and_switch,
+    split_label,
+)
 from questtrain.scaling.runs import Run, read_runs
 
 log = logging.getLogger(__name__)
@@ -129,8 +135,10 @@ def method_and_bits(run: Run) -> tuple[str, str]:
 def head(run: Run) -> RunHead:
     """The run as the labels of diagnostics know it."""
     named = split_label(run.precision or "")
-    method = run.method or (named[1] if named else DEFAULT_METHOD)
+    own, switch = method_and_switch(named[1]) if named else (DEFAULT_METHOD, None)
+    method = run.method or own
     bits = run.text("bits") or (str(named[0]) if named else label_text(run.precision or ""))
+    bits += "" if switch is None else f" after {switch}"
     return RunHead(
         name=run.name,
         model=run.model or count_text(run.number("non_embedding_params")),
@@ -148,7 +156,7 @@ def is_rotated(run: Run) -> bool:
     if said is not None:
         return said.lower() in ("true", "1")
     named = split_label(run.precision or "")
-    return (run.method or (named[1] if named else None)) == DEFAULT_METHOD
+    return (run.method or (method_and_switch(named[1])[0] if named else None)) == DEFAULT_METHOD
 
 
 def size_and_tokens(run: Run) -> str:
