@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from questtrain.errors import UserError
-from questtrain.inference.export import write
+from questtrain.inference.export import export_format, gguf_file, write
 from questtrain.inference.export.certificate import Certificate
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.runtime import Answer
@@ -169,15 +169,30 @@ def test_eight_centred_bits_have_no_type(trained: Trained, tmp_path: Path) -> No
     assert "no block format" in refused(run, "gguf-packed", tmp_path / "export")
 
 
+def test_the_weights_part_of_a_packed_files_error(trained: Trained, tmp_path: Path) -> None:
+    """llama.cpp with the values of the blocks, and no activation in 8 bits."""
+    run, runtime = Source.open(trained("w2a16", "quest-noht")), "llama.cpp-f32"
+    certificate = export(run, "gguf-packed", tmp_path / "export", Options(), runtime)
+    assert certificate is not None
+    assert certificate.comparison is not None
+    assert certificate.comparison.largest_logit_difference < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "runtime"),
+    [("gguf", "quest", "llama.cpp"), ("gguf-packed", "quest-noht", "llama.cpp-f32")],
+)
 def test_a_file_in_another_order_fails(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    method: str,
+    runtime: str,
 ) -> None:
     """Q and K as they are: text looks sane, the codes are right, the logits are not."""
-    from questtrain.inference.export import gguf_file
-    from questtrain.inference.export.gguf import GgufFormat
-
-    source, form = Source.open(trained("w4a16")), GgufFormat()
+    source, form = Source.open(trained("w4a16", method)), export_format(name)
     monkeypatch.setattr(gguf_file, "is_reordered", lambda kind, name: False)
     form.write(source, tmp_path, Options())
-    with pytest.raises(CertificateFailed, match=r"llama.cpp does not compute .* layers.0"):
-        certify(form, source, tmp_path, Options(), "llama.cpp", "cpu")
+    with pytest.raises(CertificateFailed, match=r"does not compute .* layers\.0"):
+        certify(form, source, tmp_path, Options(), runtime, "cpu")

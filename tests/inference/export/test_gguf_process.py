@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from questtrain.cli.main import main
+from questtrain.inference.export.format import Options
+from questtrain.inference.export.source import Source
 from tests.inference.export.conftest import Trained
 
 pytest.importorskip("xllamacpp")
@@ -40,3 +42,24 @@ def test_a_damaged_file_is_not_run(
     file.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(RuntimeError, match=r"llama\.cpp does not load model\.gguf"):
         LlamaCpp(file, 64)
+
+
+def test_a_text_ends_where_a_document_does(trained: Trained, tmp_path: Path) -> None:
+    """BOS begins prompts and ends texts, as `questtrain generate` has it; ids that only pad the
+    embedding are never made of text."""
+    from gguf import GGUFReader
+
+    from questtrain.inference.export.gguf import GgufFormat
+    from questtrain.inference.export.gguf_tokenizer import CONTROL, UNUSED
+
+    source = Source.open(trained("bf16"))
+    GgufFormat().write(source, tmp_path, Options())
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    keys = ("bos_token_id", "eos_token_id", "add_bos_token", "add_eos_token", "pre")
+    bos = source.tokenizer.bos_id
+    found = [fields[f"tokenizer.ggml.{key}"].contents() for key in keys]
+    assert found == [bos, bos, True, False, "gpt-2"]
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    assert len(kinds) == source.config.model.vocab_size
+    assert kinds[bos] == CONTROL
+    assert all(kind == UNUSED for kind in kinds[source.tokenizer.vocab_size :])

@@ -172,7 +172,7 @@ def write_file(
 
     ``named`` is what the file says it is, where that is not its `architecture`; ``more`` adds keys.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGUFWriter
 
     writer = GGUFWriter(None, named or architecture(source.config.model))
     _add_model(writer, source, file_type)
@@ -181,6 +181,12 @@ def write_file(
     add_tokenizer(writer, vocabulary(source.tokenizer, rows), source.tokenizer.bos_id)
     if more is not None:
         more(writer)
+    _write_tensors(writer, folder / FILE, entries)
+
+
+def _write_tensors(writer: GGUFWriter, file: Path, entries: Sequence[Entry]) -> None:
+    from gguf import GGMLQuantizationType
+
     for entry in entries:
         # Types that the package has no name for are numbers all the same in the file.
         kind: GGMLQuantizationType = entry.kind  # type: ignore[assignment]
@@ -188,7 +194,7 @@ def write_file(
             entry.name, entry.shape, np.dtype(np.float32), entry.size, raw_dtype=kind
         )
     try:
-        writer.write_header_to_file(folder / FILE)
+        writer.write_header_to_file(file)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for entry in entries:
@@ -307,3 +313,24 @@ def _values(file: Path, stored: Stored) -> Tensor:
     count = int(np.prod(stored.shape)) // width * size
     data = np.fromfile(file, np.uint8, count, offset=stored.start)
     return torch.from_numpy(dequantize(stored.kind, data, stored.shape))
+
+
+def write_dense(folder: Path, output: Path) -> None:
+    """The file of ``folder`` again, its blocks as the F32 values that they stand for, with which
+    llama.cpp quantizes no activations."""
+    from gguf import GGUFWriter
+
+    file = folder / FILE
+    reader, tensors = _opened(file, file.stat().st_mtime_ns)
+    named = "general.architecture"
+    writer = GGUFWriter(None, reader.fields[named].contents())
+    for key, field in reader.fields.items():
+        if key != named and not key.startswith("GGUF."):
+            kind, *inner = field.types
+            sub = inner[-1] if inner else None
+            writer.add_key_value(key, field.contents(), kind, sub_type=sub)
+    entries = [
+        dense_entry(name, found.shape, "f32", lambda found=found: _values(file, found))  # type: ignore[misc]
+        for name, found in tensors.items()
+    ]
+    _write_tensors(writer, output / FILE, entries)
