@@ -23,7 +23,8 @@ def test_a_page_has_every_setting_of_its_command(name: str) -> None:
 def test_what_a_line_says() -> None:
     """What it is, the choices or a narrow range, the default; none where one must be given."""
     lines = own_settings(GenerateConfig, "generate").splitlines()
-    assert lines[0] == "  run             the run's folder, as `questtrain train` printed it"
+    told = "the run's folder, as `questtrain train` printed it, or a packed export of it"
+    assert lines[0] == f"  run             {told}"
     assert "  max_new_tokens  tokens to add at the most   [128]" in lines
     assert "  device          what it runs on (auto, cpu, cuda or cuda:N)   [auto]" in lines
     assert "at least 1e-3 and at most 1e3, or 0" in " ".join(lines)

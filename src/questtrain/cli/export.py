@@ -42,12 +42,6 @@ class ExportConfig:
     dtype: Annotated[
         str, Choices(("f32", "f16", "bf16")), "of what is no code: embedding, norms, head"
     ]
-    storage: Annotated[
-        str | None,
-        Choices(("values", "codes")),
-        "onnx, of weights whose activations have 16 bits: values, for any program, or codes of 2 or"
-        " 4 bits, for onnxruntime and OpenVINO; null: values",
-    ]
     experimental: Annotated[bool, "allow what no program here has been seen to honour"]
     verify: Annotated[bool, "run the export in its program and compare; false: write it only"]
     runtime: Annotated[str | None, "the program that verifies; null: the format's first"]
@@ -77,7 +71,7 @@ def main(words: Sequence[str]) -> int:
         Source.open(config.run, config.step),
         config.format,
         Path(config.output).expanduser(),
-        Options(dtype=config.dtype, storage=config.storage, experimental=config.experimental),
+        Options(dtype=config.dtype, experimental=config.experimental),
         config.runtime,
         config.verify,
         str(choose_device(config.device)),

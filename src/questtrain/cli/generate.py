@@ -28,7 +28,9 @@ PACKED = {"auto": None, "true": True, "false": False}
 class GenerateConfig:
     """What is continued, how its tokens are chosen, and by what."""
 
-    run: Annotated[str, "the run's folder, as `questtrain train` printed it, or a packed export of it"]
+    run: Annotated[
+        str, "the run's folder, as `questtrain train` printed it, or a packed export of it"
+    ]
     prompt: Annotated[str, Text(empty=True, lines=True), "the text to continue"]
     max_new_tokens: Annotated[int, Interval(SIZE), "tokens to add at the most"]
     temperature: Annotated[

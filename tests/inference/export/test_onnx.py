@@ -70,7 +70,7 @@ def test_every_run_is_certified(trained, here, bits, method, runtime, tmp_path):
 def test_codes_of_weights_alone(trained, here, bits, runtime, tmp_path):
     """A weight in its bits, to the same rounding."""
     source = Source.open(trained(bits, "quest"))
-    certificate = export(source, "onnx", tmp_path / "out", Options(storage="codes"), runtime)
+    certificate = export(source, "onnx-packed", tmp_path / "out", Options(), runtime)
     assert certificate.codes_different == 0
     assert certificate.comparison.largest_logit_difference < 1e-5
     export(source, "onnx", tmp_path / "values", Options(), verify=False)
@@ -173,10 +173,9 @@ def test_a_graph_that_computes_something_else_is_no_export(trained, here, monkey
 @pytest.mark.parametrize(
     ("bits", "words", "message"),
     [
-        ("bf16", ["format=onnx", "storage=codes"], "bits=bf16 has none"),
-        ("w4a4", ["format=onnx", "storage=codes"], "bits=w4a4 has none"),
-        ("w4a4", ["format=packed", "storage=codes"], "storage=codes is for format=onnx"),
-        ("w4a4", ["format=onnx", "storage=cods"], "Did you mean 'codes'"),
+        ("bf16", ["format=onnx-packed"], "bits=bf16 has no layer"),
+        ("w4a4", ["format=onnx-packed"], "format=onnx holds it"),
+        ("w4a4", ["format=onnx-paked"], "Did you mean 'onnx-packed'"),
         ("w4a4", ["format=onnx", "runtime=onnxrutime"], "Did you mean 'onnxruntime'"),
     ],
 )

@@ -7,7 +7,6 @@ import onnxruntime
 import pytest
 import torch
 
-from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import DATA, EXTERNAL_BYTES, MODEL, Graph, read_tensor
 from questtrain.inference.export.onnx_linear import PAIR_LIMIT, LinearWriter, stored_values
 from questtrain.inference.export.source import weight_codes
@@ -82,11 +81,11 @@ def trained_layer(words):
     return layer.eval().requires_grad_(False), x
 
 
-def write_layer(layer, folder, options):
+def write_layer(layer, folder, dtype=torch.float32, packs=False):
     """The layer alone as a model."""
     graph = Graph(folder)
     x = graph.input("x", torch.float32, ("batch_size", "sequence_length", WIDTH))
-    writer = LinearWriter(graph, SimpleNamespace(linear=lambda name: layer), options)
+    writer = LinearWriter(graph, SimpleNamespace(linear=lambda name: layer), dtype, packs)
     graph.output("y", writer("layer", x), ("batch_size", "sequence_length", OUTPUTS))
     graph.save("layer", {})
     return onnx.load(folder / MODEL, load_external_data=False)
@@ -102,16 +101,16 @@ def product_of(model):
 
 
 @pytest.mark.parametrize(
-    ("words", "storage", "product"),
-    [(words, None, "MatMul") for words in VALUES]
-    + [(words, None, "MatMulInteger") for words in INTEGERS]
-    + [(words, "codes", "MatMulNBits") for words in CODES],
+    ("words", "packs", "product"),
+    [(words, False, "MatMul") for words in VALUES]
+    + [(words, False, "MatMulInteger") for words in INTEGERS]
+    + [(words, True, "MatMulNBits") for words in CODES],
 )
-def test_a_layer(words, storage, product, tmp_path):
+def test_a_layer(words, packs, product, tmp_path):
     """To the rounding of fp32, but for rows in which a code lies on a border: a few in a hundred at
     the most. The codes are the layer's own."""
     layer, x = trained_layer(words)
-    model = write_layer(layer, tmp_path, Options(storage=storage))
+    model = write_layer(layer, tmp_path, packs=packs)
     assert product_of(model) == product
     session = onnxruntime.InferenceSession(tmp_path / MODEL, providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
@@ -133,7 +132,7 @@ def test_no_sum_of_two_bytes_saturates(words, tmp_path):
     """x86 without VNNI adds pairs of unsigned times signed bytes in 16 bits: what may go beyond is
     two unsigned bytes."""
     layer, _ = trained_layer(words)
-    model = write_layer(layer, tmp_path, Options())
+    model = write_layer(layer, tmp_path)
     codes = read_tensor(model, tmp_path, "layer.codes")
     grid = layer.activation_quantizer.grid
     levels = 25 if words.startswith("fp4") else grid.levels
@@ -145,7 +144,7 @@ def test_no_sum_of_two_bytes_saturates(words, tmp_path):
 def test_large_tensors_lie_beside_the_model(tmp_path):
     """Aligned, each once, and nothing of them in the model's own file."""
     layer, _ = trained_layer("w8a8")
-    model = write_layer(layer, tmp_path, Options())
+    model = write_layer(layer, tmp_path)
     sizes = {held.name: len(held.raw_data) for held in model.graph.initializer}
     assert sizes["layer.codes"] == 0
     assert max(sizes.values()) < EXTERNAL_BYTES
@@ -163,7 +162,7 @@ def test_large_tensors_lie_beside_the_model(tmp_path):
 def test_rounded_values(tmp_path):
     """dtype=f16 stores values in fp16, and multiplies them in fp32."""
     layer, x = trained_layer("w4a16")
-    model = write_layer(layer, tmp_path, Options(dtype="f16"))
+    model = write_layer(layer, tmp_path, torch.float16)
     values, folded = stored_values(tmp_path, model, "layer")
     assert torch.equal(values, weight_codes(layer).folded().half().float())
     assert weight_codes(layer).different(values, folded) == 0

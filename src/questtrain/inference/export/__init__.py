@@ -15,6 +15,7 @@ FORMATS = {
     "gguf-packed": "GgufPackedFormat",
     "gguf-rotated": "GgufRotatedFormat",
     "onnx": "OnnxFormat",
+    "onnx-packed": "OnnxPackedFormat",
     "compressed-tensors": "CompressedTensorsFormat",
     "mlx": "MlxFormat",
 }

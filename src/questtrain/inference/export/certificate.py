@@ -64,7 +64,6 @@ class Certificate:
     checkpoint: str
     bits: str
     dtype: str
-    storage: str | None
     weights: int
     codes_different: int
     texts_compared: int | None

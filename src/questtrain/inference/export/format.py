@@ -22,14 +22,11 @@ DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 class Options:
     """What a format leaves open.
 
-    ``dtype`` is of the numbers that are no codes (`DTYPES`); ``storage`` says whether weights whose
-    activations are not quantized are ``values`` or ``codes``, in a format that has both (None: its
-    own); ``experimental`` allows files that no runtime here has been seen to honour; a file of
-    weights holds at most ``shard_bytes``.
+    ``dtype`` is of the numbers that are no codes (`DTYPES`); ``experimental`` allows files that no
+    runtime here has been seen to honour; a file of weights holds at most ``shard_bytes``.
     """
 
     dtype: str = "f32"
-    storage: str | None = None
     experimental: bool = False
     shard_bytes: int = 5 * 10**9
 

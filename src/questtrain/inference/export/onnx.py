@@ -17,7 +17,7 @@ from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.onnx_graph import MODEL, Graph
-from questtrain.inference.export.onnx_linear import stored_values, stores_codes
+from questtrain.inference.export.onnx_linear import stored_values
 from questtrain.inference.export.onnx_llama import LlamaWriter
 from questtrain.inference.export.onnx_run import OnnxModel
 from questtrain.inference.export.passages import prompts
@@ -32,7 +32,8 @@ from questtrain.store.files import write_json
 
 
 class OnnxFormat:
-    """One graph: weights as values, bytes or codes, activations quantized by plain operators."""
+    """One graph: weights as values or bytes, or where it ``packs`` as codes of fewer bits;
+    activations quantized by plain operators."""
 
     name = "onnx"
     holds = "every run; integer products where both operands are quantized"
@@ -40,21 +41,15 @@ class OnnxFormat:
         name: (name, "onnx", "tokenizers") for name in ("onnxruntime", "openvino")
     }
 
+    packs: ClassVar[bool] = False
+
     def refusal(self, source: Source, options: Options) -> str | None:
-        """Whatever is trained is values times a matrix; only codes need a layer for them."""
-        if options.storage == "codes" and not any(
-            stores_codes(source.linear(name)) for name in source.linear_names()
-        ):
-            return (
-                f"storage=codes is for layers of 16-bit activations and dense weights of at most"
-                f" 16 levels, and bits={source.config.bits} has none: leave it out, and weights are"
-                " bytes where both operands are quantized, else values."
-            )
+        """None: whatever is trained is values times a matrix."""
         return None
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
         with closing(Graph(folder)) as graph:
-            LlamaWriter(graph, source, options).write()
+            LlamaWriter(graph, source, options.torch_dtype, self.packs).write()
             graph.save(source.config.model.name, {"questtrain.bits": source.config.bits})
         write_config(source, folder)
         write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)

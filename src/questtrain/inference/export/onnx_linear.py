@@ -19,7 +19,6 @@ import onnx
 import torch
 from torch import Tensor
 
-from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import Graph, read_tensor
 from questtrain.inference.export.onnx_rows import RowQuantizers, Rows, span
 from questtrain.inference.export.source import Source, WeightCodes, weight_codes
@@ -38,10 +37,12 @@ saturate there; two unsigned bytes are multiplied in 32."""
 
 
 class LinearWriter:
-    """Writes the layers of a run into a graph, one at a time."""
+    """Writes the layers of a run into a graph, one at a time: values in ``dtype``, and codes where
+    it ``packs`` and a layer has them (`stores_codes`)."""
 
-    def __init__(self, graph: Graph, source: Source, options: Options) -> None:
-        self._graph, self._source, self._options = graph, source, options
+    def __init__(self, graph: Graph, source: Source, dtype: torch.dtype, packs: bool) -> None:
+        self._graph, self._source = graph, source
+        self._dtype, self._packs = dtype, packs
         self._rows = RowQuantizers(graph)
 
     def __call__(self, name: str, x: str) -> str:
@@ -62,10 +63,10 @@ class LinearWriter:
         if isinstance(activation, Quantizer):
             back = None if codes is not None else layer.weight_quantizer.rotation
             values = self._rows.rotated(self._rows.values(x, activation), back)
-        if codes is not None and self._options.storage == "codes" and stores_codes(layer, codes):
+        if codes is not None and self._packs and stores_codes(layer, codes):
             return self._codes(name, codes, self._rows.rotated(values, codes.rotation))
         folded = layer.weight if codes is None else codes.folded()
-        weight = folded.t().to(self._options.torch_dtype)
+        weight = folded.t().to(self._dtype)
         return self._graph.op("MatMul", values, self.float_tensor(f"{name}.weight", weight))
 
     def float_tensor(self, name: str, value: Tensor) -> str:

@@ -15,7 +15,6 @@ import torch
 from onnx import TensorProto
 
 from questtrain.config import head_dim, num_kv_heads
-from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import Graph
 from questtrain.inference.export.onnx_linear import LinearWriter
 from questtrain.inference.export.source import Source
@@ -33,13 +32,14 @@ Pair = tuple[str, str]
 
 
 class LlamaWriter:
-    """Writes the model of a run, block by block."""
+    """Writes the model of a run, block by block. Embedding, head and values are stored in
+    ``dtype``; what ``packs`` says is `LinearWriter`'s."""
 
-    def __init__(self, graph: Graph, source: Source, options: Options) -> None:
+    def __init__(self, graph: Graph, source: Source, dtype: torch.dtype, packs: bool) -> None:
         self._graph, self._source = graph, source
         self._config = source.config.model
-        self._dtype = options.torch_dtype
-        self._linear = LinearWriter(graph, source, options)
+        self._dtype = dtype
+        self._linear = LinearWriter(graph, source, dtype, packs)
         self._heads, self._kv_heads = self._config.num_heads, num_kv_heads(self._config)
         self._width = head_dim(self._config)
 

@@ -48,10 +48,6 @@ def export(
     runtime = _runtime(form, runtime)
     if verify and runtime is not None:
         require(form, runtime, device)
-    if options.storage is not None and name != "onnx":
-        raise UserError(
-            f"storage={options.storage} is for format=onnx: format={name} has one form."
-        )
     if output.exists():
         raise UserError(f"output={output} exists already: choose another folder or remove it.")
     if (reason := form.refusal(source, options)) is not None:
@@ -95,7 +91,7 @@ def verify_export(
     source = Source.open(run, before.step)
     if source.weights_sha256() != before.checkpoint:
         raise UserError(f"{folder} was made of another run than run={run}: {before.run}.")
-    options = Options(dtype=before.dtype, storage=before.storage, experimental=True)
+    options = Options(dtype=before.dtype, experimental=True)
     return certify(form, source, folder, options, runtime, device)
 
 
@@ -129,7 +125,6 @@ def certify(
         checkpoint=source.weights_sha256(),
         bits=source.config.bits,
         dtype=options.dtype,
-        storage=options.storage,
         weights=weights,
         codes_different=different,
         texts_compared=texts,
