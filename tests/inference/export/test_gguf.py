@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from questtrain.errors import UserError
 from questtrain.inference.export import export_format, gguf_file, write
@@ -28,6 +29,7 @@ def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "ask", ask_here)
 
 
+@torch.no_grad()
 def ask_here(
     form: Any, folder: Path, runtime: str, prompts: Any, device: str, texts: Sequence[str] = ()
 ) -> Answer:
@@ -167,6 +169,16 @@ def test_units_under_fp16s_normal_numbers(trained: Trained, tmp_path: Path) -> N
 def test_eight_centred_bits_have_no_type(trained: Trained, tmp_path: Path) -> None:
     run = trained("w8a16", "quest-noht")
     assert "no block format" in refused(run, "gguf-packed", tmp_path / "export")
+
+
+def test_transformers_reads_the_file(trained: Trained, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    source, output = Source.open(trained("w4a16")), tmp_path / "export"
+    certificate = export(source, "gguf", output, Options(), "transformers")
+    assert certificate is not None
+    assert certificate.texts_compared
+    assert certificate.comparison is not None
+    assert certificate.comparison.largest_logit_difference < 2e-5
 
 
 def test_the_weights_part_of_a_packed_files_error(trained: Trained, tmp_path: Path) -> None:
