@@ -25,11 +25,17 @@ class Estimator(Hashable, Protocol):
         """``values`` with this estimator's backward; scale ``[..., 1]`` or a learned ``[1]``."""
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces. torch 2.11 says so in all that torch.compile traces, too, where
+    gradients would be lost."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def has_backward() -> bool:
     """Whether what is computed now can get a gradient. Not what torch.export makes: its graph is
     for use, and with a part that nothing reads, as masks would be there, torch 2.13 cannot load it
     from a file."""
-    return torch.is_grad_enabled() and not torch.compiler.is_exporting()
+    return torch.is_grad_enabled() and not is_exporting()
 
 
 class _Trust:

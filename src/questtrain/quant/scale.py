@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from questtrain.errors import UserError
 from questtrain.kernels.extension import never_compiled
 from questtrain.kernels.ops.quantize import row_rms
-from questtrain.quant.estimator import has_backward
+from questtrain.quant.estimator import has_backward, is_exporting
 
 TINY = 1e-30
 """Smallest rms: an all-zero row quantizes to finite values. Power-of-two scaling is exact where
@@ -101,7 +101,7 @@ class LearnedScalar(nn.Module):
         """The number in x's dtype; its gradient is scaled as in LSQ if ``gradient_levels`` is
         given: by 1/√(numel·levels)."""
         if not self._known_initialised:
-            if torch.compiler.is_exporting():
+            if is_exporting():
                 raise UserError(
                     "a learned scale has not started yet: call the model once on some data before"
                     " torch.export."
