@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from questtrain.errors import UserError
-from questtrain.store.tensor_files import INDEX, Planned, StoredTensors, TensorFiles
+from questtrain.store.tensor_files import INDEX, Planned, TensorFiles
+from questtrain.store.weight_files import WeightFiles
 
 TENSORS = {
     "codes": torch.arange(13, dtype=torch.uint8),
@@ -30,7 +31,7 @@ def test_one_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     found = load_file(tmp_path / "model.safetensors")
     assert found.keys() == TENSORS.keys()
-    stored = StoredTensors(tmp_path)
+    stored = WeightFiles.of(tmp_path)
     assert stored.files == ["model.safetensors"]
     for name, tensor in TENSORS.items():
         assert torch.equal(found[name], tensor)
@@ -49,7 +50,7 @@ def test_parts_and_their_index(tmp_path):
         "none": "model-00003-of-00003.safetensors",
         "flag": "model-00003-of-00003.safetensors",
     }
-    stored = StoredTensors(tmp_path)
+    stored = WeightFiles.of(tmp_path)
     assert len(stored.files) == 4
     for name, file in index["weight_map"].items():
         assert torch.equal(load_file(tmp_path / file)[name], TENSORS[name])
@@ -71,7 +72,7 @@ def test_what_was_planned_must_be_written(tmp_path):
 
 def test_damage_is_named(tmp_path):
     write(tmp_path, 20)
-    stored = StoredTensors(tmp_path)
+    stored = WeightFiles.of(tmp_path)
     with pytest.raises(UserError, match="it holds no bias"):
         stored.read("bias", Planned(torch.float32, (1,)))
     with pytest.raises(UserError, match=r"weight is torch.float32 \(3, 5\), not"):

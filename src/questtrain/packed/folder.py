@@ -18,7 +18,8 @@ from questtrain.packed.manifest import MANIFEST, Manifest, read_manifest
 from questtrain.quant import QuantLinear
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer
 from questtrain.quant.stored_weight import StoredQuantizer, StoredWeight
-from questtrain.store.tensor_files import Planned, StoredTensors
+from questtrain.store.tensor_files import Planned
+from questtrain.store.weight_files import WeightFiles
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 _STATE = ("weight_quantizer.", "activation_quantizer.")
@@ -106,8 +107,8 @@ class PackedFolder:
         return Skeleton(self.config)
 
     @cached_property
-    def _stored(self) -> StoredTensors:
-        return StoredTensors(self.folder)
+    def _stored(self) -> WeightFiles:
+        return WeightFiles.of(self.folder)
 
     @property
     def tokenizer(self) -> Tokenizer:

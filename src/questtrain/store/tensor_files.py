@@ -9,21 +9,19 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from questtrain.errors import UserError
 from questtrain.store.files import write_json
-from questtrain.store.json_file import Count, read_json
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+METADATA = {"format": "pt", "producer": "questtrain"}
+"""What the header of a file for torch says."""
 
 _NAMES = {
     torch.float32: "F32",
@@ -61,7 +59,7 @@ class TensorFiles:
         folder: Path,
         planned: Mapping[str, Planned],
         shard_bytes: int,
-        metadata: Mapping[str, str],
+        metadata: Mapping[str, str] = METADATA,
     ) -> None:
         self._planned = planned
         parts = _parts(planned, shard_bytes)
@@ -123,65 +121,6 @@ class TensorFiles:
             raise ValueError(f"{next(iter(self._places))} was planned and not written")
 
 
-@dataclass(frozen=True)
-class StoredTensors:
-    """The tensors of such a folder, read one at a time."""
-
-    folder: Path
-
-    @cached_property
-    def files(self) -> list[str]:
-        """The parts' names, and the index' where there is one."""
-        if (self.folder / INDEX).exists():
-            return [INDEX, *sorted(set(self._file_of.values()))]
-        return _part_names(1)
-
-    @cached_property
-    def _file_of(self) -> dict[str, str]:
-        if (self.folder / INDEX).exists():
-            return read_json(self.folder / INDEX, _Index).weight_map
-        file = _part_names(1)[0]
-        with _opened(self.folder / file) as tensors:
-            return dict.fromkeys(tensors.keys(), file)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
-    def read(self, name: str, planned: Planned) -> Tensor:
-        """One tensor; UserError where there is none of that dtype and shape."""
-        if name not in self._file_of:
-            raise UserError(f"{self.folder} is damaged: it holds no {name}.")
-        with _opened(self.folder / self._file_of[name]) as tensors:
-            if name not in tensors.keys():  # noqa: SIM118  (it is no mapping)
-                raise UserError(f"{self.folder} is damaged: {self._file_of[name]} has no {name}.")
-            tensor: Tensor = tensors.get_tensor(name)
-        found = Planned(tensor.dtype, tuple(tensor.shape))
-        if found != planned:
-            raise UserError(
-                f"{self.folder} is damaged: {name} is {found.dtype} {found.shape}, not"
-                f" {planned.dtype} {planned.shape}."
-            )
-        return tensor
-
-
-@dataclass(frozen=True)
-class _Totals:
-    total_size: Count
-
-
-@dataclass(frozen=True)
-class _Index:
-    metadata: _Totals
-    weight_map: dict[str, str] = field(default_factory=dict)
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, "pt")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged: {error}.") from error
-
-
 def _parts(planned: Mapping[str, Planned], shard_bytes: int) -> list[list[str]]:
     """Names in their order, cut where a part would be too large."""
     parts: list[list[str]] = [[]]
@@ -197,5 +136,5 @@ def _parts(planned: Mapping[str, Planned], shard_bytes: int) -> list[list[str]]:
 
 def _part_names(count: int) -> list[str]:
     if count == 1:
-        return ["model.safetensors"]
+        return [SINGLE]
     return [f"model-{place:05}-of-{count:05}.safetensors" for place in range(1, count + 1)]

@@ -1,5 +1,6 @@
-"""The safetensors files of a folder as Hugging Face writes it: ``model.safetensors``, or shards
-that ``model.safetensors.index.json`` lists. Only headers are read until a tensor is asked for."""
+"""The safetensors files of a folder, read: ``model.safetensors``, or shards that
+``model.safetensors.index.json`` lists, as Hugging Face writes them and `TensorFiles` does. Only
+headers are read until a tensor is asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ from torch import Tensor
 from questtrain.errors import UserError
 from questtrain.store.files import sha256_of
 from questtrain.store.json_file import read_json
+from questtrain.store.tensor_files import INDEX, SINGLE, Planned
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack")
 
 
@@ -50,6 +51,32 @@ class WeightFiles:
         for file_name, listed in names.items():
             _check_shard(folder, file_name, listed)
         return cls(folder, {file: tuple(listed) for file, listed in sorted(names.items())})
+
+    @property
+    def files(self) -> list[str]:
+        """The files' names, and the index' where there is one."""
+        return [*self.names] if SINGLE in self.names else [INDEX, *self.names]
+
+    @cached_property
+    def _file_of(self) -> dict[str, str]:
+        return {name: file for file, names in self.names.items() for name in names}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, name: str, planned: Planned) -> Tensor:
+        """One tensor; UserError where there is none of that dtype and shape."""
+        if name not in self:
+            raise UserError(f"{self.folder} is damaged: it holds no {name}.")
+        with _opened(self.folder / self._file_of[name]) as file:
+            tensor: Tensor = file.get_tensor(name)
+        found = Planned(tensor.dtype, tuple(tensor.shape))
+        if found != planned:
+            raise UserError(
+                f"{self.folder} is damaged: {name} is {found.dtype} {found.shape}, not"
+                f" {planned.dtype} {planned.shape}."
+            )
+        return tensor
 
     def sha256(self) -> str:
         """Of the one file; of several, of their names and hashes, a line each."""

@@ -22,7 +22,7 @@ from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.generate import generate_tokens
 from questtrain.inference.load import load_run
-from questtrain.store.tensor_files import StoredTensors
+from questtrain.store.weight_files import WeightFiles
 from tests.data import tokenizers
 from tests.inference.export.conftest import MATRIX
 
@@ -162,7 +162,7 @@ def test_saved_and_loaded_again(exported: Exported, tmp_path: Path, bits: str, m
 
 def test_it_holds_its_weights_packed(trained: Trained, exported: Exported) -> None:
     """Codes of 4 bits in 4: linears of a byte for two weights, and little else."""
-    source, files = Source.open(trained("w4a4")), StoredTensors(exported("w4a4"))
+    source, files = Source.open(trained("w4a4")), WeightFiles.of(exported("w4a4"))
     weights = sum(source.codes(name).codes.numel() for name in source.linear_names())
     size = sum((exported("w4a4") / name).stat().st_size for name in files.files)
     rest = sum(4 * source.tensor(name).numel() for name in source.tensor_names())

@@ -38,9 +38,8 @@ from questtrain.inference.export.weight_only import (
 from questtrain.model.huggingface import hf_names
 from questtrain.quant.dense_codes import pack_codes, unpack_codes
 from questtrain.quant.quantizer import Quantizer
-from questtrain.store.tensor_files import Planned, StoredTensors
+from questtrain.store.tensor_files import Planned
 
-METADATA = {"format": "pt", "producer": "questtrain"}
 CONTAINERS = (4, 8)
 """Bits of a code."""
 
@@ -87,7 +86,7 @@ class CompressedTensorsFormat:
         bits = bits_for(coded_layers(source))
         layout = partial(planned_weight, source, bits=bits, dtype=options.torch_dtype)
         packed = partial(packed_weight, bits=bits, dtype=options.torch_dtype)
-        write_weights(source, folder, options, layout, packed, METADATA)
+        write_weights(source, folder, options, layout, packed)
         loading = LOADING.replace("TOKENIZER", tokenizer_class(source.config.model))
         write_rest(source, folder, options, quantization(source, bits), loading)
 
@@ -193,7 +192,8 @@ def packed_weight(codes: WeightCodes, bits: int, dtype: torch.dtype) -> dict[str
 
 def values(folder: Path, name: str) -> Tensor:
     """What the folder holds of one of our layers, fp32 ``[N, K]``."""
-    written, tensors = HuggingFaceFolder(folder), StoredTensors(folder)
+    written = HuggingFaceFolder(folder)
+    tensors = written.tensors
     weight = hf_names(written.model)[f"{name}.weight"]
     rows, columns = written.shape(name)
     if within(weight, "weight_packed") not in tensors:

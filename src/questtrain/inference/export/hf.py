@@ -26,8 +26,6 @@ from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.store.files import write_json
 from questtrain.store.tensor_files import Planned, TensorFiles
 
-METADATA = {"format": "pt", "producer": "questtrain"}
-
 PLAIN = {
     "f32": Bound(largest=1e-3, median=1e-4, argmax=0.995),
     "f16": Bound(largest=0.1, median=1e-2, argmax=0.98),
@@ -158,7 +156,7 @@ def write_plain(source: Source, folder: Path, options: Options) -> None:
     dtype, names = options.torch_dtype, hf_names(source.config.model)
     planned = {names[name]: Planned(dtype, source.shape(name)) for name in names}
     linears = {f"{name}.weight": name for name in source.linear_names()}
-    with TensorFiles(folder, planned, options.shard_bytes, METADATA) as files:
+    with TensorFiles(folder, planned, options.shard_bytes) as files:
         for name, theirs in names.items():
             ours = linears.get(name)
             values = source.tensor(name) if ours is None else source.folded(ours)
@@ -179,7 +177,7 @@ def write_codes(source: Source, folder: Path, options: Options) -> None:
     for name, theirs in layers.items():
         parts = planned_layer(source.meta_linear(name), dtype)
         planned |= {f"{theirs}.{key}": each for key, each in parts.items()}
-    with TensorFiles(folder, planned, options.shard_bytes, METADATA) as files:
+    with TensorFiles(folder, planned, options.shard_bytes) as files:
         for name, theirs in rest.items():
             files.write(theirs, source.tensor(name).to(dtype))
         for name, theirs in layers.items():

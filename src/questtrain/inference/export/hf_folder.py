@@ -17,7 +17,8 @@ from questtrain.model.huggingface import hf_names, model_config_of
 from questtrain.quant import QuantLinear
 from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.quant.method import method_config
-from questtrain.store.tensor_files import Planned, StoredTensors
+from questtrain.store.tensor_files import Planned
+from questtrain.store.weight_files import WeightFiles
 
 CONFIG = "config.json"
 FLOATS = ("layer.weight", "layer.bias")
@@ -64,8 +65,8 @@ class HuggingFaceFolder:
             return QuantLinear(columns, rows, bias, settings.bits, settings.quant)
 
     @cached_property
-    def _tensors(self) -> StoredTensors:
-        return StoredTensors(self.folder)
+    def tensors(self) -> WeightFiles:
+        return WeightFiles.of(self.folder)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,9 +86,9 @@ class HuggingFaceFolder:
         linear = self._linear(name)
         if self.settings is None or layer in self.settings.skipped:
             planned = Planned(self.dtype, tuple(linear.weight.shape))
-            return self._tensors.read(weight, planned).float(), True
+            return self.tensors.read(weight, planned).float(), True
         parts = planned_layer(linear, self.dtype)
         guarded = GuardedLinear.empty(linear).to_empty(device="cpu")
-        state = {key: self._tensors.read(f"{layer}.{key}", each) for key, each in parts.items()}
+        state = {key: self.tensors.read(f"{layer}.{key}", each) for key, each in parts.items()}
         guarded.load_state_dict(state)
         return guarded.values().float(), False

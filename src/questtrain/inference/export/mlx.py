@@ -35,7 +35,7 @@ from questtrain.inference.export.weight_only import (
 from questtrain.model.huggingface import hf_names
 from questtrain.quant.dense_codes import pack_codes, unpack_codes
 from questtrain.quant.grid import UniformGrid
-from questtrain.store.tensor_files import Planned, StoredTensors
+from questtrain.store.tensor_files import Planned
 
 METADATA = {"format": "mlx", "producer": "questtrain"}
 BITS = (1, 2, 3, 4, 5, 6, 8)
@@ -219,7 +219,8 @@ def packed_weight(codes: WeightCodes, kind: Container, dtype: torch.dtype) -> di
 
 def values(folder: Path, name: str) -> Tensor:
     """What the folder holds of one of our layers, fp32 ``[N, K]``."""
-    written, tensors = HuggingFaceFolder(folder), StoredTensors(folder)
+    written = HuggingFaceFolder(folder)
+    tensors = written.tensors
     weight = hf_names(written.model)[f"{name}.weight"]
     rows, columns = written.shape(name)
     if within(weight, "scales") not in tensors:

@@ -16,7 +16,8 @@ from questtrain.inference.export.source import Source
 from questtrain.inference.load import load
 from questtrain.packed import Manifest, PackedFolder, Skeleton
 from questtrain.quant.quantizer import Quantizer
-from questtrain.store.tensor_files import StoredTensors, TensorFiles
+from questtrain.store.tensor_files import TensorFiles
+from questtrain.store.weight_files import WeightFiles
 
 LOADING = """questtrain loads it, on CPUs and GPUs, and needs no run:
 
@@ -27,8 +28,6 @@ model = questtrain.load("FOLDER")  # token ids [batch, length] → logits [batch
 ```
 
 or `questtrain generate run=FOLDER prompt="Once upon a time"`."""
-
-METADATA = {"format": "pt", "producer": "questtrain"}
 
 ROUNDED = {"f16": Bound(None, 0.02, 0.95), "bf16": Bound(None, 0.2, 0.8)}
 """Where what is no code is rounded, and how it shows depends on the model: bf16 keeps 8 bits of an
@@ -51,7 +50,7 @@ class PackedFormat:
     def write(self, source: Source, folder: Path, options: Options) -> None:
         skeleton, dtype = Skeleton(source.config), options.torch_dtype
         planned = skeleton.planned(dtype)
-        with TensorFiles(folder, planned, options.shard_bytes, METADATA) as files:
+        with TensorFiles(folder, planned, options.shard_bytes) as files:
             for name, each in skeleton.tensors(dtype).items():
                 files.write(name, source.tensor(name).to(each.dtype))
             for layer, stored in skeleton.weights.items():
@@ -70,7 +69,7 @@ class PackedFormat:
             options.dtype,
             tokenizer.path.name,
             tokenizer.bos_id,
-            [*StoredTensors(folder).files, tokenizer.path.name],
+            [*WeightFiles.of(folder).files, tokenizer.path.name],
         ).write(folder)
         write_card(source, folder, LOADING)
 

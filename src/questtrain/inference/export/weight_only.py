@@ -20,7 +20,7 @@ from questtrain.quant.grid import E2M1Grid, Grid, UniformGrid
 from questtrain.quant.packing import rotation_block
 from questtrain.quant.quantizer import Quantizer
 from questtrain.store.files import write_json
-from questtrain.store.tensor_files import Planned, TensorFiles
+from questtrain.store.tensor_files import METADATA, Planned, TensorFiles
 
 CONFIG = "config.json"
 
@@ -101,7 +101,7 @@ def write_weights(
     options: Options,
     layout: Layout,
     packed: Packed,
-    metadata: Mapping[str, str],
+    metadata: Mapping[str, str] = METADATA,
 ) -> None:
     """Safetensors under Hugging Face's names, a tensor at a time: of the layers that are quantized
     what ``packed`` makes of their codes, everything else in the options' dtype."""
