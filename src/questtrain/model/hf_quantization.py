@@ -6,13 +6,12 @@ are not, by Hugging Face's names: the head, and those that ``quant.skip`` named.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from questtrain.config import ModelConfig, QuantConfig, is_skipped
-from questtrain.config.loading import config_from_mapping
+from questtrain.config.json_form import config_from_json, json_form
 from questtrain.errors import UserError
 from questtrain.model.huggingface import hf_names
 from questtrain.version import __version__
@@ -20,8 +19,6 @@ from questtrain.version import __version__
 METHOD = "questtrain"
 VERSION = 1
 """Of the layers' tensors: raised where an older questtrain would read them wrongly."""
-
-_INFINITE = {math.inf: "inf"}  # JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -40,16 +37,12 @@ def quantization_config(model: ModelConfig, bits: str, quant: QuantConfig) -> di
         for ours, theirs in hf_names(model).items()
         if ours.endswith("_proj.weight") and is_skipped(ours.removesuffix(".weight"), quant.skip)
     ]
-    settings = {
-        key: _INFINITE.get(value, value) if isinstance(value, float) else value
-        for key, value in asdict(quant).items()
-    }
     return {
         "quant_method": METHOD,
         "version": VERSION,
         "questtrain_version": __version__,
         "bits": bits,
-        "quant": settings,
+        "quant": json_form(quant),
         "modules_to_not_convert": ["lm_head", *skipped],
     }
 
@@ -63,10 +56,5 @@ def layer_settings(given: Mapping[str, Any]) -> LayerSettings:
             f" reads version {VERSION}; the folder was written by"
             f" {given.get('questtrain_version')}."
         )
-    restored = {text: number for number, text in _INFINITE.items()}
-    settings = {
-        key: restored.get(value, value) if isinstance(value, str) else value
-        for key, value in given["quant"].items()
-    }
-    quant = config_from_mapping(QuantConfig, settings)
+    quant = config_from_json(QuantConfig, given["quant"])
     return LayerSettings(given["bits"], quant, frozenset(given["modules_to_not_convert"]))

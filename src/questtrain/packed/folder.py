@@ -22,6 +22,8 @@ from questtrain.store.tensor_files import Planned
 from questtrain.store.weight_files import WeightFiles
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+"""Of the numbers that are no codes, by the names that exports call them."""
+
 _STATE = ("weight_quantizer.", "activation_quantizer.")
 
 

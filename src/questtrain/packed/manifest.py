@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from questtrain.config import TrainConfig
-from questtrain.config.loading import config_from_mapping
+from questtrain.config.json_form import config_from_json, json_form
 from questtrain.errors import UserError
 from questtrain.store.files import sha256_of, write_json
 from questtrain.store.json_file import Count, read_json
@@ -20,7 +19,6 @@ VERSION = 1
 """Of the folder's layout: raised where an older questtrain would read a newer folder wrongly."""
 
 REMEDY = "Export the run again."
-_INFINITE = {math.inf: "inf", -math.inf: "-inf"}  # JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Manifest:
     ) -> Manifest:
         """Of a folder whose ``files`` are written."""
         checksums = {name: sha256_of(folder / name) for name in files}
-        mapping = _finite(asdict(config))
+        mapping = json_form(config)
         return cls(
             FORMAT, VERSION, __version__, step, dtype, tokenizer, bos_id, mapping, record, checksums
         )
@@ -65,7 +63,7 @@ class Manifest:
     def train_config(self, folder: Path) -> TrainConfig:
         """The run's config; UserError where it is none of this version's."""
         try:
-            return config_from_mapping(TrainConfig, _from_json(self.config))
+            return config_from_json(TrainConfig, self.config)
         except UserError as error:
             raise UserError(f"{folder / MANIFEST}: config: {error}") from error
 
@@ -104,18 +102,3 @@ class _Head:
     format: str
     version: Count
     questtrain_version: str
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return _INFINITE.get(value, value) if isinstance(value, float) else value
-
-
-def _from_json(value: Any) -> Any:
-    """What `_finite` was given. A name that reads "inf" becomes a number here and text again where
-    the config asks for text."""
-    if isinstance(value, dict):
-        return {key: _from_json(each) for key, each in value.items()}
-    infinite = value in _INFINITE.values() if isinstance(value, str) else False
-    return float(value) if infinite else value

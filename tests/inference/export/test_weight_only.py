@@ -14,11 +14,11 @@ from questtrain.errors import UserError
 from questtrain.inference.export import write
 from questtrain.inference.export.compressed_tensors import CompressedTensorsFormat
 from questtrain.inference.export.format import Options
+from questtrain.inference.export.integers import integers
 from questtrain.inference.export.mlx import MlxFormat
 from questtrain.inference.export.passages import prompts
 from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
-from questtrain.inference.export.weight_only import integers
 from tests.inference.export.conftest import MATRIX
 from tests.inference.export.test_packed import FAMILY, in_format
 

@@ -16,23 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.card import write_card
+from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.hf import (
-    PLAIN,
     HuggingFaceFormat,
     tokenizer_class,
     tokenizer_class_limits,
 )
-from questtrain.inference.export.hf_folder import HuggingFaceFolder
+from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
+from questtrain.inference.export.integers import coded_layers, integers, reach
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
+from questtrain.inference.export.transformers_run import causal_lm_logits
 from questtrain.inference.export.weight_only import (
-    coded_layers,
-    integers,
-    reach,
     why_not,
     within,
-    write_rest,
     write_weights,
 )
 from questtrain.model.huggingface import hf_names
@@ -87,8 +85,10 @@ class CompressedTensorsFormat:
         layout = partial(planned_weight, source, bits=bits, dtype=options.torch_dtype)
         packed = partial(packed_weight, bits=bits, dtype=options.torch_dtype)
         write_weights(source, folder, options, layout, packed)
-        loading = LOADING.replace("TOKENIZER", tokenizer_class(source.config.model))
-        write_rest(source, folder, options, quantization(source, bits), loading)
+        write_settings(source, folder, options, quantization(source, bits))
+        write_card(
+            source, folder, LOADING.replace("TOKENIZER", tokenizer_class(source.config.model))
+        )
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return values(folder, name), True
@@ -112,13 +112,7 @@ class CompressedTensorsFormat:
     def logits(
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager", device_map=device
-        )
-        for prompt in prompts:
-            yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
+        return causal_lm_logits(folder, prompts, device_map=device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
         """What the tokenizer makes of every text, BOS included, as format=hf's."""

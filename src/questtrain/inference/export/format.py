@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from questtrain.inference.export.source import Source
-
-DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+from questtrain.packed import DTYPES
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,15 @@ class Bound:
     largest: float | None
     median: float | None
     argmax: float
+
+
+PLAIN = {
+    "f32": Bound(largest=1e-3, median=1e-4, argmax=0.995),
+    "f16": Bound(largest=0.1, median=1e-2, argmax=0.98),
+    "bf16": Bound(largest=0.5, median=5e-2, argmax=0.95),
+}
+"""Of a runtime that computes a plain Llama, by the dtype of its numbers: in f32 sums are rounded in
+another order, in 16 bits everything is, activations too."""
 
 
 class ExportFormat(Protocol):

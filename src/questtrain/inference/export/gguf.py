@@ -11,7 +11,7 @@ from torch import Tensor
 
 from questtrain.inference.export import gguf_tokenizer
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.gguf_file import (
     DENSE,
     FILE,
@@ -25,13 +25,7 @@ from questtrain.inference.export.gguf_file import (
     write_file,
 )
 from questtrain.inference.export.source import Source
-
-BOUNDS = {
-    "f32": Bound(largest=1e-3, median=1e-4, argmax=0.995),
-    "f16": Bound(largest=0.1, median=1e-2, argmax=0.98),
-    "bf16": Bound(largest=0.5, median=5e-2, argmax=0.95),
-}
-"""In F32 nothing is rounded but sums; in 16 bits llama.cpp rounds the activations too."""
+from questtrain.inference.export.transformers_run import causal_lm_logits
 
 LLAMA_CPP = ("xllamacpp", "gguf")
 LOADING = """llama.cpp and programs built on it load `model.gguf`:
@@ -69,7 +63,7 @@ class GgufFormat:
         return False
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return BOUNDS[options.dtype]
+        return PLAIN[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         return [*context_limits(source), *precision_limits(options.dtype)]
@@ -141,13 +135,7 @@ def run(folder: Path, runtime: str, prompts: Sequence[Tensor]) -> Iterator[Tenso
         model = LlamaCpp(folder / FILE, max(map(len, prompts)))
         yield from map(model.logits, prompts)
         return
-    from transformers import AutoModelForCausalLM
-
-    loaded = AutoModelForCausalLM.from_pretrained(
-        folder, gguf_file=FILE, dtype=torch.float32, attn_implementation="eager"
-    )
-    for prompt in prompts:
-        yield loaded(prompt.unsqueeze(0), use_cache=False).logits[0]
+    yield from causal_lm_logits(folder, prompts, gguf_file=FILE, dtype=torch.float32)
 
 
 def encode(folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -37,8 +37,13 @@ from questtrain.inference.export.gguf_file import (
     write_dense,
     write_file,
 )
+from questtrain.inference.export.integers import (
+    coded_layers,
+    integers,
+    possible_integers,
+    units,
+)
 from questtrain.inference.export.source import Source, WeightCodes
-from questtrain.quant.grid import Grid, UniformGrid
 from questtrain.quant.quantizer import Quantizer
 from questtrain.quant.rotation import NoRotation
 
@@ -118,7 +123,7 @@ def bits_refusal(source: Source) -> str | None:
 
 def rotation_refusal(source: Source) -> str | None:
     """Rotated codes mean nothing to a program that does not rotate the activations."""
-    for name, quantizer in quantizers(source):
+    for name, quantizer in coded_layers(source).items():
         if not isinstance(quantizer.rotation, NoRotation):
             return (
                 f"the codes of {name} are of weights that a Hadamard transform has rotated, and"
@@ -131,9 +136,9 @@ def rotation_refusal(source: Source) -> str | None:
 
 def block_refusal(source: Source) -> str | None:
     """Some type must have the integers and divide the width."""
-    for name, quantizer in quantizers(source):
+    for name, quantizer in coded_layers(source).items():
         if block_type(source, name) is None:
-            columns, values = scale_columns(source, name), sorted(integers_of(quantizer))
+            columns, values = scale_columns(source, name), sorted(possible_integers(quantizer))
             return (
                 f"no block format of llama.cpp holds the {len(values)} values {values[0]} …"
                 f" {values[-1]} of {name} in blocks of {columns} weights: format=gguf holds them"
@@ -142,41 +147,11 @@ def block_refusal(source: Source) -> str | None:
     return None
 
 
-def quantizers(source: Source) -> Iterator[tuple[str, Quantizer]]:
-    """What quantizes the weight of each layer that has codes."""
-    for name in source.linear_names():
-        quantizer = source.meta_linear(name).weight_quantizer
-        if isinstance(quantizer, Quantizer):
-            yield name, quantizer
-
-
-def integers_of(quantizer: Quantizer) -> frozenset[int]:
-    """All integers v that a layer's values may be multiples of: value = v · `units`."""
-    grid = quantizer.grid
-    levels = grid.levels if isinstance(grid, UniformGrid) else 16
-    every = _integers(grid, torch.arange(levels))
-    return frozenset(every.tolist()) | (frozenset() if quantizer.sparsity is None else {0})
-
-
-def _integers(grid: Grid, codes: Tensor) -> Tensor:
-    """int16, of codes."""
-    outermost = torch.tensor(_outermost(grid))
-    return grid.decode(codes.float(), outermost).round().to(torch.int16)
-
-
-def _outermost(grid: Grid) -> float:
-    """The integer of the outermost level: of a grid with a zero its steps, of a centred one its
-    half steps, of FP4 the halves."""
-    if isinstance(grid, UniformGrid) and grid.levels % 2 == 0:
-        return float(grid.levels - 1)
-    return grid.half_width if isinstance(grid, UniformGrid) else 2 * grid.half_width
-
-
 def block_type(source: Source, name: str) -> BlockType | None:
     """The blocks of a quantized layer."""
     layer = source.meta_linear(name)
     assert isinstance(layer.weight_quantizer, Quantizer)
-    return narrowest(integers_of(layer.weight_quantizer), scale_columns(source, name))
+    return narrowest(possible_integers(layer.weight_quantizer), scale_columns(source, name))
 
 
 def scale_columns(source: Source, name: str) -> int:
@@ -187,7 +162,7 @@ def scale_columns(source: Source, name: str) -> int:
 
 def file_type(source: Source) -> int:
     """general.file_type: what most layers are."""
-    found = Counter(block_type(source, name) for name, _ in quantizers(source))
+    found = Counter(block_type(source, name) for name in coded_layers(source))
     most = found.most_common(1)[0][0]
     assert most is not None  # refused
     return most.file_type
@@ -221,21 +196,11 @@ def linears(source: Source, dtype: str) -> Iterator[Entry]:
 def _blocks(source: Source, name: str, kind: BlockType) -> np.ndarray:
     codes = source.codes(name)
     assert codes is not None
-    integers = _integers(codes.grid, codes.codes)
-    if codes.kept is not None:
-        integers = integers * codes.kept
-    halves = (units(codes) / tensor_scale(codes)).half()
+    values, found = integers(codes)
+    halves = (found / tensor_scale(codes)).half()
     # A row's units go where its row goes.
-    ordered = (in_file_order(source, name, rows) for rows in (integers, halves))
+    ordered = (in_file_order(source, name, rows) for rows in (values, halves))
     return kind.blocks(*(rows.contiguous().numpy() for rows in ordered))
-
-
-def units(codes: WeightCodes) -> Tensor:
-    """fp32 ``[N, G]``, a number for each of G groups of a row: what its integers are multiples
-    of."""
-    groups = codes.half_widths.shape[-1]
-    found = codes.half_widths.float().reshape(-1, groups) / _outermost(codes.grid)
-    return found.expand(len(codes.codes), groups)
 
 
 def tensor_scale(codes: WeightCodes) -> float:
@@ -253,7 +218,7 @@ def tensor_scale(codes: WeightCodes) -> float:
 def scale_limits(source: Source) -> list[str]:
     """How exact the scales are."""
     worst, scaled = 0.0, 0
-    for name, _ in quantizers(source):
+    for name in coded_layers(source):
         codes = source.codes(name)
         assert codes is not None
         scale, found = tensor_scale(codes), units(codes)

@@ -31,9 +31,9 @@ from questtrain.inference.export.gguf_packed import (
     block_refusal,
     file_type,
     linears,
-    quantizers,
     scale_limits,
 )
+from questtrain.inference.export.integers import coded_layers
 from questtrain.inference.export.source import Source
 from questtrain.quant.packing import rotation_block
 
@@ -105,7 +105,8 @@ class GgufRotatedFormat:
 
 def rotation_blocks(source: Source) -> dict[str, int]:
     """The layers that have codes, and in what blocks their weights are rotated: 1 for not."""
-    return {name: rotation_block(q.rotation) or 1 for name, q in quantizers(source)}
+    layers = coded_layers(source).items()
+    return {name: rotation_block(quantizer.rotation) or 1 for name, quantizer in layers}
 
 
 def one_block_refusal(source: Source) -> str | None:

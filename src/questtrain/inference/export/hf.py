@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,22 +17,19 @@ from torch import Tensor
 from questtrain.config import ModelConfig, is_skipped
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
-from questtrain.inference.export.hf_folder import CONFIG, HuggingFaceFolder, planned_layer
+from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.hf_folder import (
+    HuggingFaceFolder,
+    planned_layer,
+    write_settings,
+)
 from questtrain.inference.export.source import Source
-from questtrain.inference.export.tokenizer_files import tokenizer_limits, write_tokenizer_files
+from questtrain.inference.export.tokenizer_files import tokenizer_limits
+from questtrain.inference.export.transformers_run import causal_lm_logits
 from questtrain.model.hf_quantization import quantization_config
 from questtrain.model.huggingface import hf_config, hf_names
 from questtrain.quant.guarded_linear import GuardedLinear
-from questtrain.store.files import write_json
 from questtrain.store.tensor_files import Planned, TensorFiles
-
-PLAIN = {
-    "f32": Bound(largest=1e-3, median=1e-4, argmax=0.995),
-    "f16": Bound(largest=0.1, median=1e-2, argmax=0.98),
-    "bf16": Bound(largest=0.5, median=5e-2, argmax=0.95),
-}
-"""Of a plain Llama: in f32 sums are rounded in another order, in 16 bits everything is."""
 
 CODES = {
     "f32": Bound(largest=None, median=1e-2, argmax=0.97),
@@ -62,8 +60,7 @@ class HuggingFaceFormat:
             write_codes(source, folder, options)
         else:
             write_plain(source, folder, options)
-        write_config(source, folder, options)
-        write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
+        write_settings(source, folder, options, quantization(source))
         write_card(source, folder, loading(source), "transformers")
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
@@ -94,15 +91,9 @@ class HuggingFaceFormat:
     def logits(
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:
-        from transformers import AutoModelForCausalLM
-
         if HuggingFaceFolder(folder).settings is not None:
             import questtrain.hf  # noqa: F401  (registers the quantizer)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager", device_map=device
-        )
-        for prompt in prompts:
-            yield model(prompt.unsqueeze(0).to(device), use_cache=False).logits[0].float().cpu()
+        return causal_lm_logits(folder, prompts, device_map=device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
         """What the tokenizer makes of every text, BOS included."""
@@ -140,15 +131,12 @@ def tokenizer_class_limits(model: ModelConfig) -> list[str]:
     ]
 
 
-def write_config(source: Source, folder: Path, options: Options) -> None:
-    """config.json."""
-    config, bos = source.config, source.tokenizer.bos_id
-    dtype = str(options.torch_dtype).removeprefix("torch.")
-    content = hf_config(config.model, config.sequence_length, dtype, bos, bos, bos)
-    if needs_questtrain(source):
-        quantization = quantization_config(config.model, config.bits, config.quant)
-        content["quantization_config"] = quantization
-    write_json(folder / CONFIG, content)
+def quantization(source: Source) -> dict[str, Any]:
+    """What config.json says of quantized activations: nothing where there are none."""
+    if not needs_questtrain(source):
+        return {}
+    config = source.config
+    return {"quantization_config": quantization_config(config.model, config.bits, config.quant)}
 
 
 def write_plain(source: Source, folder: Path, options: Options) -> None:

@@ -1,8 +1,10 @@
-"""What a folder of ``format=hf`` holds, planned before it is written and read back after."""
+"""What a folder that transformers reads holds: its settings as they are written, the tensors of
+``format=hf`` as they are planned, and both read back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +14,15 @@ import torch
 from torch import Tensor
 
 from questtrain.config import ModelConfig, block_linears
+from questtrain.inference.export.format import Options
+from questtrain.inference.export.source import Source
+from questtrain.inference.export.tokenizer_files import write_tokenizer_files
 from questtrain.model.hf_quantization import LayerSettings, layer_settings
-from questtrain.model.huggingface import hf_names, model_config_of
+from questtrain.model.huggingface import hf_config, hf_names, model_config_of
 from questtrain.quant import QuantLinear
 from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.quant.method import method_config
+from questtrain.store.files import write_json
 from questtrain.store.tensor_files import Planned
 from questtrain.store.weight_files import WeightFiles
 
@@ -32,6 +38,18 @@ def planned_layer(linear: QuantLinear, dtype: torch.dtype) -> dict[str, Planned]
         key: Planned(dtype if key in FLOATS else tensor.dtype, tuple(tensor.shape))
         for key, tensor in GuardedLinear.empty(linear).state_dict().items()
     }
+
+
+def write_settings(
+    source: Source, folder: Path, options: Options, quantization: Mapping[str, Any]
+) -> None:
+    """config.json, with what a format adds to it about ``quantization``, and the tokenizer's
+    files."""
+    config, bos = source.config, source.tokenizer.bos_id
+    dtype = str(options.torch_dtype).removeprefix("torch.")
+    content = hf_config(config.model, config.sequence_length, dtype, bos, bos, bos)
+    write_json(folder / CONFIG, {**content, **quantization})
+    write_tokenizer_files(source.tokenizer, config.sequence_length, folder)
 
 
 @dataclass(frozen=True)

@@ -18,18 +18,15 @@ import torch
 from torch import Tensor
 
 from questtrain.config import query_size
-from questtrain.inference.export.format import Bound, Options
-from questtrain.inference.export.hf import PLAIN
-from questtrain.inference.export.hf_folder import HuggingFaceFolder
+from questtrain.inference.export.card import write_card
+from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
+from questtrain.inference.export.integers import coded_layers, integers, reach
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
 from questtrain.inference.export.weight_only import (
-    coded_layers,
-    integers,
-    reach,
     why_not,
     within,
-    write_rest,
     write_weights,
 )
 from questtrain.model.huggingface import hf_names
@@ -122,7 +119,8 @@ class MlxFormat:
         packed = partial(packed_weight, kind=kind, dtype=options.torch_dtype)
         write_weights(source, folder, options, layout, packed, METADATA)
         settings = {"quantization": {"group_size": kind.group, "bits": kind.bits}}
-        write_rest(source, folder, options, {} if kind is DENSE else settings, LOADING)
+        write_settings(source, folder, options, {} if kind is DENSE else settings)
+        write_card(source, folder, LOADING)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return values(folder, name), True

@@ -22,6 +22,7 @@ from torch import Tensor
 from questtrain.inference.export.onnx_graph import Graph, read_tensor
 from questtrain.inference.export.onnx_rows import RowQuantizers, Rows, span
 from questtrain.inference.export.source import Source, WeightCodes, weight_codes
+from questtrain.kernels import pack_bits, unpack_bits
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import UniformGrid
 from questtrain.quant.quantizer import Quantizer, Unquantized
@@ -119,11 +120,11 @@ class LinearWriter:
         groups = codes.half_widths.shape[-1]
         steps = (2 * codes.half_widths / span(codes.grid)).expand(rows, groups)
         shifted = codes.codes + (2 ** (bits - 1) - levels // 2)
-        blocks = shifted.reshape(rows, width // block, block)
+        packed = pack_bits(shifted, bits).view(rows, width // block, -1)
         product = graph.op(
             "MatMulNBits",
             x,
-            graph.tensor(f"{name}.codes", _pack(blocks, bits)),
+            graph.tensor(f"{name}.codes", packed),
             graph.tensor(
                 f"{name}.steps", steps.repeat_interleave(width // block // groups, 1).flatten()
             ),
@@ -201,14 +202,6 @@ def integers_of(codes: WeightCodes) -> tuple[Tensor, int, int]:
     return integers.short(), 1, 0
 
 
-def _pack(blocks: Tensor, bits: int) -> Tensor:
-    """uint8 ``[N, blocks, size·bits/8]``, the first code lowest."""
-    rows, count, size = blocks.shape
-    parts = blocks.reshape(rows, count, size * bits // 8, 8 // bits).int()
-    packed = (parts << torch.arange(0, 8, bits)).sum(-1)
-    return packed.to(torch.uint8)
-
-
 def stored_values(folder: Path, model: onnx.ModelProto, name: str) -> tuple[Tensor, bool]:
     """What the files hold of a layer's weight: fp32 ``[N, K]``, and whether it is folded."""
     weight = read_tensor(model, folder, f"{name}.weight")
@@ -237,11 +230,11 @@ def _unpacked(
     folder: Path, model: onnx.ModelProto, name: str, node: onnx.NodeProto, packed: Tensor
 ) -> Tensor:
     bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-    shifts = torch.arange(0, 8, bits)
-    codes = (packed.unsqueeze(-1).int() >> shifts) % 2**bits - 2 ** (bits - 1)
+    codes = unpack_bits(packed.flatten(1), bits).int() - 2 ** (bits - 1)
     steps = read_tensor(model, folder, f"{name}.steps")
     assert steps is not None
-    values: Tensor = (codes.flatten(2) * steps.reshape(codes.shape[0], -1, 1)).flatten(1)
+    blocks = codes.view(*packed.shape[:2], -1)
+    values: Tensor = (blocks * steps.view(*packed.shape[:2], 1)).flatten(1)
     half_steps = read_tensor(model, folder, f"{name}.half_steps")
     if half_steps is None:
         return values
