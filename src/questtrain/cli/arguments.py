@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from questtrain.cli.hydra_config import compose_mapping, to_yaml
+from questtrain.cli.hydra_config import compose_mapping, given_values, to_yaml
 from questtrain.cli.initial_model import compose_run
 from questtrain.cli.run_name import run_name
 from questtrain.config import TrainConfig, parse_bits, targeted, validate
@@ -64,7 +64,7 @@ def checked_config(mapping: Mapping[str, Any], words: Sequence[str]) -> TrainCon
     """The typed, validated, named config of a composed mapping; what the words set themselves is
     not left to ``quant.target``."""
     config = config_from_mapping(TrainConfig, mapping)
-    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    given = set(given_values(words))
     config.quant = targeted(config.quant, parse_bits(config.bits), given)
     validate(config)
     if config.name is None:

@@ -149,6 +149,11 @@ def _check_own_files(overrides: Sequence[str], kind: type[Any], config_dir: str)
             read_own_file(path)
 
 
+def given_values(words: Sequence[str]) -> dict[str, str]:
+    """What the words set, and to what."""
+    return dict(word.lstrip("+~").partition("=")[::2] for word in words)
+
+
 def _literal(override: str) -> str:
     key, separator, value = override.partition("=")
     if key.lstrip("+~") not in FREE_TEXT or not separator or value[:1] in ("[", "'", '"'):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from questtrain.cli.hydra_config import group_choices
+from questtrain.cli.hydra_config import given_values, group_choices
 from questtrain.config import ModelConfig, TrainConfig, non_embedding_params
 from questtrain.config.loading import NOT_SET, check_setting, config_from_mapping, read_config
 from questtrain.config.model_shape import NO_SHAPE, shape_differences
@@ -41,7 +41,7 @@ def compose_run(words: Sequence[str], compose: Compose) -> dict[str, Any]:
     if init_from is None:
         return mapping
     check_setting(TrainConfig, "init_from", init_from)
-    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    given = set(given_values(words))
     start = _start(str(init_from), mapping)
     if "model" not in given:
         mapping = compose([*words, f"model={_size_of(start.model)}"])
@@ -55,15 +55,13 @@ def compose_run(words: Sequence[str], compose: Compose) -> dict[str, Any]:
 
 def _start(init_from: str, mapping: dict[str, Any]) -> _Start:
     """From the folder; where that is gone, from the run which began with it."""
+    from questtrain.train.weight_source import tokenizer_of, weight_source
+
     if not os.path.isdir(os.path.expanduser(init_from)):
         for run in _runs_begun(mapping):
             config = _config_of(run)
             if config is not None and config.init_from == init_from:
-                names = ("tokenizer.json", "tokenizer.model")
-                own = next((run / name for name in names if (run / name).is_file()), None)
-                return _Start(config.model, own, config.data.bos_token)
-    from questtrain.train.weight_source import tokenizer_of, weight_source
-
+                return _Start(config.model, tokenizer_of(run), config.data.bos_token)
     source = weight_source(init_from)
     return _Start(source.model, tokenizer_of(source.folder), source.bos_token)
 
@@ -110,7 +108,7 @@ def _settings_of_model(given: set[str]) -> set[str]:
 
 def _names_a_tokenizer(data: dict[str, Any], words: Sequence[str]) -> bool:
     """Whether the user's words or their own data file say which tokenizer the data has."""
-    given = dict(word.lstrip("+~").partition("=")[::2] for word in words)
+    given = given_values(words)
     if "data.tokenizer" in given:
         return True
     is_own = given.get("data", "c4").strip("'\"") not in group_choices("data")
