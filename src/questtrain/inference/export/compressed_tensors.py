@@ -18,19 +18,18 @@ from torch import Tensor
 
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
-from questtrain.inference.export.hf import (
-    HuggingFaceFormat,
-    tokenizer_class,
-    tokenizer_class_limits,
-)
 from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
 from questtrain.inference.export.integers import coded_layers, integers, reach
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
-from questtrain.inference.export.transformers_run import causal_lm_logits
+from questtrain.inference.export.transformers_run import (
+    causal_lm_logits,
+    tokenizer_class,
+    tokenizer_class_limits,
+    tokenizer_ids,
+)
 from questtrain.inference.export.weight_only import (
     why_not,
-    within,
     write_weights,
 )
 from questtrain.model.huggingface import hf_names
@@ -115,8 +114,7 @@ class CompressedTensorsFormat:
         return causal_lm_logits(folder, prompts, device_map=device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """What the tokenizer makes of every text, BOS included, as format=hf's."""
-        return HuggingFaceFormat().token_ids(folder, runtime, texts)
+        return tokenizer_ids(folder, HuggingFaceFolder(folder).model, texts)
 
 
 def bits_for(coded: dict[str, Quantizer]) -> int:
@@ -187,15 +185,12 @@ def packed_weight(codes: WeightCodes, bits: int, dtype: torch.dtype) -> dict[str
 def values(folder: Path, name: str) -> Tensor:
     """What the folder holds of one of our layers, fp32 ``[N, K]``."""
     written = HuggingFaceFolder(folder)
-    tensors = written.tensors
-    weight = hf_names(written.model)[f"{name}.weight"]
     rows, columns = written.shape(name)
-    if within(weight, "weight_packed") not in tensors:
-        return tensors.read(weight, Planned(written.dtype, (rows, columns))).float()
+    if not written.has(name, "weight_packed"):
+        return written.plain_weight(name)
     scheme = written.config["quantization_config"]["config_groups"]["group_0"]["weights"]
     bits, groups = scheme["num_bits"], columns // (scheme["group_size"] or columns)
-    layout = planned(rows, columns, groups, bits, written.dtype)
-    read = {part: tensors.read(within(weight, part), each) for part, each in layout.items()}
+    read = written.parts(name, planned(rows, columns, groups, bits, written.dtype))
     words = read["weight_packed"].flatten().view(torch.uint8)
     codes = unpack_codes(words, 2**bits, rows * columns).view(rows, groups, columns // groups)
     scales = read["weight_scale"].float().unsqueeze(-1)

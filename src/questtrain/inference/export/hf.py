@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from questtrain.config import ModelConfig, is_skipped
+from questtrain.config import is_skipped
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
@@ -25,7 +25,12 @@ from questtrain.inference.export.hf_folder import (
 )
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
-from questtrain.inference.export.transformers_run import causal_lm_logits
+from questtrain.inference.export.transformers_run import (
+    causal_lm_logits,
+    tokenizer_class,
+    tokenizer_class_limits,
+    tokenizer_ids,
+)
 from questtrain.model.hf_quantization import quantization_config
 from questtrain.model.huggingface import hf_config, hf_names
 from questtrain.quant.guarded_linear import GuardedLinear
@@ -96,14 +101,7 @@ class HuggingFaceFormat:
         return causal_lm_logits(folder, prompts, device_map=device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
-        """What the tokenizer makes of every text, BOS included."""
-        import transformers
-
-        kind = getattr(transformers, tokenizer_class(HuggingFaceFolder(folder).model))
-        tokenizer = kind.from_pretrained(folder)
-        for text in texts:
-            ids: list[int] = tokenizer(text)["input_ids"]
-            yield ids
+        return tokenizer_ids(folder, HuggingFaceFolder(folder).model, texts)
 
 
 def needs_questtrain(source: Source) -> bool:
@@ -112,23 +110,6 @@ def needs_questtrain(source: Source) -> bool:
     return source.bits.activation.quantized and not all(
         is_skipped(name, skip) for name in source.linear_names()
     )
-
-
-def tokenizer_class(model: ModelConfig) -> str:
-    """The class of transformers that reads tokenizer.json as it is: for a Qwen2, AutoTokenizer
-    takes another one, which splits words as Qwen's do, whatever the file says."""
-    return "PreTrainedTokenizerFast" if model.qkv_bias else "AutoTokenizer"
-
-
-def tokenizer_class_limits(model: ModelConfig) -> list[str]:
-    """What AutoTokenizer does to the model's tokenizer, in sentences."""
-    kind = tokenizer_class(model)
-    if kind == "AutoTokenizer":
-        return []
-    return [
-        "AutoTokenizer splits words as Qwen's tokenizers do, for every model with biases of"
-        f" Q, K and V; {kind} reads the tokenizer that is there."
-    ]
 
 
 def quantization(source: Source) -> dict[str, Any]:

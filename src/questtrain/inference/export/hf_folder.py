@@ -21,7 +21,6 @@ from questtrain.model.hf_quantization import LayerSettings, layer_settings
 from questtrain.model.huggingface import hf_config, hf_names, model_config_of
 from questtrain.quant import QuantLinear
 from questtrain.quant.guarded_linear import GuardedLinear
-from questtrain.quant.method import method_config
 from questtrain.store.files import write_json
 from questtrain.store.tensor_files import Planned
 from questtrain.store.weight_files import WeightFiles
@@ -30,6 +29,11 @@ CONFIG = "config.json"
 FLOATS = ("layer.weight", "layer.bias")
 """A `GuardedLinear`'s tensors that are rounded with the embedding, where they are: a weight that is
 not quantized, and a bias. Scales never are."""
+
+
+def within(weight: str, part: str) -> str:
+    """``…q_proj.weight`` and ``scales`` → ``…q_proj.scales``."""
+    return f"{weight.removesuffix('weight')}{part}"
 
 
 def planned_layer(linear: QuantLinear, dtype: torch.dtype) -> dict[str, Planned]:
@@ -74,16 +78,15 @@ class HuggingFaceFolder:
         dense = {key: value for key, value in self.config.items() if key != "quantization_config"}
         return model_config_of(dense)
 
-    def _linear(self, name: str) -> QuantLinear:
+    def _linear(self, name: str, settings: LayerSettings) -> QuantLinear:
         """One of our layers without its numbers."""
-        settings = self.settings or LayerSettings("bf16", method_config("quest"), frozenset())
         rows, columns = self.shape(name)
         bias = f"{name}.bias" in hf_names(self.model)
         with torch.device("meta"):
             return QuantLinear(columns, rows, bias, settings.bits, settings.quant)
 
     @cached_property
-    def tensors(self) -> WeightFiles:
+    def _tensors(self) -> WeightFiles:
         return WeightFiles.of(self.folder)
 
     @property
@@ -96,17 +99,32 @@ class HuggingFaceFolder:
         widths = {layer: (rows, columns) for layer, columns, rows in block_linears(self.model)}
         return widths[name]
 
+    def _weight(self, name: str) -> str:
+        """What the folder calls the weight of one of our layers."""
+        return hf_names(self.model)[f"{name}.weight"]
+
+    def has(self, name: str, part: str) -> bool:
+        """Whether there is a tensor ``part`` of one of our layers."""
+        return within(self._weight(name), part) in self._tensors
+
+    def parts(self, name: str, planned: Mapping[str, Planned]) -> dict[str, Tensor]:
+        """The tensors of one of our layers by what `within` puts behind its name."""
+        weight = self._weight(name)
+        return {
+            part: self._tensors.read(within(weight, part), each) for part, each in planned.items()
+        }
+
+    def plain_weight(self, name: str) -> Tensor:
+        """fp32 ``[N, K]`` of one of our layers whose weight is stored as such."""
+        return self.parts(name, {"weight": Planned(self.dtype, self.shape(name))})["weight"].float()
+
     def values(self, name: str) -> tuple[Tensor, bool]:
         """fp32 ``[N, K]`` of one of our layers, and whether they multiply what it is given: else
         they are in the space of its codes."""
-        weight = hf_names(self.model)[f"{name}.weight"]
-        layer = weight.removesuffix(".weight")
-        linear = self._linear(name)
+        layer = self._weight(name).removesuffix(".weight")
         if self.settings is None or layer in self.settings.skipped:
-            planned = Planned(self.dtype, tuple(linear.weight.shape))
-            return self.tensors.read(weight, planned).float(), True
-        parts = planned_layer(linear, self.dtype)
+            return self.plain_weight(name), True
+        linear = self._linear(name, self.settings)
         guarded = GuardedLinear.empty(linear).to_empty(device="cpu")
-        state = {key: self.tensors.read(f"{layer}.{key}", each) for key, each in parts.items()}
-        guarded.load_state_dict(state)
+        guarded.load_state_dict(self.parts(name, planned_layer(linear, self.dtype)))
         return guarded.values().float(), False

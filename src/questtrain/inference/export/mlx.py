@@ -26,10 +26,8 @@ from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
 from questtrain.inference.export.weight_only import (
     why_not,
-    within,
     write_weights,
 )
-from questtrain.model.huggingface import hf_names
 from questtrain.quant.dense_codes import pack_codes, unpack_codes
 from questtrain.quant.grid import UniformGrid
 from questtrain.store.tensor_files import Planned
@@ -218,15 +216,12 @@ def packed_weight(codes: WeightCodes, kind: Container, dtype: torch.dtype) -> di
 def values(folder: Path, name: str) -> Tensor:
     """What the folder holds of one of our layers, fp32 ``[N, K]``."""
     written = HuggingFaceFolder(folder)
-    tensors = written.tensors
-    weight = hf_names(written.model)[f"{name}.weight"]
     rows, columns = written.shape(name)
-    if within(weight, "scales") not in tensors:
-        return tensors.read(weight, Planned(written.dtype, (rows, columns))).float()
+    if not written.has(name, "scales"):
+        return written.plain_weight(name)
     settings = written.config["quantization"]
     bits, group = settings["bits"], settings["group_size"]
-    layout = planned(rows, columns, bits, group, written.dtype)
-    read = {part: tensors.read(within(weight, part), each) for part, each in layout.items()}
+    read = written.parts(name, planned(rows, columns, bits, group, written.dtype))
     words = read["weight"].flatten().view(torch.uint8)
     indices = unpack_codes(words, 2**bits, rows * columns).view(rows, -1, group)
     scales, biases = (read[part].float().unsqueeze(-1) for part in ("scales", "biases"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from questtrain.errors import UserError
 from questtrain.inference.export.format import Options
+from questtrain.inference.export.hf_folder import within
 from questtrain.inference.export.integers import coded_layers
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.model.huggingface import hf_config, hf_names
@@ -76,8 +77,3 @@ def write_weights(
             assert codes is not None
             for part, tensor in packed(codes).items():
                 files.write(within(other, part), tensor)
-
-
-def within(weight: str, part: str) -> str:
-    """``…q_proj.weight`` and ``scales`` → ``…q_proj.scales``."""
-    return f"{weight.removesuffix('weight')}{part}"
