@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from questtrain.errors import UserError
-from questtrain.inference.export import export_format, gguf_file, write
+from questtrain.inference.export import export_format, gguf_file
 from questtrain.inference.export.certificate import Certificate
 from questtrain.inference.export.format import Options
-from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.write import CertificateFailed, certify, export
 from tests.inference.export.conftest import MATRIX, Trained
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("gguf")
-
-
-@pytest.fixture(autouse=True)
-def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp in the process of the tests, a start of Python less: in its own it runs in
-    test_gguf_process.py."""
-    monkeypatch.setattr(write, "ask", ask_here)
-
-
-@torch.no_grad()
-def ask_here(
-    form: Any, folder: Path, runtime: str, prompts: Any, device: str, texts: Sequence[str] = ()
-) -> Answer:
-    ids = list(form.token_ids(folder, runtime, texts))
-    return Answer(list(form.logits(folder, runtime, prompts, device)), ids)
+pytestmark = pytest.mark.usefixtures("in_this_process")  # in its own: test_gguf_process.py
 
 
 def exported(run: Path, name: str, output: Path, **options: object) -> Certificate:

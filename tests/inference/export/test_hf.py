@@ -6,25 +6,23 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from questtrain.cli.main import main
 from questtrain.inference.export import write
 from questtrain.inference.export.format import Options
-from questtrain.inference.export.hf import HuggingFaceFormat, needs_questtrain
+from questtrain.inference.export.hf import needs_questtrain
 from questtrain.inference.export.passages import PASSAGES, TEXTS
-from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.generate import generate_tokens
 from questtrain.inference.load import load_run
 from questtrain.store.weight_files import WeightFiles
 from tests.data import tokenizers
-from tests.inference.export.conftest import MATRIX
+from tests.inference.export.conftest import MATRIX, answer_here
 
 Trained = Callable[..., Path]
 Exported = Callable[..., Path]
@@ -49,20 +47,6 @@ RUNS = [
 """Every kind of weight and of activation, and models of all three classes of transformers."""
 
 
-def in_process(
-    form: HuggingFaceFormat,
-    folder: Path,
-    runtime: str,
-    prompts: Sequence[Tensor],
-    device: str,
-    texts: Sequence[str],
-) -> Answer:
-    """`runtime.ask` without a process of its own, which imports for seconds."""
-    with torch.no_grad():
-        logits = list(form.logits(folder, runtime, prompts, device))
-    return Answer(logits, list(form.token_ids(folder, runtime, texts)))
-
-
 @pytest.fixture(scope="session")
 def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """``exported("w4a4", …)``: the folder that `trained` of the same words is exported to, with a
@@ -74,7 +58,7 @@ def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Expo
         if run not in made:
             output = tmp_path_factory.mktemp("hf") / "model"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(write, "ask", in_process)
+                patch.setattr(write, "ask", answer_here)
                 write.export(Source.open(run), "hf", output, Options())
             made[run] = output
         return made[run]

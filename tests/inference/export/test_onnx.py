@@ -10,13 +10,12 @@ from tokenizers import Tokenizer
 
 from questtrain.cli.main import main
 from questtrain.errors import UserError
-from questtrain.inference.export import passages, write
+from questtrain.inference.export import passages
 from questtrain.inference.export.certificate import read_certificate
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.onnx_graph import MODEL, OPSET, Graph
 from questtrain.inference.export.onnx_rows import RowQuantizers
 from questtrain.inference.export.onnx_run import OnnxModel
-from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.write import CertificateFailed, export
 from questtrain.inference.generate import generate_tokens
@@ -36,14 +35,8 @@ FAMILY = {
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """The runtime in this process, and fewer prompts: what takes time is a process of its own."""
-
-    def ask(form, folder, runtime, prompts, device, texts=()):
-        ids = list(form.token_ids(folder, runtime, texts))
-        return Answer(list(form.logits(folder, runtime, prompts, device)), ids)
-
-    monkeypatch.setattr(write, "ask", ask)
+def here(in_this_process, monkeypatch):
+    """The runtime in this process, and fewer prompts."""
     monkeypatch.setattr(
         passages, "PASSAGES", (passages.PASSAGES[1][:150], passages.PASSAGES[3][:60])
     )

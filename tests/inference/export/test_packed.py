@@ -2,13 +2,10 @@
 
 import json
 import math
-import os
-import shutil
 import weakref
 
 import pytest
 import torch
-import yaml
 
 import questtrain
 from questtrain.cli.main import main
@@ -20,7 +17,7 @@ from questtrain.inference.export.write import export
 from questtrain.inference.load import load_run
 from questtrain.packed import PackedFolder, Skeleton
 from questtrain.store.tensor_files import INDEX, TensorFiles
-from tests.inference.export.conftest import MATRIX
+from tests.inference.export.conftest import FAMILY, MATRIX, in_format
 
 OTHERS = {
     "fp4": {},
@@ -37,19 +34,6 @@ OTHERS = {
 }
 """Formats that the weights of a trained run can be given afterwards."""
 LEARNED = [("w4a4", "lsq-plus"), ("w2a16", "lsq"), ("w3a3", "pact")]
-
-
-def in_format(run, folder, bits, settings):
-    """A run of the same weights in another format, as if it had been trained so."""
-    shutil.copytree(run, folder, copy_function=os.link)
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    config["bits"] = bits
-    for key, value in settings.items():
-        group, name = key.split(".")
-        config[group][name] = value
-    (folder / "config.yaml").unlink()
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    return folder
 
 
 def written(run, folder, options=Options()):  # noqa: B008  (it is frozen)
@@ -73,16 +57,6 @@ def assert_same_logits(run, folder):
 def test_a_run_bit_for_bit(bits, method, trained, tmp_path):
     run = trained(bits, method)
     assert_same_logits(run, written(run, tmp_path / "export"))
-
-
-FAMILY = {
-    "model.num_heads": 4,
-    "model.num_kv_heads": 2,
-    "model.head_dim": 32,
-    "model.tie_embeddings": "true",
-    "model.rope_scaling": "{rope_type: linear, factor: 2}",
-}
-"""What Hugging Face's Llama family has."""
 
 
 def test_the_llama_family(trained, tmp_path):

@@ -17,10 +17,8 @@ from questtrain.inference.export.format import Options
 from questtrain.inference.export.integers import integers
 from questtrain.inference.export.mlx import MlxFormat
 from questtrain.inference.export.passages import prompts
-from questtrain.inference.export.runtime import Answer
 from questtrain.inference.export.source import Source
-from tests.inference.export.conftest import MATRIX
-from tests.inference.export.test_packed import FAMILY, in_format
+from tests.inference.export.conftest import FAMILY, MATRIX, answer_here, in_format
 
 FORMS = {"compressed-tensors": CompressedTensorsFormat, "mlx": MlxFormat}
 
@@ -41,13 +39,12 @@ OTHERS = [
 
 @pytest.fixture
 def here(monkeypatch):
-    """The runtime in this process, which need not start, and on some of the passages."""
+    """The runtime in this process, and on some of the passages."""
 
-    def ask(form, folder, runtime, prompts, device, texts=()):
-        with warnings.catch_warnings(), torch.no_grad():
+    def ask(*words):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logits = list(form.logits(folder, runtime, prompts, device))
-            return Answer(logits, list(form.token_ids(folder, runtime, texts)))
+            return answer_here(*words)
 
     monkeypatch.setattr(write, "ask", ask)
     monkeypatch.setattr(write, "prompts", lambda *words: prompts(*words)[:3])
