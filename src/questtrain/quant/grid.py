@@ -28,6 +28,10 @@ class Grid(Hashable, Protocol):
     def half_width(self) -> float:
         """s in units of the grid's step (of FP4: in its own units, 6)."""
 
+    @property
+    def levels(self) -> int:
+        """Codes lie below it."""
+
     def encode(self, x: Tensor, scale: Tensor) -> Tensor:
         """The code of the value nearest to each of ``x``."""
 
@@ -72,6 +76,10 @@ class E2M1Grid:
     """
 
     half_width: float = E2M1_LARGEST
+
+    @property
+    def levels(self) -> int:
+        return 16
 
     def encode(self, x: Tensor, scale: Tensor) -> Tensor:
         magnitude = x.abs() / scale * E2M1_LARGEST

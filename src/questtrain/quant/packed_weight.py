@@ -134,8 +134,7 @@ class CodedWeight(_Stored):
     ) -> None:
         super().__init__()
         self.grid = grid
-        levels = grid.levels if isinstance(grid, UniformGrid) else MAX_PACKED_LEVELS
-        self.bits = container_bits(levels) if levels <= MAX_PACKED_LEVELS else 8
+        self.bits = container_bits(grid.levels) if grid.levels <= MAX_PACKED_LEVELS else 8
         if stored.codes.shape[-1] * self.bits % 8:
             self.bits = 8
         self.register_buffer("codes", pack_bits(stored.codes, self.bits))

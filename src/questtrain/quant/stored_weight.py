@@ -16,11 +16,8 @@ from questtrain.quant.dense_codes import (
     packed_bytes,
     unpack_codes,
 )
-from questtrain.quant.grid import UniformGrid
 from questtrain.quant.linear import QuantLinear
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer
-
-FP4_LEVELS = 16
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 """Dtype and shape of tensors, by name."""
@@ -55,7 +52,7 @@ class StoredWeight:
         grid = quantizer.grid
         return cls(
             (rows, columns),
-            grid.levels if isinstance(grid, UniformGrid) else FP4_LEVELS,
+            grid.levels,
             columns // (quantizer.group or columns),
             2 * grid.half_width,
             quantizer.unit_dtype,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,6 +169,12 @@ def sha256_of(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def sha256_of_hashes(hashes: Mapping[str, str]) -> str:
+    """One for several files: of their names and hashes, a line each."""
+    lines = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def no_such_folder(what: str, folder: Path) -> UserError:

@@ -4,7 +4,6 @@ headers are read until a tensor is asked for."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from questtrain.errors import UserError
-from questtrain.store.files import sha256_of
+from questtrain.store.files import sha256_of, sha256_of_hashes
 from questtrain.store.json_file import read_json
 from questtrain.store.tensor_files import INDEX, SINGLE, Planned
 
@@ -83,8 +82,7 @@ class WeightFiles:
         hashes = {name: sha256_of(self.folder / name) for name in self.names}
         if len(hashes) == 1:
             return next(iter(hashes.values()))
-        lines = "".join(f"{sha256}  {name}\n" for name, sha256 in hashes.items())
-        return hashlib.sha256(lines.encode()).hexdigest()
+        return sha256_of_hashes(hashes)
 
     def headers(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """Name, shape and safetensors' name of the dtype (``F32``, ``BF16``) of every tensor."""

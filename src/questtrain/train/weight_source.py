@@ -3,7 +3,6 @@ it is. All kinds give the same: the model's shape, its weights under our names, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from questtrain.errors import UserError
 from questtrain.model.huggingface import hf_names, model_config_of
 from questtrain.packed import MANIFEST, PackedFolder, is_packed_folder
 from questtrain.store.checkpoint import Checkpoint, latest_checkpoint
-from questtrain.store.files import no_such_folder
+from questtrain.store.files import no_such_folder, sha256_of_hashes
 from questtrain.store.initial_weights import InitialWeights
 from questtrain.store.weight_files import WeightFiles
 
@@ -117,14 +116,12 @@ class PackedWeights(WeightSource):
 
     def __init__(self, folder: Path) -> None:
         export = PackedFolder.open(folder, check=False)
-        self.folder, self.model = folder, export.config.model
+        self.folder, self.model, self._manifest = folder, export.config.model, export.manifest
         self.bos_token, self.max_length = export.config.data.bos_token, None
 
     def facts(self, init_from: str) -> InitialWeights:
-        manifest = PackedFolder.open(self.folder, check=False).manifest
-        lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(manifest.sha256.items()))
-        sha256 = hashlib.sha256(lines.encode()).hexdigest()
-        return InitialWeights(init_from, "packed", sha256, manifest.step)
+        sha256 = sha256_of_hashes(dict(sorted(self._manifest.sha256.items())))
+        return InitialWeights(init_from, "packed", sha256, self._manifest.step)
 
     def headers(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         """From its configuration; all files are compared with their checksums first."""

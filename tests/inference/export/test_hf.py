@@ -15,7 +15,6 @@ import torch
 from questtrain.cli.main import main
 from questtrain.inference.export import write
 from questtrain.inference.export.format import Options
-from questtrain.inference.export.hf import needs_questtrain
 from questtrain.inference.export.passages import PASSAGES, TEXTS
 from questtrain.inference.export.source import Source
 from questtrain.inference.generate import generate_tokens
@@ -87,7 +86,7 @@ def test_certified(
     assert certificate["weights"] == 2 * (4 * 256 * 256 + 3 * 256 * 768) or settings
     assert found["median_logit_difference"] < 1e-5
     plain = "quantization_config" not in json.loads((folder / "config.json").read_text())
-    assert plain == (not needs_questtrain(source)) == bits.endswith(("a16", "bf16"))
+    assert plain == (not source.quantizes_activations) == bits.endswith(("a16", "bf16"))
     assert not plain or found["largest_logit_difference"] < 1e-4
     card = (folder / "README.md").read_text()
     assert ("import questtrain.hf" in card.split("```")[1]) == (not plain)

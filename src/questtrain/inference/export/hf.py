@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
-from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.hf_folder import (
     HuggingFaceFolder,
+    config_refusal,
     planned_layer,
     write_settings,
 )
@@ -32,7 +32,7 @@ from questtrain.inference.export.transformers_run import (
     tokenizer_ids,
 )
 from questtrain.model.hf_quantization import quantization_config
-from questtrain.model.huggingface import hf_config, hf_names
+from questtrain.model.huggingface import hf_names
 from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.store.tensor_files import Planned, TensorFiles
 
@@ -53,15 +53,10 @@ class HuggingFaceFormat:
     runtimes = {"transformers": ("transformers", "torch", "tokenizers", "accelerate")}  # noqa: RUF012
 
     def refusal(self, source: Source, options: Options) -> str | None:
-        model = source.config.model
-        try:
-            hf_config(model, source.config.sequence_length)
-        except UserError as error:
-            return f"{error} format=packed holds it."
-        return None
+        return config_refusal(source)
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
-        if needs_questtrain(source):
+        if source.quantizes_activations:
             write_codes(source, folder, options)
         else:
             write_plain(source, folder, options)
@@ -72,14 +67,14 @@ class HuggingFaceFormat:
         return HuggingFaceFolder(folder).values(name)
 
     def is_packed(self, source: Source) -> bool | torch.dtype:
-        return source.bits.weight.quantized and needs_questtrain(source) and torch.float32
+        return source.bits.weight.quantized and source.quantizes_activations and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return (CODES if needs_questtrain(source) else PLAIN)[options.dtype]
+        return (CODES if source.quantizes_activations else PLAIN)[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)
-        if needs_questtrain(source):
+        if source.quantizes_activations:
             limits.append(
                 "Without `import questtrain.hf` transformers refuses the folder: it finds no"
                 " weights of the shape that it expects."
@@ -104,17 +99,9 @@ class HuggingFaceFormat:
         return tokenizer_ids(folder, HuggingFaceFolder(folder).model, texts)
 
 
-def needs_questtrain(source: Source) -> bool:
-    """Whether some layer quantizes what it is given, which no model of transformers does."""
-    skip = source.config.quant.skip
-    return source.bits.activation.quantized and not all(
-        is_skipped(name, skip) for name in source.linear_names()
-    )
-
-
 def quantization(source: Source) -> dict[str, Any]:
     """What config.json says of quantized activations: nothing where there are none."""
-    if not needs_questtrain(source):
+    if not source.quantizes_activations:
         return {}
     config = source.config
     return {"quantization_config": quantization_config(config.model, config.bits, config.quant)}
@@ -157,7 +144,7 @@ def write_codes(source: Source, folder: Path, options: Options) -> None:
 
 def loading(source: Source) -> str:
     """Markdown: how the folder is loaded."""
-    needs = needs_questtrain(source)
+    needs = source.quantizes_activations
     words = (
         "Activations are quantized as in training, and weights are packed codes: transformers loads"
         " them with questtrain's layers, which use its kernels on GPUs and on CPUs where they are"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import ModelConfig, block_linears
+from questtrain.errors import UserError
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import write_tokenizer_files
@@ -42,6 +43,15 @@ def planned_layer(linear: QuantLinear, dtype: torch.dtype) -> dict[str, Planned]
         key: Planned(dtype if key in FLOATS else tensor.dtype, tuple(tensor.shape))
         for key, tensor in GuardedLinear.empty(linear).state_dict().items()
     }
+
+
+def config_refusal(source: Source) -> str | None:
+    """Why no config.json says the model; None where one does."""
+    try:
+        hf_config(source.config.model, source.config.sequence_length)
+    except UserError as error:
+        return f"{error} format=packed holds it."
+    return None
 
 
 def write_settings(

@@ -14,7 +14,6 @@ from torch import Tensor
 from questtrain.inference.export.source import Source, WeightCodes
 from questtrain.quant.grid import E2M1Grid, Grid, UniformGrid
 from questtrain.quant.quantizer import Quantizer
-from questtrain.quant.stored_weight import FP4_LEVELS
 
 
 class Integers(NamedTuple):
@@ -55,9 +54,7 @@ def units(codes: WeightCodes) -> Tensor:
 
 def possible_integers(quantizer: Quantizer) -> frozenset[int]:
     """All that a weight of this quantizer may hold."""
-    grid = quantizer.grid
-    levels = grid.levels if isinstance(grid, UniformGrid) else FP4_LEVELS
-    every = _integers(grid, torch.arange(levels))
+    every = _integers(quantizer.grid, torch.arange(quantizer.grid.levels))
     return frozenset(every.tolist()) | (frozenset() if quantizer.sparsity is None else {0})
 
 

@@ -12,7 +12,6 @@ import onnx
 import torch
 from torch import Tensor
 
-from questtrain.config import is_skipped
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -61,7 +60,7 @@ class OnnxFormat:
 
     def is_packed(self, source: Source) -> bool:
         """Where there are integer products, those of packed weights are the same numbers."""
-        return _quantizes_both(source)
+        return source.bits.weight.quantized and source.quantizes_activations
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         """Of rounded activations no largest difference: a code at a border moves by a whole step.
@@ -138,13 +137,6 @@ def in_two_parts(model: OnnxModel, tokens: Tensor) -> Tensor:
     first, cache = model(tokens[None, :half])
     second, _ = model(tokens[None, half:], cache)
     return torch.cat((first, second), 1)[0]
-
-
-def _quantizes_both(source: Source) -> bool:
-    """Whether some layer has codes on both sides."""
-    skip, bits = source.config.quant.skip, source.bits
-    quantized = any(not is_skipped(name, skip) for name in source.linear_names())
-    return quantized and bits.weight.quantized and bits.activation.quantized
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from questtrain.config import Bits, TrainConfig, at_step, parse_bits
+from questtrain.config import Bits, TrainConfig, at_step, is_skipped, parse_bits
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer
 from questtrain.errors import UserError
@@ -108,6 +108,14 @@ class Source:
     @property
     def bits(self) -> Bits:
         return parse_bits(self.config.bits)
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether some layer rounds what it is given."""
+        skip = self.config.quant.skip
+        return self.bits.activation.quantized and not all(
+            is_skipped(name, skip) for name in self.linear_names()
+        )
 
     @property
     def columns(self) -> dict[str, object]:

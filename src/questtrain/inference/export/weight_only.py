@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from questtrain.errors import UserError
 from questtrain.inference.export.format import Options
-from questtrain.inference.export.hf_folder import within
+from questtrain.inference.export.hf_folder import config_refusal, within
 from questtrain.inference.export.integers import coded_layers
 from questtrain.inference.export.source import Source, WeightCodes
-from questtrain.model.huggingface import hf_config, hf_names
+from questtrain.model.huggingface import hf_names
 from questtrain.quant.packing import rotation_block
 from questtrain.quant.quantizer import Quantizer
 from questtrain.store.tensor_files import METADATA, Planned, TensorFiles
@@ -35,11 +34,7 @@ def why_not(source: Source, reader: str) -> str | None:
                 " format=packed and format=onnx hold it, format=hf and format=gguf its values"
                 " rotated back; method=quest-noht trains without."
             )
-    try:
-        hf_config(source.config.model, source.config.sequence_length)
-    except UserError as error:
-        return f"{error} format=packed holds it."
-    return None
+    return config_refusal(source)
 
 
 Layout = Callable[[str], dict[str, Planned]]
