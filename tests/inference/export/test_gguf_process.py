@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from questtrain.cli.main import main
+from questtrain.errors import UserError
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.source import Source
+from questtrain.inference.export.write import export
 from tests.inference.export.conftest import Trained
 
 pytest.importorskip("xllamacpp")
@@ -30,6 +32,21 @@ def test_export_and_verify(
     assert again["runtime"] == "llama.cpp"
     assert again["comparison"]["largest_logit_difference"] < 2e-5
     assert again["texts_compared"]
+
+
+def test_a_gpu_is_no_place_to_compare(trained: Trained, tmp_path: Path) -> None:
+    """llama.cpp is asked on a CPU: its certificate says no other device."""
+    for runtime, name in (("llama.cpp", "gguf"), ("llama.cpp-f32", "gguf-packed")):
+        with pytest.raises(UserError, match=f"{runtime} on a CPU alone"):
+            export(
+                Source.open(trained("w4a16")),
+                name,
+                tmp_path / "out",
+                Options(),
+                runtime,
+                device="cuda:0",
+            )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_file_is_not_run(

@@ -71,7 +71,7 @@ class GgufFormat:
     def logits(
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:
-        return run(folder, runtime, prompts)
+        return run(folder, runtime, prompts, device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
         return encode(folder, runtime, texts)
@@ -127,7 +127,7 @@ def precision_limits(dtype: str) -> list[str]:
     ]
 
 
-def run(folder: Path, runtime: str, prompts: Sequence[Tensor]) -> Iterator[Tensor]:
+def run(folder: Path, runtime: str, prompts: Sequence[Tensor], device: str) -> Iterator[Tensor]:
     """Logits fp32 ``[T, V]`` of every prompt by one of the programs that read the file."""
     if runtime == "llama.cpp":
         from questtrain.inference.export.llama_cpp import LlamaCpp
@@ -135,7 +135,8 @@ def run(folder: Path, runtime: str, prompts: Sequence[Tensor]) -> Iterator[Tenso
         model = LlamaCpp(folder / FILE, max(map(len, prompts)))
         yield from map(model.logits, prompts)
         return
-    yield from causal_lm_logits(folder, prompts, gguf_file=FILE, dtype=torch.float32)
+    how = {"gguf_file": FILE, "dtype": torch.float32, "device_map": device}
+    yield from causal_lm_logits(folder, prompts, **how)
 
 
 def encode(folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:

@@ -105,11 +105,11 @@ class GgufPackedFormat:
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:
         if runtime != F32:
-            yield from run(folder, runtime, prompts)
+            yield from run(folder, runtime, prompts, device)
             return
         with tempfile.TemporaryDirectory() as scratch:
             write_dense(folder, Path(scratch))
-            yield from run(Path(scratch), "llama.cpp", prompts)
+            yield from run(Path(scratch), "llama.cpp", prompts, device)
 
     def token_ids(self, folder: Path, runtime: str, texts: Sequence[str]) -> Iterator[list[int]]:
         return encode(folder, "llama.cpp", texts)

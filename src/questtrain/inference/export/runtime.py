@@ -23,13 +23,12 @@ from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.export.format import ExportFormat, Tokenizes
 from questtrain.process.start import python_command
 
+ON_A_CPU = ("onnxruntime", "openvino", "llama.cpp", "llama.cpp-f32")
+"""Runtimes that are asked on a CPU alone."""
+
 
 class RuntimeFailed(TrainingStopped):
     """The runtime did not answer; the message has its own last words."""
-
-
-ON_A_CPU = ("onnxruntime", "openvino")
-"""Runtimes that are asked on a CPU alone."""
 
 
 @dataclass(frozen=True)
