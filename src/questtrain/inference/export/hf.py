@@ -23,6 +23,7 @@ from questtrain.inference.export.hf_folder import (
     planned_layer,
     write_settings,
 )
+from questtrain.inference.export.rounding import bound_of_codes
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import tokenizer_limits
 from questtrain.inference.export.transformers_run import (
@@ -37,12 +38,11 @@ from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.store.tensor_files import Planned, TensorFiles
 
 CODES = {
-    "f32": Bound(largest=None, median=1e-2, argmax=0.97),
     "f16": Bound(largest=None, median=5e-2, argmax=0.9),
     "bf16": Bound(largest=None, median=0.2, argmax=0.8),
 }
-"""Of quantized activations: what lies on a border of rounding takes the other code, and in 16 bits
-much does. A layer that is wrong leaves little of the argmax."""
+"""Of quantized activations in 16 bits: much takes another code. A layer that is wrong leaves little
+of the argmax."""
 
 
 class HuggingFaceFormat:
@@ -70,7 +70,9 @@ class HuggingFaceFormat:
         return source.bits.weight.quantized and source.quantizes_activations and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return (CODES if source.quantizes_activations else PLAIN)[options.dtype]
+        if not source.quantizes_activations:
+            return PLAIN[options.dtype]
+        return bound_of_codes(source) if options.dtype == "f32" else CODES[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)

@@ -19,7 +19,7 @@ from questtrain.inference.export.onnx_graph import MODEL, Graph
 from questtrain.inference.export.onnx_linear import stored_values
 from questtrain.inference.export.onnx_llama import LlamaWriter
 from questtrain.inference.export.onnx_run import OnnxModel
-from questtrain.inference.export.passages import prompts
+from questtrain.inference.export.rounding import bound_of_codes
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import (
     TOKENIZER,
@@ -63,17 +63,10 @@ class OnnxFormat:
         return source.bits.weight.quantized and source.quantizes_activations
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        """Of rounded activations no largest difference: a code at a border moves by a whole step.
-        How often that happens is seen in the trained model itself (`rounding_noise`)."""
         largest, argmax = ROUNDING[options.dtype]
-        if not source.bits.activation.quantized:
-            return Bound(largest=largest, median=largest, argmax=argmax)
-        difference, disagreement = rounding_noise(source, options.torch_dtype)
-        return Bound(
-            largest=None,
-            median=max(LEAST_MEDIAN, 4 * difference),
-            argmax=1 - max(LEAST_DISAGREEMENT, 4 * disagreement),
-        )
+        if source.bits.activation.quantized:
+            return bound_of_codes(source, options.torch_dtype)
+        return Bound(largest=largest, median=largest, argmax=argmax)
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)
@@ -126,9 +119,6 @@ ROUNDING = {"f32": (1e-4, 0.999), "f16": (2e-2, 0.99), "bf16": (2e-1, 0.95)}
 """The largest logit difference and the least share of equal most likely tokens, by the dtype of
 what is no code: fp32 products in another order, and values rounded by 2^-11 and 2^-8 of them."""
 
-LEAST_MEDIAN, LEAST_DISAGREEMENT = 1e-5, 0.01
-"""What is allowed to activations of few bits however little the trained model's own logits move."""
-
 
 def in_two_parts(model: OnnxModel, tokens: Tensor) -> Tensor:
     """Logits ``[T, V]`` of ``tokens [T]``: the first half fills the cache, the second continues it,
@@ -137,21 +127,3 @@ def in_two_parts(model: OnnxModel, tokens: Tensor) -> Tensor:
     first, cache = model(tokens[None, :half])
     second, _ = model(tokens[None, half:], cache)
     return torch.cat((first, second), 1)[0]
-
-
-@torch.no_grad()
-def rounding_noise(source: Source, dtype: torch.dtype) -> tuple[float, float]:
-    """How far the trained model's logits, on the certificate's prompts, are from those that it
-    gives in float64, its embedding and head rounded to ``dtype``: the mean difference, and the
-    share of positions with another most likely token. That is what the order of sums decides."""
-    model, exact = source.model(packed=False), source.model(packed=False)
-    for name, parameter in exact.named_parameters():
-        if name in ("embed_tokens.weight", "lm_head.weight"):
-            parameter.copy_(parameter.to(dtype))
-    exact.double()
-    differences, other = [], []
-    for tokens in prompts(source.tokenizer, source.config.sequence_length):
-        ours, theirs = model(tokens[None])[0], exact(tokens[None])[0]
-        differences.append((ours - theirs).abs().mean(-1))
-        other.append(ours.argmax(-1) != theirs.argmax(-1))
-    return float(torch.cat(differences).mean()), float(torch.cat(other).double().mean())
