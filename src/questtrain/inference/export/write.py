@@ -112,9 +112,8 @@ def certify(
         )
     comparison, texts, bound = None, None, None
     if runtime is not None:
-        bound = form.bound(source, options, runtime)
         comparison, texts = _compare(form, source, folder, runtime, device)
-        _demand(comparison, bound, form, source, options, runtime, device)
+        bound = _demand(comparison, form, source, options, runtime, device)
     return Certificate(
         format=form.name,
         runtime=runtime,
@@ -137,17 +136,18 @@ def certify(
 
 def _demand(
     comparison: Comparison,
-    bound: Bound,
     form: ExportFormat,
     source: Source,
     options: Options,
     runtime: str,
     device: str,
-) -> None:
-    """CertificateFailed, with where the difference begins, unless it is within the bound."""
+) -> Bound:
+    """The bound; CertificateFailed, with where the difference begins, unless it is kept."""
+    bound = form.bound(source, options, runtime)
     if (problem := comparison.problem(bound)) is not None:
-        where = _first_block(form, source, options, runtime, device)
+        where = _first_block(form, source, options, runtime, device, bound)
         raise CertificateFailed(f"{runtime} does not compute what was trained: {problem}. {where}")
+    return bound
 
 
 def _runtime(form: ExportFormat, runtime: str | None) -> str | None:
@@ -216,11 +216,10 @@ def _trained_logits(
 
 
 def _first_block(
-    form: ExportFormat, source: Source, options: Options, runtime: str, device: str
+    form: ExportFormat, source: Source, options: Options, runtime: str, device: str, bound: Bound
 ) -> str:
     """Where the difference begins: exports of the first 1, 2, … blocks are compared until one is
     not within the bound; by halves, because what differs early differs later."""
-    bound = form.bound(source, options, runtime)
     right, wrong = 0, source.config.model.num_layers
     while wrong - right > 1:
         middle = (right + wrong) // 2
