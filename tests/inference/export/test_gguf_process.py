@@ -9,24 +9,29 @@ import pytest
 
 from questtrain.cli.main import main
 from questtrain.errors import UserError
+from questtrain.inference.export import write
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.write import export
-from tests.inference.export.conftest import Trained
+from tests.inference.export.conftest import Trained, answer_here
 
 pytest.importorskip("xllamacpp")
 pytest.importorskip("gguf")
 
 
 def test_export_and_verify(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Trained,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Certified when it is written, and again later."""
+    """Certified when it is written, and again later (in this process, a start of Python less)."""
     run, output = trained("w4a16"), tmp_path / "export"
     assert main(["export", f"run={run}", "format=gguf", f"output={output}"]) == 0
     shown = capsys.readouterr().out
     assert "llama.cpp (xllamacpp " in shown
     assert "token ids" in shown
+    monkeypatch.setattr(write, "ask", answer_here)
     assert main(["verify", str(output), f"run={run}", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["runtime"] == "llama.cpp"
