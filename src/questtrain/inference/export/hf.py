@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import ModelConfig, is_skipped
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -48,8 +49,7 @@ class HuggingFaceFormat:
     """What `AutoModelForCausalLM.from_pretrained` loads."""
 
     name = "hf"
-    holds = "every run; a plain Llama where activations are not quantized, else packed codes"
-    runtimes = {"transformers": ("transformers", "torch", "tokenizers", "accelerate")}  # noqa: RUF012
+    runtimes = EXPORT_FORMATS["hf"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         model = source.config.model

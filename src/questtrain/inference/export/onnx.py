@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -36,10 +37,7 @@ class OnnxFormat:
     activations quantized by plain operators."""
 
     name = "onnx"
-    holds = "every run; integer products where both operands are quantized"
-    runtimes: ClassVar = {
-        name: (name, "onnx", "tokenizers") for name in ("onnxruntime", "openvino")
-    }
+    runtimes = EXPORT_FORMATS["onnx"].runtimes
 
     packs: ClassVar[bool] = False
 
