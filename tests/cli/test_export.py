@@ -137,6 +137,12 @@ def test_a_short_write_of_numpy_is_a_full_disk(tmp_path):
         raise OSError("524288 requested and 492256 written")
 
 
+def test_a_packed_export_is_no_run_to_export(tmp_path):
+    (tmp_path / "questtrain.json").touch()
+    with pytest.raises(UserError, match="the run that it was made of"):
+        command.main([f"run={tmp_path}", "format=hf", f"output={tmp_path / 'x'}"])
+
+
 def test_verify_names_a_folder_that_is_not_there(tmp_path):
     (tmp_path / "first").mkdir()
     with pytest.raises(UserError, match=r"no such folder.*first"):

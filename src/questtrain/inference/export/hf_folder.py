@@ -14,6 +14,7 @@ from torch import Tensor
 from questtrain.config import ModelConfig, block_linears
 from questtrain.model.hf_quantization import LayerSettings, layer_settings
 from questtrain.model.huggingface import hf_names, model_config_of
+from questtrain.model.meta import without_numbers
 from questtrain.quant import QuantLinear
 from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.quant.method import method_config
@@ -60,7 +61,7 @@ class HuggingFaceFolder:
         settings = self.settings or LayerSettings("bf16", method_config("quest"), frozenset())
         rows, columns = self.shape(name)
         bias = f"{name}.bias" in hf_names(self.model)
-        with torch.device("meta"):
+        with without_numbers():
             return QuantLinear(columns, rows, bias, settings.bits, settings.quant)
 
     @cached_property
