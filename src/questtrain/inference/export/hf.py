@@ -19,6 +19,7 @@ from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.hf_folder import CONFIG, HuggingFaceFolder, planned_layer
+from questtrain.inference.export.rounding import bound_of_codes
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import tokenizer_limits, write_tokenizer_files
 from questtrain.model.hf_quantization import quantization_config
@@ -37,12 +38,11 @@ PLAIN = {
 """Of a plain Llama: in f32 sums are rounded in another order, in 16 bits everything is."""
 
 CODES = {
-    "f32": Bound(largest=None, median=1e-2, argmax=0.97),
     "f16": Bound(largest=None, median=5e-2, argmax=0.9),
     "bf16": Bound(largest=None, median=0.2, argmax=0.8),
 }
-"""Of quantized activations: what lies on a border of rounding takes the other code, and in 16 bits
-much does. A layer that is wrong leaves little of the argmax."""
+"""Of quantized activations in 16 bits: much takes another code. A layer that is wrong leaves little
+of the argmax."""
 
 
 class HuggingFaceFormat:
@@ -75,7 +75,9 @@ class HuggingFaceFormat:
         return source.bits.weight.quantized and needs_questtrain(source) and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return (CODES if needs_questtrain(source) else PLAIN)[options.dtype]
+        if not needs_questtrain(source):
+            return PLAIN[options.dtype]
+        return bound_of_codes(source) if options.dtype == "f32" else CODES[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)

@@ -21,7 +21,7 @@ from questtrain.inference.export.onnx_graph import MODEL, Graph
 from questtrain.inference.export.onnx_linear import stored_values
 from questtrain.inference.export.onnx_llama import LlamaWriter
 from questtrain.inference.export.onnx_run import OnnxModel
-from questtrain.inference.export.passages import prompts
+from questtrain.inference.export.rounding import bound_of_codes
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import (
     TOKENIZER,
@@ -62,17 +62,10 @@ class OnnxFormat:
         return _quantizes_both(source)
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        """Of rounded activations no largest difference: a code at a border moves by a whole step.
-        How often that happens is seen in the trained model itself (`rounding_noise`)."""
         largest, argmax = ROUNDING[options.dtype]
-        if not source.bits.activation.quantized:
-            return Bound(largest=largest, median=largest, argmax=argmax)
-        difference, disagreement = rounding_noise(source, options.torch_dtype)
-        return Bound(
-            largest=None,
-            median=max(LEAST_MEDIAN, 4 * difference),
-            argmax=1 - max(LEAST_DISAGREEMENT, 4 * disagreement),
-        )
+        if source.bits.activation.quantized:
+            return bound_of_codes(source, options.torch_dtype)
+        return Bound(largest=largest, median=largest, argmax=argmax)
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)
@@ -125,9 +118,6 @@ ROUNDING = {"f32": (1e-4, 0.999), "f16": (2e-2, 0.99), "bf16": (2e-1, 0.95)}
 """The largest logit difference and the least share of equal most likely tokens, by the dtype of
 what is no code: fp32 products in another order, and values rounded by 2^-11 and 2^-8 of them."""
 
-LEAST_MEDIAN, LEAST_DISAGREEMENT = 1e-5, 0.01
-"""What is allowed to activations of few bits however little the trained model's own logits move."""
-
 
 def in_two_parts(model: OnnxModel, tokens: Tensor) -> Tensor:
     """Logits ``[T, V]`` of ``tokens [T]``: the first half fills the cache, the second continues it,
@@ -143,21 +133,3 @@ def _quantizes_both(source: Source) -> bool:
     skip, bits = source.config.quant.skip, source.bits
     quantized = any(not is_skipped(name, skip) for name in source.linear_names())
     return quantized and bits.weight.quantized and bits.activation.quantized
-
-
-@torch.no_grad()
-def rounding_noise(source: Source, dtype: torch.dtype) -> tuple[float, float]:
-    """How far the trained model's logits, on the certificate's prompts, are from those that it
-    gives in float64, its embedding and head rounded to ``dtype``: the mean difference, and the
-    share of positions with another most likely token. That is what the order of sums decides."""
-    model, exact = source.model(packed=False), source.model(packed=False)
-    for name, parameter in exact.named_parameters():
-        if name in ("embed_tokens.weight", "lm_head.weight"):
-            parameter.copy_(parameter.to(dtype))
-    exact.double()
-    differences, other = [], []
-    for tokens in prompts(source.tokenizer, source.config.sequence_length):
-        ours, theirs = model(tokens[None])[0], exact(tokens[None])[0]
-        differences.append((ours - theirs).abs().mean(-1))
-        other.append(ours.argmax(-1) != theirs.argmax(-1))
-    return float(torch.cat(differences).mean()), float(torch.cat(other).double().mean())
