@@ -26,8 +26,8 @@ TRAIN = (
 def certify(results: Path) -> None:
     """Everything that is tried, with its certificate or the reason why not."""
     from questtrain.cli import train
+    from questtrain.config.export_formats import EXPORT_FORMATS
     from questtrain.errors import TrainingStopped, UserError
-    from questtrain.inference.export import FORMATS
     from questtrain.inference.export.format import Options
     from questtrain.inference.export.source import Source
     from questtrain.inference.export.write import export
@@ -40,7 +40,7 @@ def certify(results: Path) -> None:
                 words = [f"bits={bits}", f"method={method}", f"runs_dir={folder}", f"name={name}"]
                 train.main([*TRAIN, *words])
                 source = Source.open(Path(folder, name))
-                for form in FORMATS:
+                for form in EXPORT_FORMATS:
                     row: dict[str, Any] = {"bits": bits, "method": method, "format": form}
                     output = Path(folder, "exports", name, form)
                     options = Options(experimental=form == "gguf-rotated")

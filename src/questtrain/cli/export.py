@@ -7,11 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from questtrain.cli.arguments import own_config, parse_arguments
+from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import plain_table, print_json
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.config.ranges import Choices, Interval
 from questtrain.config.schema import DEVICE
+from questtrain.errors import UserError
+from questtrain.sweep.console import console
 
 if TYPE_CHECKING:
     from questtrain.inference.export.certificate import Certificate
@@ -36,7 +39,11 @@ class ExportConfig:
     """What is exported, as what, and where to."""
 
     run: Annotated[str, "the run's folder, as `questtrain train` printed it"]
-    format: Annotated[str, "packed, hf, gguf, gguf-packed, gguf-rotated, onnx, …: see --list"]
+    format: Annotated[
+        str,
+        Choices(tuple(EXPORT_FORMATS)),
+        "see --list",
+    ]
     output: Annotated[str, "the folder to write, which must not exist"]
     step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
     dtype: Annotated[
@@ -56,7 +63,7 @@ def help_page(words: Sequence[str] = ()) -> str:
 def main(words: Sequence[str]) -> int:
     """Write an export and say what its certificate says."""
     if "--list" in words:
-        return _list(as_json="--json" in words)
+        return _list(words)
     arguments = parse_arguments(words)
     config = own_config(arguments, "export", ExportConfig)
     if config is None:
@@ -114,18 +121,22 @@ def _rows(certificate: Certificate) -> dict[str, str]:
     }
 
 
-def _list(as_json: bool) -> int:
-    """The formats as a table."""
-    from rich.console import Console
-
-    from questtrain.inference.export import FORMATS, export_format
-
-    forms = [export_format(name) for name in FORMATS]
-    if as_json:
-        print_json([{"format": f.name, "holds": f.holds, "runtimes": [*f.runtimes]} for f in forms])
+def _list(words: Sequence[str]) -> int:
+    """The formats as a table, or as JSON; UserError for a word that --list does not take."""
+    others = [word for word in words if word not in ("--list", "--json")]
+    refuse_options(others, "--list", "--json")
+    if others:
+        raise UserError(f"--list takes no settings, and {others[0]!r} was given.")
+    if "--json" in words:
+        print_json(
+            [
+                {"format": name, "holds": form.holds, "runtimes": [*form.runtimes]}
+                for name, form in EXPORT_FORMATS.items()
+            ]
+        )
         return 0
     table = plain_table(["format", "holds", "run by"])
-    for form in forms:
-        table.add_row(form.name, form.holds, ", ".join(form.runtimes) or "no program here")
-    Console().print(table)
+    for name, form in EXPORT_FORMATS.items():
+        table.add_row(name, form.holds, ", ".join(form.runtimes) or "no program here")
+    console().print(table)
     return 0

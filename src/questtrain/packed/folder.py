@@ -14,6 +14,7 @@ from questtrain.config import TrainConfig
 from questtrain.data import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.model import Llama
+from questtrain.model.meta import without_numbers
 from questtrain.packed.manifest import MANIFEST, Manifest, read_manifest
 from questtrain.quant import QuantLinear
 from questtrain.quant.quantizer import QuantizedTensor, Quantizer
@@ -36,7 +37,7 @@ class Skeleton:
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        with torch.device("meta"):
+        with without_numbers():
             self.model = Llama(config.model, config.bits, config.quant)
         modules = self.model.named_modules()
         self.linears = {name: each for name, each in modules if isinstance(each, QuantLinear)}

@@ -27,10 +27,11 @@ def writing(path: Path, needed: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in REFUSED:
+        # numpy's tofile tells of a short write without a number.
+        number = errno.ENOSPC if type(error) is OSError and error.errno is None else error.errno
+        if number not in REFUSED:
             raise
-        reason = os.strerror(error.errno)
-        raise WriteFailed(error.errno, reason, str(path), _room(path, needed)) from error
+        raise WriteFailed(number, os.strerror(number), str(path), _room(path, needed)) from error
 
 
 def _room(path: Path, needed: int | None) -> str:

@@ -14,6 +14,7 @@ from questtrain.config.model_shape import shape_differences
 from questtrain.data import TokenDataset, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.model import Llama
+from questtrain.model.meta import without_numbers
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.train.weight_source import FLOATS, WeightSource, tokenizer_of, weight_source
 
@@ -124,7 +125,7 @@ def _is_tied_head(name: str, model: ModelConfig) -> bool:
 
 def _shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Of every weight, by its name."""
-    with torch.device("meta"):
+    with without_numbers():
         empty = Llama(model, "bf16", QuantConfig())
     return {name: tuple(weight.shape) for name, weight in empty.named_parameters()}
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
@@ -56,11 +57,7 @@ class CompressedTensorsFormat:
     """Weight-only runs without rotation, as integers of 4 or 8 bits."""
 
     name = "compressed-tensors"
-    holds = "unrotated runs w1a16 … w7a16 and wfp4a16, w8a16 with quant.grid=int"
-
-    def __init__(self) -> None:
-        packages = ("transformers", "compressed_tensors", "torch")
-        self.runtimes: dict[str, tuple[str, ...]] = {"transformers": packages}
+    runtimes = EXPORT_FORMATS["compressed-tensors"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         coded = coded_layers(source)

@@ -1,6 +1,7 @@
 """What an export format is: how a `Source` is written, and how another program reads it back.
 
-A format is a module with a class of this protocol, and its line in `questtrain.inference.export`.
+A format is a module with a class of this protocol, and its entry in
+`questtrain.config.export_formats`.
 """
 
 from __future__ import annotations
@@ -55,11 +56,9 @@ another order, in 16 bits everything is, activations too."""
 
 
 class ExportFormat(Protocol):
-    """``holds`` says in a line what it can hold; ``runtimes`` read it, the first by default, each
-    with the packages that its process imports."""
+    """``runtimes`` are those of `questtrain.config.export_formats`, by the format's name."""
 
     name: str
-    holds: str
     runtimes: dict[str, tuple[str, ...]]
 
     def refusal(self, source: Source, options: Options) -> str | None:

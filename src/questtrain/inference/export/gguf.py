@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export import gguf_tokenizer
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
@@ -27,7 +28,6 @@ from questtrain.inference.export.gguf_file import (
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.transformers_run import causal_lm_logits
 
-LLAMA_CPP = ("xllamacpp", "gguf")
 LOADING = """llama.cpp and programs built on it load `model.gguf`:
 
 ```
@@ -43,8 +43,7 @@ class GgufFormat:
     """The weights' values, the inverse rotation folded in."""
 
     name = "gguf"
-    holds = "every run with 16-bit activations, its weights dense: exact in f32"
-    runtimes = {"llama.cpp": LLAMA_CPP, "transformers": ("transformers", "gguf", "torch")}  # noqa: RUF012
+    runtimes = EXPORT_FORMATS["gguf"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         return activations_refusal(source) or file_refusal(source)

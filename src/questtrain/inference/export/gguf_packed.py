@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.gguf import (
-    LLAMA_CPP,
     LOADING,
     activations_refusal,
     context_limits,
@@ -61,8 +61,7 @@ class GgufPackedFormat:
     """Codes, a scale a row."""
 
     name = "gguf-packed"
-    holds = "unrotated runs with 16-bit activations, their codes in llama.cpp's block formats"
-    runtimes = {"llama.cpp": LLAMA_CPP, F32: LLAMA_CPP}  # noqa: RUF012
+    runtimes = EXPORT_FORMATS["gguf-packed"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         return (

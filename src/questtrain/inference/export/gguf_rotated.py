@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.gguf import activations_refusal, file_refusal
@@ -49,8 +50,7 @@ class GgufRotatedFormat:
     """Codes in the rotated space, and keys that say how to rotate activations."""
 
     name = "gguf-rotated"
-    holds = "rotated runs with 16-bit activations, for forks that read prism.hadamard.* keys"
-    runtimes: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
+    runtimes = EXPORT_FORMATS["gguf-rotated"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         return (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.hf_folder import (
@@ -49,8 +50,7 @@ class HuggingFaceFormat:
     """What `AutoModelForCausalLM.from_pretrained` loads."""
 
     name = "hf"
-    holds = "every run; a plain Llama where activations are not quantized, else packed codes"
-    runtimes = {"transformers": ("transformers", "torch", "tokenizers", "accelerate")}  # noqa: RUF012
+    runtimes = EXPORT_FORMATS["hf"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         return config_refusal(source)

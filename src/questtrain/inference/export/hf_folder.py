@@ -20,6 +20,7 @@ from questtrain.inference.export.source import Source
 from questtrain.inference.export.tokenizer_files import write_tokenizer_files
 from questtrain.model.hf_quantization import LayerSettings, layer_settings
 from questtrain.model.huggingface import hf_config, hf_names, model_config_of
+from questtrain.model.meta import without_numbers
 from questtrain.quant import QuantLinear
 from questtrain.quant.guarded_linear import GuardedLinear
 from questtrain.store.files import write_json
@@ -92,7 +93,7 @@ class HuggingFaceFolder:
         """One of our layers without its numbers."""
         rows, columns = self.shape(name)
         bias = f"{name}.bias" in hf_names(self.model)
-        with torch.device("meta"):
+        with without_numbers():
             return QuantLinear(columns, rows, bias, settings.bits, settings.quant)
 
     @cached_property

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from questtrain.config import query_size
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import PLAIN, Bound, Options
 from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
@@ -73,10 +74,7 @@ class MlxFormat:
     """Weight-only runs without rotation, and dense ones."""
 
     name = "mlx"
-    holds = "bf16 runs, and unrotated ones w1a16 … w8a16 and wfp4a16"
-
-    def __init__(self) -> None:
-        self.runtimes: dict[str, tuple[str, ...]] = {"mlx-lm": ("mlx_lm", "mlx")}
+    runtimes = EXPORT_FORMATS["mlx"].runtimes
 
     def refusal(self, source: Source, options: Options) -> str | None:
         if (reason := why_not(source, "mlx-lm")) is not None:

@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
@@ -35,10 +36,7 @@ class OnnxFormat:
     activations quantized by plain operators."""
 
     name = "onnx"
-    holds = "every run; integer products where both operands are quantized"
-    runtimes: ClassVar = {
-        name: (name, "onnx", "tokenizers") for name in ("onnxruntime", "openvino")
-    }
+    runtimes = EXPORT_FORMATS["onnx"].runtimes
 
     packs: ClassVar[bool] = False
 

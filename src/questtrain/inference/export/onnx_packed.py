@@ -13,7 +13,6 @@ class OnnxPackedFormat(OnnxFormat):
     """Its one operator that is not standard, com.microsoft's MatMulNBits, is in both runtimes."""
 
     name = "onnx-packed"
-    holds = "runs with 16-bit activations, weights of up to 4 bits as codes, rotated or not"
     packs = True
 
     def refusal(self, source: Source, options: Options) -> str | None:

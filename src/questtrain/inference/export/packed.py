@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, Options
 from questtrain.inference.export.source import Source
@@ -38,10 +39,9 @@ class PackedFormat:
     """Every run, bit for bit."""
 
     name = "packed"
-    holds = "every run; weights as codes in their bits"
+    runtimes = EXPORT_FORMATS["packed"].runtimes
 
     def __init__(self) -> None:
-        self.runtimes: dict[str, tuple[str, ...]] = {"questtrain": ("questtrain", "torch")}
         self._open = lru_cache(maxsize=1)(partial(PackedFolder.open, check=False))
 
     def refusal(self, source: Source, options: Options) -> str | None:

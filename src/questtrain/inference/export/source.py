@@ -22,6 +22,8 @@ from questtrain.errors import UserError
 from questtrain.inference.load import for_use, tokenizer_of
 from questtrain.inference.pack import pack
 from questtrain.model import Llama
+from questtrain.model.meta import without_numbers
+from questtrain.packed.folder import is_packed_folder
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
@@ -91,6 +93,8 @@ class Source:
         folder = Path(run).expanduser()
         if not folder.is_dir():
             raise no_such_folder(f"run={run}", folder)
+        if is_packed_folder(folder):
+            raise UserError(f"run={run} is a packed export: give the run that it was made of.")
         whole = read_config(folder / "config.yaml")
         checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
         if checkpoint is None:
@@ -133,7 +137,7 @@ class Source:
     @cached_property
     def _skeleton(self) -> Llama:
         """The model without its weights."""
-        with torch.device("meta"):
+        with without_numbers():
             return Llama(self.config.model, self.config.bits, self.config.quant)
 
     def linear_names(self) -> list[str]:

@@ -11,21 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from questtrain.errors import TrainingStopped, UserError, unknown
+from questtrain.errors import TrainingStopped, UserError, WriteFailed, unknown
 from questtrain.inference.export import export_format
 from questtrain.inference.export.card import add_certificate
 from questtrain.inference.export.certificate import (
+    FILE,
     Certificate,
     Comparison,
     compare,
     hashes,
     read_certificate,
 )
-from questtrain.inference.export.format import Bound, ExportFormat, Options
+from questtrain.inference.export.format import DTYPES, Bound, ExportFormat, Options
 from questtrain.inference.export.passages import TEXTS, prompts
 from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
-from questtrain.store.files import publish_folder, writing
+from questtrain.store.files import no_such_folder, publish_folder, writing
 
 
 class CertificateFailed(TrainingStopped):
@@ -48,24 +49,51 @@ def export(
     runtime = _runtime(form, runtime)
     if verify and runtime is not None:
         require(form, runtime, device)
-    if output.exists():
-        raise UserError(f"output={output} exists already: choose another folder or remove it.")
+    _require_new(output)
     if (reason := form.refusal(source, options)) is not None:
         raise UserError(f"format={name} cannot hold run={source.run}: {reason}")
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
+        _make_folder(temporary, output)
         with writing(output):
-            temporary.mkdir(parents=True)
             form.write(source, temporary, options)
         certificate = None
         if verify:
             certificate = certify(form, source, temporary, options, runtime, device)
-            certificate.write(temporary)
-            add_certificate(temporary, certificate)
+            with writing(output):
+                certificate.write(temporary)
+                add_certificate(temporary, certificate)
+        _require_new(output)  # another export may have written it meanwhile
         publish_folder(temporary, output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return certificate
+
+
+def _require_new(output: Path) -> None:
+    """UserError where there is something under that name, be it a link to nothing, and where it
+    would be in another export, whose certificate names all its files."""
+    if os.path.lexists(output):
+        raise UserError(f"output={output} exists already: choose another folder or remove it.")
+    for parent in output.absolute().parents:
+        if (parent / FILE).is_file():
+            raise UserError(
+                f"output={output} lies in an export, {parent}, whose certificate lists all its"
+                " files: choose a folder outside it."
+            )
+
+
+def _make_folder(temporary: Path, output: Path) -> None:
+    """An empty folder, with its parents; what a killed process of the same number left goes first.
+    UserError where there can be none."""
+    try:
+        with writing(output):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    except WriteFailed:
+        raise
+    except OSError as error:
+        raise UserError(f"output={output} cannot be made: {error.strerror}.") from error
 
 
 def verify_export(
@@ -74,25 +102,38 @@ def verify_export(
     """A new certificate of an export that was written before, with the options of its first. What
     is in the folder stays as it is; UserError where its files, or the run's checkpoint, are not
     those that were certified."""
+    if not folder.is_dir():
+        raise no_such_folder(str(folder), folder)
     try:
         before = read_certificate(folder)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder} holds no certificate.json: it is no export, or one with verify=false."
         ) from error
+    if before.dtype not in DTYPES:
+        raise UserError(f"{folder / FILE} is damaged: dtype={before.dtype!r} is none.")
     form = export_format(before.format)
     runtime = _runtime(form, runtime or before.runtime)
     if runtime is not None:
         require(form, runtime, device)
-    found = hashes(folder)
-    for file in sorted(before.files.keys() | found.keys()):
-        if before.files.get(file) != found.get(file):
-            raise UserError(f"{folder / file} is not the file that was certified.")
+    _require_files(folder, before)
     source = Source.open(run, before.step)
     if source.weights_sha256() != before.checkpoint:
         raise UserError(f"{folder} was made of another run than run={run}: {before.run}.")
     options = Options(dtype=before.dtype, experimental=True)
     return certify(form, source, folder, options, runtime, device)
+
+
+def _require_files(folder: Path, before: Certificate) -> None:
+    """UserError where a file is missing, was added, or is not the one that was certified."""
+    found = hashes(folder)
+    for file in sorted(before.files.keys() | found.keys()):
+        if file not in found:
+            raise UserError(f"{folder / file} was certified and is missing.")
+        if file not in before.files:
+            raise UserError(f"{folder / file} is not in the certificate: it was added later.")
+        if before.files[file] != found[file]:
+            raise UserError(f"{folder / file} is not the file that was certified.")
 
 
 def certify(
