@@ -22,10 +22,11 @@ from questtrain.inference.export.certificate import (
     hashes,
     read_certificate,
 )
-from questtrain.inference.export.format import DTYPES, Bound, ExportFormat, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.passages import TEXTS, prompts
 from questtrain.inference.export.runtime import Answer, ask, require, versions
 from questtrain.inference.export.source import Source
+from questtrain.packed import DTYPES
 from questtrain.store.files import no_such_folder, publish_folder, writing
 
 
