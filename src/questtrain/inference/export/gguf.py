@@ -88,7 +88,7 @@ def dense_linear(source: Source, name: str, dtype: str) -> Entry:
 
 def activations_refusal(source: Source) -> str | None:
     """llama.cpp has no layer whose activations are quantized as ours are."""
-    if not source.bits.activation.quantized:
+    if not source.quantizes_activations:
         return None
     return (
         f"bits={source.config.bits} quantizes activations ({source.linear_names()[0]} and all"

@@ -62,13 +62,13 @@ class OnnxFormat:
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         largest, argmax = ROUNDING[options.dtype]
-        if source.bits.activation.quantized:
+        if source.quantizes_activations:
             return bound_of_codes(source, options.torch_dtype)
         return Bound(largest=largest, median=largest, argmax=argmax)
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits = tokenizer_limits(source.tokenizer)
-        if source.bits.activation.quantized:
+        if source.quantizes_activations:
             limits.append(
                 "Activations are quantized in fp32: single codes at a rounding border can differ"
                 " from those of the trained model, where a sum is taken in another order."
