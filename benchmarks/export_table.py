@@ -61,7 +61,7 @@ def certify(results: Path) -> None:
 def cell(row: dict[str, Any], reasons: list[str]) -> str:
     """What the certificate says in a few signs; a refusal is the number of its reason."""
     if "refused" in row:
-        reason = row["refused"]
+        reason = row["refused"].replace(row["bits"], "…")
         if reason not in reasons:
             reasons.append(reason)
         return f"({reasons.index(reason) + 1})"
