@@ -32,11 +32,13 @@ _TENSORS = ".safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose files are as they were written."""
+    """A checkpoint whose files are as they were written; ``weights_sha256`` is of the file of
+    weights."""
 
     folder: Path
     step: int
     wall_seconds: float
+    weights_sha256: str
 
     def tensors(self, part: str) -> dict[str, Tensor]:
         """The tensors of one part: ``model`` or ``optimizer``; UserError where there is none."""
@@ -148,7 +150,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     problem = next(state.problems(folder), None)
     if problem is not None:
         raise UserError(f"{damaged}: {problem}.")
-    return Checkpoint(folder, state.step, state.wall_seconds)
+    weights = state.sha256[f"model{_TENSORS}"]
+    return Checkpoint(folder, state.step, state.wall_seconds, weights)
 
 
 @dataclass(frozen=True)

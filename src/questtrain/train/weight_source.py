@@ -101,7 +101,8 @@ class RunWeights(WeightSource):
         return WeightFiles.of(self._checkpoint.folder)
 
     def facts(self, init_from: str) -> InitialWeights:
-        return InitialWeights(init_from, "run", self._files.sha256(), self._checkpoint.step)
+        checkpoint = self._checkpoint
+        return InitialWeights(init_from, "run", checkpoint.weights_sha256, checkpoint.step)
 
     def headers(self) -> Iterator[tuple[str, tuple[int, ...], str]]:
         return (header for header in self._files.headers() if NOT_TRAINED not in header[0])

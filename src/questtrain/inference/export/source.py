@@ -29,7 +29,7 @@ from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
 from questtrain.quant.quantizer import Quantizer, Unquantized, decoded, encoded
 from questtrain.store.checkpoint import Checkpoint, checkpoint_at, latest_checkpoint
-from questtrain.store.files import no_such_folder, sha256_of
+from questtrain.store.files import no_such_folder
 from questtrain.store.run_record import RunRecord, identity_columns, read_run_record
 
 
@@ -125,10 +125,6 @@ class Source:
     def columns(self) -> dict[str, object]:
         """The run record's columns; of a run that has not ended those that are known."""
         return identity_columns(self.config) if self.record is None else self.record.columns
-
-    def weights_sha256(self) -> str:
-        """Of the checkpoint's file of weights."""
-        return sha256_of(self._file)
 
     @property
     def _file(self) -> Path:

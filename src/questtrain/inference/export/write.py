@@ -119,7 +119,7 @@ def verify_export(
         require(form, runtime, device)
     _require_files(folder, before)
     source = Source.open(run, before.step)
-    if source.weights_sha256() != before.checkpoint:
+    if source.checkpoint.weights_sha256 != before.checkpoint:
         raise UserError(f"{folder} was made of another run than run={run}: {before.run}.")
     options = Options(dtype=before.dtype, experimental=True)
     return certify(form, source, folder, options, runtime, device)
@@ -163,7 +163,7 @@ def certify(
         device=device,
         run=str(source.config.name),
         step=source.checkpoint.step,
-        checkpoint=source.weights_sha256(),
+        checkpoint=source.checkpoint.weights_sha256,
         bits=source.config.bits,
         dtype=options.dtype,
         weights=weights,
