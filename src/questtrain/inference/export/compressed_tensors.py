@@ -18,7 +18,7 @@ from torch import Tensor
 
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.format import ExportFormat, Options
 from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
 from questtrain.inference.export.integers import coded_layers, integers, reach
 from questtrain.inference.export.source import Source, WeightCodes
@@ -53,7 +53,7 @@ tokenizer = TOKENIZER.from_pretrained("FOLDER")
 ```"""
 
 
-class CompressedTensorsFormat:
+class CompressedTensorsFormat(ExportFormat):
     """Weight-only runs without rotation, as integers of 4 or 8 bits."""
 
     name = "compressed-tensors"
@@ -88,12 +88,6 @@ class CompressedTensorsFormat:
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return values(folder, name), True
-
-    def is_packed(self, source: Source) -> bool:
-        return False
-
-    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return PLAIN[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         bits = bits_for(coded_layers(source))

@@ -6,6 +6,7 @@ A format is a module with a class of this protocol, and its entry in
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,32 +57,41 @@ another order, in 16 bits everything is, activations too."""
 
 
 class ExportFormat(Protocol):
-    """``runtimes`` are those of `questtrain.config.export_formats`, by the format's name."""
+    """What all formats inherit. ``runtimes`` are those of `questtrain.config.export_formats`, by
+    the format's name."""
 
     name: str
     runtimes: dict[str, tuple[str, ...]]
 
+    @abstractmethod
     def refusal(self, source: Source, options: Options) -> str | None:
         """Why the format cannot hold the run, or not with these options: which layer, why, which
         other format could. None where it can."""
 
+    @abstractmethod
     def write(self, source: Source, folder: Path, options: Options) -> None:
         """Write all files into an empty ``folder``, with no more than a layer in memory."""
 
+    @abstractmethod
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         """What the written files hold of a layer's weight, by our name of it: fp32 values
         ``[N, K]``, and whether they are folded (`WeightCodes.folded`) or in the codes' space."""
 
     def is_packed(self, source: Source) -> bool | torch.dtype:
         """Whether the runtime is to be compared with `questtrain.load` of packed weights, not with
-        the values they stand for (`Source.model`)."""
+        the values they stand for (`Source.model`): in fp32 where codes multiply codes, whose
+        products are the same numbers wherever they are made."""
+        return source.bits.weight.quantized and source.quantizes_activations and torch.float32
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        """How near the runtime has to come."""
+        """How near the runtime has to come: as near as one that computes a plain Llama can."""
+        return PLAIN[options.dtype]
 
+    @abstractmethod
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         """What the format or the runtime cannot express, in sentences for the certificate."""
 
+    @abstractmethod
     def logits(
         self, folder: Path, runtime: str, prompts: Sequence[Tensor], device: str
     ) -> Iterator[Tensor]:

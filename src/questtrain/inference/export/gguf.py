@@ -12,7 +12,7 @@ from torch import Tensor
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export import gguf_tokenizer
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.format import ExportFormat, Options
 from questtrain.inference.export.gguf_file import (
     DENSE,
     FILE,
@@ -39,7 +39,7 @@ BY_TRANSFORMERS = """transformers makes a dense model of it:
 `AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")`."""
 
 
-class GgufFormat:
+class GgufFormat(ExportFormat):
     """The weights' values, the inverse rotation folded in."""
 
     name = "gguf"
@@ -57,12 +57,6 @@ class GgufFormat:
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), True
-
-    def is_packed(self, source: Source) -> bool:
-        return False
-
-    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return PLAIN[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         return [*context_limits(source), *precision_limits(options.dtype)]

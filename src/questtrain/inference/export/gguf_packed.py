@@ -15,7 +15,7 @@ from torch import Tensor
 
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.gguf import (
     LOADING,
     activations_refusal,
@@ -57,7 +57,7 @@ SMALLEST_HALF, LARGEST_HALF = 2.0**-14, 65504.0
 """fp16's normal numbers."""
 
 
-class GgufPackedFormat:
+class GgufPackedFormat(ExportFormat):
     """Codes, a scale a row."""
 
     name = "gguf-packed"
@@ -79,9 +79,6 @@ class GgufPackedFormat:
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), True
-
-    def is_packed(self, source: Source) -> bool:
-        return False
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         return BOUND_F32 if runtime == F32 else BOUND

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.format import ExportFormat, Options
 from questtrain.inference.export.gguf import activations_refusal, file_refusal
 from questtrain.inference.export.gguf_file import (
     architecture,
@@ -46,7 +46,7 @@ LOADING = """`model.gguf` holds codes of rotated weights. A program must rotate 
 as its `prism.hadamard.*` keys say; llama.cpp itself does not, and refuses the file."""
 
 
-class GgufRotatedFormat:
+class GgufRotatedFormat(ExportFormat):
     """Codes in the rotated space, and keys that say how to rotate activations."""
 
     name = "gguf-rotated"
@@ -80,12 +80,6 @@ class GgufRotatedFormat:
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return read_tensor(folder, name), False
-
-    def is_packed(self, source: Source) -> bool:
-        return False
-
-    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        raise NotImplementedError("no program here runs gguf-rotated")
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         kind = architecture(source.config.model)

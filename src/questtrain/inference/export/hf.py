@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from questtrain.config import is_skipped
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.hf_folder import (
     HuggingFaceFolder,
     config_refusal,
@@ -46,7 +45,7 @@ CODES = {
 of the argmax."""
 
 
-class HuggingFaceFormat:
+class HuggingFaceFormat(ExportFormat):
     """What `AutoModelForCausalLM.from_pretrained` loads."""
 
     name = "hf"
@@ -66,12 +65,9 @@ class HuggingFaceFormat:
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return HuggingFaceFolder(folder).values(name)
 
-    def is_packed(self, source: Source) -> bool | torch.dtype:
-        return source.bits.weight.quantized and source.quantizes_activations and torch.float32
-
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         if not source.quantizes_activations:
-            return PLAIN[options.dtype]
+            return super().bound(source, options, runtime)
         return bound_of_codes(source) if options.dtype == "f32" else CODES[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:

@@ -60,11 +60,18 @@ def write_settings(
 ) -> None:
     """config.json, with what a format adds to it about ``quantization``, and the tokenizer's
     files."""
+    write_config(source, folder, options.torch_dtype, quantization)
+    write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
+
+
+def write_config(
+    source: Source, folder: Path, dtype: torch.dtype, quantization: Mapping[str, Any]
+) -> None:
+    """config.json alone; UserError where `config_refusal` says why there is none."""
     config, bos = source.config, source.tokenizer.bos_id
-    dtype = str(options.torch_dtype).removeprefix("torch.")
-    content = hf_config(config.model, config.sequence_length, dtype, bos, bos, bos)
+    name = str(dtype).removeprefix("torch.")
+    content = hf_config(config.model, config.sequence_length, name, bos, bos, bos)
     write_json(folder / CONFIG, {**content, **quantization})
-    write_tokenizer_files(source.tokenizer, config.sequence_length, folder)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from questtrain.config import query_size
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import PLAIN, Bound, Options
+from questtrain.inference.export.format import ExportFormat, Options
 from questtrain.inference.export.hf_folder import HuggingFaceFolder, write_settings
 from questtrain.inference.export.integers import coded_layers, integers, reach
 from questtrain.inference.export.source import Source, WeightCodes
@@ -70,7 +70,7 @@ DENSE = Container(0, 1, GROUPS[0])
 """Of a run without quantized weights: nothing is packed."""
 
 
-class MlxFormat:
+class MlxFormat(ExportFormat):
     """Weight-only runs without rotation, and dense ones."""
 
     name = "mlx"
@@ -120,12 +120,6 @@ class MlxFormat:
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         return values(folder, name), True
-
-    def is_packed(self, source: Source) -> bool:
-        return False
-
-    def bound(self, source: Source, options: Options, runtime: str) -> Bound:
-        return PLAIN[options.dtype]
 
     def limits(self, source: Source, options: Options, runtime: str) -> list[str]:
         limits, kind = tokenizer_limits(source.tokenizer), container(source)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from questtrain.config.export_formats import EXPORT_FORMATS
-from questtrain.errors import UserError
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
+from questtrain.inference.export.hf_folder import config_refusal, write_config
 from questtrain.inference.export.onnx_graph import MODEL, Graph
 from questtrain.inference.export.onnx_linear import stored_values
 from questtrain.inference.export.onnx_llama import LlamaWriter
@@ -27,11 +27,9 @@ from questtrain.inference.export.tokenizer_files import (
     tokenizer_limits,
     write_tokenizer_files,
 )
-from questtrain.model.huggingface import hf_config
-from questtrain.store.files import write_json
 
 
-class OnnxFormat:
+class OnnxFormat(ExportFormat):
     """One graph: weights as values or bytes, or where it ``packs`` as codes of fewer bits;
     activations quantized by plain operators."""
 
@@ -48,17 +46,14 @@ class OnnxFormat:
         with closing(Graph(folder)) as graph:
             LlamaWriter(graph, source, options.torch_dtype, self.packs).write()
             graph.save(source.config.model.name, {"questtrain.bits": source.config.bits})
-        write_config(source, folder)
+        if config_refusal(source) is None:  # what optimum reads
+            write_config(source, folder, torch.float32, {})
         write_tokenizer_files(source.tokenizer, source.config.sequence_length, folder)
         write_card(source, folder, LOADING)
 
     def stored(self, folder: Path, name: str) -> tuple[Tensor, bool]:
         model = onnx.load(folder / MODEL, load_external_data=False)
         return stored_values(folder, model, name)
-
-    def is_packed(self, source: Source) -> bool:
-        """Where there are integer products, those of packed weights are the same numbers."""
-        return source.bits.weight.quantized and source.quantizes_activations
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         largest, argmax = ROUNDING[options.dtype]
@@ -93,17 +88,6 @@ class OnnxFormat:
         for text in texts:
             ids: list[int] = tokenizer.encode(text).ids
             yield ids
-
-
-def write_config(source: Source, folder: Path) -> None:
-    """config.json as transformers has it, which optimum reads; none for a model that no class of
-    transformers computes."""
-    bos, length = source.tokenizer.bos_id, source.config.sequence_length
-    try:
-        config = hf_config(source.config.model, length, "float32", bos, bos, bos)
-    except UserError:
-        return
-    write_json(folder / "config.json", config)
 
 
 LOADING = """\

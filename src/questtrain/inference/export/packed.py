@@ -12,7 +12,7 @@ from torch import Tensor
 
 from questtrain.config.export_formats import EXPORT_FORMATS
 from questtrain.inference.export.card import write_card
-from questtrain.inference.export.format import Bound, Options
+from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.load import load
 from questtrain.packed import Manifest, PackedFolder, Skeleton
@@ -35,7 +35,7 @@ ROUNDED = {"f16": Bound(None, 0.02, 0.95), "bf16": Bound(None, 0.2, 0.8)}
 embedding, f16 11. Quantized activations that lie on a border take another code then."""
 
 
-class PackedFormat:
+class PackedFormat(ExportFormat):
     """Every run, bit for bit."""
 
     name = "packed"
