@@ -9,7 +9,7 @@ from pathlib import Path
 from questtrain.errors import UserError
 from questtrain.store.files import no_such_folder
 
-OF_A_RUN = ("checkpoints", "diagnostics", "figures", "wandb")
+OF_A_RUN = ("checkpoints", "diagnostics", "evaluations", "figures", "wandb")
 """Folders that a run keeps; they can hold many files, and no runs."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -58,7 +58,8 @@ Loss: TypeAlias = Annotated[float, Gt(0)]
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The columns, as docs/runs.md has them; None where a value is not known, as in records of
-    earlier versions."""
+    earlier versions. ``evaluations`` are columns of their own, by name
+    (`questtrain.store.evaluations`)."""
 
     name: str
     status: Status
@@ -107,11 +108,19 @@ class RunRecord:
     scale_dtype: str | None = None
     group_size: Size | None = None
     target: str | None = None
+    evaluations: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the file holds; columns that this version does not know come last."""
+        return dict(vars(self))
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Every column by its name; those of a file that this version does not know come last."""
-        return dict(vars(self))
+        """Every column by its name, those of ``evaluations`` last."""
+        columns = self.content
+        del columns["evaluations"]
+        return columns | self.evaluations
 
 
 def read_run_record(folder: Path) -> RunRecord | None:

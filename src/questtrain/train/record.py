@@ -29,13 +29,14 @@ def build_record(
     device: torch.device,
     world_size: int,
     initial: InitialWeights | None = None,
+    evaluations: dict[str, float] | None = None,
 ) -> RunRecord:
     """The record of a run that ended; ``rows`` are those of metrics.jsonl.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
     validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones; ``device`` is
     one of ``world_size`` like it; ``initial`` is what the run started with, if not weights of its
-    own.
+    own; ``evaluations`` the columns of those made at its last step.
     """
     logged = [row for row in rows if "train_loss" in row]
     tail = logged[-max(1, len(logged) // 10) :]
@@ -58,6 +59,7 @@ def build_record(
         data_tokens=dataset.train.num_tokens,
         epochs=round(epochs(config, dataset), 4),
         init_sha256=None if initial is None else initial.sha256,
+        evaluations=evaluations or {},
     )
 
 

@@ -27,6 +27,7 @@ from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
 from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
+from questtrain.store.evaluations import evaluated_columns
 from questtrain.store.files import write_json
 from questtrain.store.initial_weights import read_initial_weights
 from questtrain.store.metric_rows import read_metric_rows
@@ -326,6 +327,7 @@ class Trainer:
             self.device,
             self.world.size,
             read_initial_weights(self.folder),
+            evaluated_columns(self.folder, self.step),
         )
         draw_loss(
             rows,
@@ -333,7 +335,7 @@ class Trainer:
             self.folder / "figures" / "loss.png",
             self.dataset.unigram_entropy,
         )
-        write_json(self.folder / FILE, record.columns)
+        write_json(self.folder / FILE, record.content)
         return record
 
     def _wall_seconds(self) -> float:
