@@ -28,7 +28,7 @@ class MultipleChoice:
     """Which of several answers follows a question."""
 
     query: str
-    choices: Annotated[list[Some], MinLen(2)]
+    choices: Annotated[list[str], MinLen(2)]
     gold: Count
 
     @property
@@ -41,7 +41,7 @@ class MultipleChoice:
 class Schema:
     """Which of several beginnings an ending follows (Winograd's schemas)."""
 
-    context_options: Annotated[list[Some], MinLen(2)]
+    context_options: Annotated[list[str], MinLen(2)]
     continuation: Some
     gold: Count
 
@@ -97,8 +97,6 @@ def _question(line: bytes, kind: Kind, place: str) -> Question:
             f"{place}: gold is {question.gold}, and there are {len(question.options)} options,"
             " counted from 0."
         )
-    if len(set(question.options)) < len(question.options):
-        raise UserError(f"{place}: two of the options are the same.")
     return question
 
 

@@ -1,0 +1,129 @@
+"""CORE: the mean centred accuracy over 22 tasks, from local files of questions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from questtrain.errors import UserError
+from questtrain.inference.evaluate.asking import Asking
+from questtrain.inference.evaluate.core_tasks import (
+    BUNDLE,
+    BUNDLE_DATA,
+    CORE,
+    DEFAULT_FOLDER,
+    CoreTask,
+)
+from questtrain.inference.evaluate.prompts import Form, pairs_of, shuffled
+from questtrain.inference.evaluate.questions import LanguageModeling, Question, read_questions
+from questtrain.store.evaluations import Metric, TaskResult, column_of
+
+log = logging.getLogger(__name__)
+
+CHUNK = 512
+"""Questions whose prompts are held at a time."""
+
+
+@dataclass(frozen=True)
+class CoreSuite:
+    """The tasks with their questions, in the order in which they are asked."""
+
+    questions: dict[CoreTask, list[Question]]
+
+    @classmethod
+    def read(cls, folder: str | None = None) -> CoreSuite:
+        """The questions of the bundle in ``folder``; UserError for files that are not there or
+        hold something else, all of those missing in one message."""
+        root = Path(folder or DEFAULT_FOLDER).expanduser()
+        if (root / BUNDLE_DATA).is_dir():
+            root = root / BUNDLE_DATA
+        missing = [task.file for task in CORE if not (root / task.file).is_file()]
+        if missing:
+            raise _missing(root, missing)
+        return cls({task: _checked(task, root) for task in CORE})
+
+    def evaluate(self, asking: Asking) -> dict[str, TaskResult]:
+        """Every task's accuracy, and ``core``, the mean of the centred ones."""
+        results, centred, variances = {}, [], []
+        for task, questions in self.questions.items():
+            right = list(_answers(task, questions, asking))
+            accuracy, stderr = fmean(right), standard_error(right)
+            log.info("core: %s %.4f of %d questions", task.name, accuracy, len(right))
+            centred.append(task.centred(accuracy))
+            variances.append((stderr or math.nan) ** 2 / (1 - task.baseline) ** 2)
+            results[f"core.{task.name}"] = TaskResult(
+                column=column_of(f"core.{task.name}", samples=asking.part(len(questions))),
+                samples=len(right),
+                total=len(questions),
+                num_fewshot=task.shots,
+                metrics={
+                    "acc": Metric.of(accuracy, stderr, higher_is_better=True),
+                    "centred": Metric.of(centred[-1], higher_is_better=True),
+                },
+            )
+        asked, total = (
+            sum(getattr(result, field) for result in results.values())
+            for field in ("samples", "total")
+        )
+        stderr = math.sqrt(math.fsum(variances)) / len(centred)
+        metrics = {"core": Metric.of(fmean(centred), stderr, higher_is_better=True)}
+        column = column_of("core", samples=asking.limit if asked < total else None)
+        return {"core": TaskResult(column, asked, total, metrics)} | results
+
+
+def _missing(root: Path, missing: Sequence[str]) -> UserError:
+    listed = "\n".join(f"  {root / file}" for file in missing)
+    return UserError(
+        f"suite core: {len(missing)} of the {len({task.file for task in CORE})} files of questions"
+        f" are missing:\n{listed}\nThey are in the folder {BUNDLE_DATA} of the archive {BUNDLE}"
+        f" (162 MB): unpack it there, or name the folder that it is in, core:FOLDER."
+    )
+
+
+def _checked(task: CoreTask, root: Path) -> list[Question]:
+    questions = shuffled(read_questions(root / task.file, task.kind))
+    if len(questions) <= task.shots:
+        raise UserError(
+            f"{root / task.file} holds {len(questions)} questions, and {task.name} needs"
+            f" {task.shots + 1}: one is asked after {task.shots} others as examples."
+        )
+    return questions
+
+
+def _answers(
+    task: CoreTask, questions: Sequence[Question], asking: Asking
+) -> Iterator[bool]:
+    """Whether each question that is asked is answered right.
+
+    Of several options the model's is the one whose tokens are likeliest on average; the one
+    continuation of language modelling is right if each of its tokens is the likeliest.
+    """
+    form = Form(task.delimiter, task.shots, asking.seed)
+    asked = range(asking.asked(len(questions)))
+    for start in asked[::CHUNK]:
+        indices = asked[start : start + CHUNK]
+        parts = pairs_of(indices, questions, form, asking.tokenizer)
+        scores = iter(asking.score([pair for pairs in parts for pair in pairs]))
+        for index, pairs in zip(indices, parts, strict=True):
+            question = questions[index]
+            own = [next(scores) for _ in pairs]
+            if isinstance(question, LanguageModeling):
+                yield own[0].greedy
+                continue
+            means = [
+                score.logprob / len(continuation)
+                for score, (_, continuation) in zip(own, pairs, strict=True)
+            ]
+            yield means.index(max(means)) == question.gold
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean; None for a single value."""
+    if len(values) < 2:
+        return None
+    mean = fmean(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
