@@ -162,14 +162,20 @@ class Llama(nn.Module):
 
         ``logits_to_keep``: of the last so many positions only, 0 for all.
         """
+        x_BTD = self.features(tokens_BT, cache)
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -logits_to_keep:]))
+        return logits_BTV
+
+    def features(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
+        """The residual stream ``[B, T, D]`` after the blocks, of which ``lm_head(norm(…))`` makes
+        logits, each position by itself."""
         rotary = next_angles(self.config, tokens_BT, cache)
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD: Tensor = self.embed_tokens(tokens_BT)
         for layer, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotary, None if cache is None else cache.layer(layer))
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -logits_to_keep:]))
-        return logits_BTV
+        return x_BTD
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

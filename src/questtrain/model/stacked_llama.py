@@ -152,6 +152,12 @@ class StackedLlama(nn.Module):
         self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
     ) -> Tensor:
         """``cache`` and ``logits_to_keep`` as in `Llama`."""
+        x_BTD = self.features(tokens_BT, cache)[:, -logits_to_keep:]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+        return logits_BTV
+
+    def features(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
+        """As in `Llama`."""
         batch, length = tokens_BT.shape
         rotary = next_angles(self.config, tokens_BT, cache)
         x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None
@@ -162,6 +168,5 @@ class StackedLlama(nn.Module):
             cache.advance(length)
         if added_MD is not None:
             x_MD = x_MD + added_MD
-        x_BTD = x_MD.view(batch, length, -1)[:, -logits_to_keep:]
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
-        return logits_BTV
+        x_BTD: Tensor = x_MD.view(batch, length, -1)
+        return x_BTD
