@@ -35,7 +35,7 @@ from questtrain.data.sources import expand
 from questtrain.errors import UserError
 from questtrain.inference.evaluate.asking import Asking
 from questtrain.inference.evaluate.core import CHUNK, standard_error
-from questtrain.inference.evaluate.prompts import Ids, Pair, prompts_of, scored_parts
+from questtrain.inference.evaluate.question_prompts import Ids, Pair, prompts_of, scored_parts
 from questtrain.inference.evaluate.questions import (
     LanguageModeling,
     MultipleChoice,
@@ -116,7 +116,7 @@ class Texts:
 
     def check(self) -> Texts:
         """Itself; UserError where a file is no text, or none of them holds any."""
-        if not any(True for _ in self._documents()):
+        if not sum(1 for _ in self._documents()):
             raise UserError(f"bpb:{self.name}: {', '.join(map(str, self.files))}: no text.")
         return self
 

@@ -18,7 +18,7 @@ from questtrain.inference.evaluate.core_tasks import (
     DEFAULT_FOLDER,
     CoreTask,
 )
-from questtrain.inference.evaluate.prompts import Form, pairs_of, shuffled
+from questtrain.inference.evaluate.question_prompts import Form, pairs_of, shuffled
 from questtrain.inference.evaluate.questions import LanguageModeling, Question, read_questions
 from questtrain.store.evaluations import Metric, TaskResult, column_of
 
@@ -41,9 +41,10 @@ class CoreSuite:
         root = Path(folder or DEFAULT_FOLDER).expanduser()
         if (root / BUNDLE_DATA).is_dir():
             root = root / BUNDLE_DATA
-        missing = [task.file for task in CORE if not (root / task.file).is_file()]
+        files = dict.fromkeys(task.file for task in CORE)  # both HellaSwags share one
+        missing = [file for file in files if not (root / file).is_file()]
         if missing:
-            raise _missing(root, missing)
+            raise _missing(root, missing, len(files))
         return cls({task: _checked(task, root) for task in CORE})
 
     def evaluate(self, asking: Asking) -> dict[str, TaskResult]:
@@ -75,12 +76,12 @@ class CoreSuite:
         return {"core": TaskResult(column, asked, total, metrics)} | results
 
 
-def _missing(root: Path, missing: Sequence[str]) -> UserError:
+def _missing(root: Path, missing: Sequence[str], total: int) -> UserError:
     listed = "\n".join(f"  {root / file}" for file in missing)
     return UserError(
-        f"suite core: {len(missing)} of the {len({task.file for task in CORE})} files of questions"
-        f" are missing:\n{listed}\nThey are in the folder {BUNDLE_DATA} of the archive {BUNDLE}"
-        f" (162 MB): unpack it there, or name the folder that it is in, core:FOLDER."
+        f"core: {len(missing)} of the {total} files of questions are missing:\n{listed}\nThey are"
+        f" in the folder {BUNDLE_DATA} of the archive {BUNDLE} (162 MB): unpack it there, or name"
+        " the folder where it is unpacked, core:FOLDER."
     )
 
 
@@ -94,9 +95,7 @@ def _checked(task: CoreTask, root: Path) -> list[Question]:
     return questions
 
 
-def _answers(
-    task: CoreTask, questions: Sequence[Question], asking: Asking
-) -> Iterator[bool]:
+def _answers(task: CoreTask, questions: Sequence[Question], asking: Asking) -> Iterator[bool]:
     """Whether each question that is asked is answered right.
 
     Of several options the model's is the one whose tokens are likeliest on average; the one

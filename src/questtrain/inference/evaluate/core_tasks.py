@@ -51,9 +51,7 @@ def _schema(name: str, file: str) -> CoreTask:
     return CoreTask(name, f"language_understanding/{file}.jsonl", "schema", 0, 0.5)
 
 
-def _text(
-    name: str, folder: str, shots: int, delimiter: str = SPACE, file: str = ""
-) -> CoreTask:
+def _text(name: str, folder: str, shots: int, delimiter: str = SPACE, file: str = "") -> CoreTask:
     path = f"{folder}/{file or name}.jsonl"
     return CoreTask(name, path, "language_modeling", shots, 0.0, delimiter)
 

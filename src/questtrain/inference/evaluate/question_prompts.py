@@ -6,10 +6,10 @@ The rules are those of DCLM's evaluation in nanochat's form, so that numbers com
   question i (counted after shuffling by `SHUFFLE`) are drawn by seed + i from all other questions
   of the file.
 - Prompts are tokenized whole, after BOS. The prompts of a multiple choice share what comes before
-  the choices: scored are the tokens behind the longest common prefix of all. Those of a schema share
-  their ending: scored is the longest common suffix. In language modelling it is what follows the
-  longest prefix that the prompt with and the prompt without the answer have in common. At least one
-  token of each is scored.
+  the choices: scored are the tokens behind the longest common prefix of all. Those of a schema
+  share their ending: scored is the longest common suffix. In language modelling it is what follows
+  the longest prefix that the prompts with and without the answer have in common. At least one token
+  of each is scored.
 - A prompt longer than the trained context loses its beginning, BOS with it.
 """
 
@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
 from random import Random
 from typing import TypeAlias
 
@@ -108,7 +107,11 @@ def _within(cut: int, row: Ids) -> int:
 
 def _common(rows: Sequence[Ids]) -> int:
     """How many tokens all rows begin with."""
-    return len(commonprefix(list(rows)))
+    first, last = min(rows), max(rows)  # whatever lies between them in order shares it, too
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b),
+        min(len(first), len(last)),
+    )
 
 
 def pairs_of(
