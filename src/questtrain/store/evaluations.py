@@ -139,9 +139,10 @@ def columns_of(evaluations: Iterable[Evaluation], step: int) -> dict[str, float]
         for name, metric in metrics.items():
             if metric.value is None:
                 continue
-            columns[f"{column}.{name}"] = metric.value
+            own = column if column.partition(".")[0] == name else f"{column}.{name}"
+            columns[own] = metric.value
             if metric.stderr is not None:
-                columns[f"{column}.{name}{STDERR}"] = metric.stderr
+                columns[own + STDERR] = metric.stderr
     return columns
 
 

@@ -1,0 +1,162 @@
+"""Evaluations inside a run: what they leave, and that the run is the one without them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from questtrain.cli.main import main
+from questtrain.inference import load_run
+from questtrain.inference.evaluate import Scorer
+from questtrain.inference.evaluate import in_run as in_run_module
+from questtrain.inference.evaluate.asking import Asking
+from questtrain.inference.evaluate.bits_per_byte import read_texts
+from questtrain.inference.evaluate.in_run import untouched_random_states
+from questtrain.store.checkpoint import checkpoint_folders
+from questtrain.store.evaluations import read_evaluations
+from tests.training_data import TINY, questtrain, rows
+
+RUN = (*TINY, "bits=w4a4", "max_steps=10", "log_every=1", "eval_every=5", "checkpoint_every=5")
+TEXT = "def value(self):\n    return self.list[name]\n" * 20
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("texts") / "book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(corpus, tmp_path_factory, text) -> Path:
+    """One run without evaluations, and one with them every four steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = ("train", *RUN, *corpus, f"runs_dir={folder}", "train.keep_checkpoints=9")
+    assert main([*base, "name=without"]) == 0
+    assert main([*base, "name=with", *tasks(text), "checkpoint_every=4"]) == 0
+    return folder
+
+
+def tasks(text: Path, every: int = 4) -> list[str]:
+    return [f"train.eval_tasks=[bpb:{text}]", f"train.eval_tasks_every={every}"]
+
+
+def results(run: Path) -> dict[int, float]:
+    return {step: columns["bpb.book"] for step, columns in rows(run, "evaluations")}
+
+
+def test_the_run_is_bit_for_bit_the_one_without(runs):
+    one, other = runs / "without", runs / "with"
+    for key in ("train_loss", "grad_norm", "lr", "val_loss"):
+        assert rows(one, key) == rows(other, key), key
+    weights = [checkpoint_folders(run)[-1] / "model.safetensors" for run in (one, other)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_results_are_in_metrics_record_and_files(runs):
+    found = results(runs / "with")
+    assert list(found) == [4, 8, 10]
+    assert len(set(found.values())) == 3, "each is of the model at its step"
+    record = json.loads((runs / "with" / "run.json").read_text())
+    assert record["evaluations"]["bpb.book"] == found[10]
+    evaluations = read_evaluations(runs / "with" / "evaluations")
+    assert [(e.step, e.bits, e.suite) for e in evaluations] == [
+        (step, "w4a4", "train.eval_tasks") for step in (4, 8, 10)
+    ]
+    assert not json.loads((runs / "without" / "run.json").read_text())["evaluations"]
+
+
+@pytest.mark.parametrize("step", [4, 10])
+def test_results_are_those_of_the_checkpoint(runs, text, step):
+    """Packed where a loaded run would be."""
+    trained = load_run(runs / "with", "cpu", step, packed=None)
+    asking = Asking(Scorer(trained), trained.tokenizer)
+    (result,) = read_texts(str(text), "text").evaluate(asking).values()
+    assert result.metrics["bpb"].value == results(runs / "with")[step]
+    (evaluation,) = (e for e in read_evaluations(runs / "with" / "evaluations") if e.step == step)
+    assert evaluation.packed == in_run_module.is_packed(trained.model)
+
+
+def test_random_states_are_left_alone():
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with untouched_random_states():
+        random.seed(7), np.random.seed(7), torch.manual_seed(7)
+        random.random(), np.random.rand(), torch.rand(3)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["train.eval_tasks=[bpb:/no/such/file.txt]"], "no file matches '/no/such/file.txt'"),
+        (["train.eval_tasks=[core:/no/such/folder]"], "21 of the 21 files"),
+        (["train.eval_tasks=[bpb]"], "write bpb:FILE"),
+        (["train.eval_tasks=['hellaswag:acc']"], "is no task"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_found_before_the_run(corpus, tmp_path, capsys, words, part):
+    runs = tmp_path / "runs"
+    assert main(["train", *RUN, *corpus, f"runs_dir={runs}", "name=run", *words]) == 2
+    assert part in capsys.readouterr().err
+    assert not list(runs.rglob("*.yaml"))
+    assert not list(runs.rglob("*.jsonl"))
+
+
+def test_a_run_goes_on_when_an_evaluation_fails(corpus, tmp_path, text, monkeypatch, caplog):
+    """Its file has gone since; the weights are in a checkpoint, and the run is not lost."""
+    path = tmp_path / "gone.txt"
+    path.write_text(TEXT)
+    read = in_run_module.read_suites
+
+    def read_and_remove(*arguments):
+        found = read(*arguments)
+        path.unlink()
+        return found
+
+    monkeypatch.setattr(in_run_module, "read_suites", read_and_remove)
+    words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run", *tasks(path)]
+    with caplog.at_level(logging.WARNING):
+        assert main(["train", *words]) == 0
+    assert "the evaluation at step 4 failed, and the run goes on" in caplog.text
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "completed"
+
+
+def test_a_signal_during_an_evaluation_saves_the_step_and_it_is_made_up(
+    corpus, tmp_path, runs, text, monkeypatch
+):
+    """It comes at step 4, where no checkpoint is due; going on begins with the evaluation."""
+    real = in_run_module.StoppableScorer.score
+
+    def score(self, pairs, *rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, pairs, *rest)
+
+    words = ["train", *RUN, *corpus, f"runs_dir={tmp_path}", "name=run", *tasks(text)]
+    with monkeypatch.context() as patch:
+        patch.setattr(in_run_module.StoppableScorer, "score", score)
+        assert main(words) == 128 + signal.SIGTERM
+    run = tmp_path / "run"
+    assert [folder.name for folder in checkpoint_folders(run)] == ["step_00000004"]
+    assert not results(run)
+    assert main(words) == 0
+    assert results(run) == results(runs / "with")
+    assert rows(run, "train_loss") == rows(runs / "with", "train_loss")
+
+
+def test_ranks_wait_for_the_one_that_evaluates(corpus, tmp_path, text, runs):
+    words = [*RUN, *corpus, f"runs_dir={tmp_path}", "name=run", *tasks(text), "gpus=2"]
+    result = questtrain("train", *words)
+    assert result.returncode == 0, result.stderr
+    found = results(tmp_path / "run")
+    assert list(found) == [4, 8, 10]
+    assert found == pytest.approx(results(runs / "with"), rel=1e-3)
