@@ -29,6 +29,11 @@ OF_RESOLVER = "UserError raised while resolving interpolation: "
 FREE_TEXT = (
     "prompt",
     "run",
+    "export",
+    "tasks",
+    "include_path",
+    "datasets",
+    "output",
     "name",
     "runs_dir",
     "init_from",

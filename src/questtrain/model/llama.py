@@ -162,13 +162,12 @@ class Llama(nn.Module):
 
         ``logits_to_keep``: of the last so many positions only, 0 for all.
         """
-        x_BTD = self.features(tokens_BT, cache)
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -logits_to_keep:]))
+        x_BTD = self.hidden(tokens_BT, cache)[:, -logits_to_keep:]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
 
-    def features(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
-        """The residual stream ``[B, T, D]`` after the blocks, of which ``lm_head(norm(…))`` makes
-        logits, each position by itself."""
+    def hidden(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
+        """What the last norm and the head are given: ``[B, T, D]``."""
         rotary = next_angles(self.config, tokens_BT, cache)
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
         for layer, block in enumerate(self.layers):

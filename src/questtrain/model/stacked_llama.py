@@ -152,12 +152,12 @@ class StackedLlama(nn.Module):
         self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
     ) -> Tensor:
         """``cache`` and ``logits_to_keep`` as in `Llama`."""
-        x_BTD = self.features(tokens_BT, cache)[:, -logits_to_keep:]
+        x_BTD = self.hidden(tokens_BT, cache)[:, -logits_to_keep:]
         logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
         return logits_BTV
 
-    def features(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
-        """As in `Llama`."""
+    def hidden(self, tokens_BT: Tensor, cache: StaticCache | None = None) -> Tensor:
+        """What the last norm and the head are given: ``[B, T, D]``."""
         batch, length = tokens_BT.shape
         rotary = next_angles(self.config, tokens_BT, cache)
         x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None

@@ -59,17 +59,12 @@ class TaskResult:
     num_fewshot: Count | None = None
     version: str | None = None
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every document was asked."""
-        return self.samples == self.total
-
 
 @dataclass(frozen=True)
 class Evaluation:
     """``suite`` is who asked (``lm-eval``, …), ``source`` the folder's name, ``packed`` whether
     weights were codes; ``date`` is UTC in ISO 8601, with microseconds; ``limit`` and ``seed`` are
-    the settings; ``versions`` are of the packages."""
+    the settings, None where they were not given; ``versions`` are of the packages."""
 
     suite: str
     source: str
@@ -79,7 +74,7 @@ class Evaluation:
     device: str
     date: str
     seconds: NotNegative
-    seed: Count
+    seed: Count | None
     limit: NotNegative | None
     sequence_length: Count
     versions: dict[str, str]

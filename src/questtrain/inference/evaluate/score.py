@@ -3,8 +3,8 @@
 Everything is in token ids, and a context is as trained: it begins with BOS where a document begins.
 Rows are sorted by length and padded at the end, which causal attention never sees; a batch is so
 many rows as fit into ``batch_tokens`` at the length of its longest. Rows that are the same are
-computed once (the four answers A to D of a question are). Of the features of a batch only those
-positions meet the head that a continuation is predicted at, in pieces of `LOGIT_BYTES`.
+computed once (the four answers A to D of a question are). Only those positions of a batch meet the
+head that a continuation is predicted at, in pieces of `LOGIT_BYTES`.
 
 Shape suffixes: B rows, T tokens, D hidden size, V vocabulary, M scored positions of a batch.
 """
@@ -137,8 +137,8 @@ class Scorer:
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities ``[M]``, fp32, of the targets after those positions, and whether
         another token is more likely."""
-        features_BTD = self.model.features(tokens_BT.to(self.device))
-        x_MD = features_BTD[rows_M.to(self.device), positions_M.to(self.device)]
+        hidden_BTD = self.model.hidden(tokens_BT.to(self.device))
+        x_MD = hidden_BTD[rows_M.to(self.device), positions_M.to(self.device)]
         targets_M = targets_M.to(self.device)
         size = max(1, LOGIT_BYTES // (4 * self.model.lm_head.weight.shape[0]))
         parts = [

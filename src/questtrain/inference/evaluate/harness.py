@@ -1,0 +1,184 @@
+"""lm-evaluation-harness asks a model; what it finds as results of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.evaluator import evaluate
+from lm_eval.utils import handle_non_serializable
+
+from questtrain.errors import TrainingStopped, UserError
+from questtrain.inference.evaluate.adapter import HarnessModel, decoding
+from questtrain.inference.evaluate.tasks import LoadedTasks
+from questtrain.inference.load import TrainedModel
+from questtrain.store.evaluations import Metric, TaskResult, column_of
+
+PYTHON_SEED, SEED = 0, 1234
+"""The harness' own: of Python's random numbers, and of all others, few-shot examples among them."""
+
+FIRST = "acc_norm"
+"""Where a task has it, it is what is quoted: it leads the metrics."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """How a model is asked: ``limit`` documents of each task at the most (a share of them below 1),
+    ``num_fewshot`` examples before each (None: as many as the task says), one ``seed`` for all that
+    is drawn (None: the harness' own). ``bootstrap`` draws give the standard error of what is no
+    mean."""
+
+    limit: float | None = None
+    num_fewshot: int | None = None
+    seed: int | None = None
+    batch_tokens: int | None = None
+    bootstrap: int = 1000
+    samples: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Results by task; ``samples``: every question and answer as JSON lines, where asked for."""
+
+    tasks: dict[str, TaskResult]
+    samples: str | None = None
+
+
+def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Answers:
+    """Put all the tasks' documents to a model; once: tasks keep what they were asked.
+
+    The harness' ``evaluate``, prepared as its ``simple_evaluate`` does, which describes the machine
+    besides, by programs that take longer than small models. UserError for a task that cannot be
+    asked so, before the model is called. Nothing drawn here moves the process' random numbers.
+    """
+    seed = SEED if questions.seed is None else questions.seed
+    for name, task in loaded.tasks.items():
+        if task.get_config("output_type") == "generate_until":
+            decoding(name, task.get_config("generation_kwargs") or {}, seed)
+    own_shots = {name: task.get_config("num_fewshot") or 0 for name, task in loaded.tasks.items()}
+    model = HarnessModel(trained, questions.batch_tokens, seed)
+    for task in loaded.tasks.values():
+        _set_examples(task, questions.num_fewshot, seed)
+    with _said_before_the_model(model, loaded), _alone(questions.seed):
+        found = evaluate(
+            lm=model,
+            task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
+            limit=questions.limit,
+            bootstrap_iters=questions.bootstrap,
+            log_samples=questions.samples,
+        )
+    tasks = {
+        name: _result(name, found, loaded.reported[name], own_shots, questions.limit)
+        for name in loaded.reported
+    }
+    return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
+
+
+def _set_examples(task: Any, count: int | None, seed: int) -> None:
+    """How many examples stand before a question; a task that says 0 has none at any time."""
+    own = task.get_config("num_fewshot")
+    if count is not None and own != 0:
+        task.set_config(key="num_fewshot", value=count)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=seed)
+
+
+def versions() -> dict[str, str]:
+    """Of what asks and loads."""
+    return {name: version(name) for name in ("lm_eval", "datasets")}
+
+
+def _result(
+    name: str,
+    found: Any,
+    inside: Sequence[str],
+    own_shots: Mapping[str, int],
+    limit: float | None,
+) -> TaskResult:
+    """Of a task, or of a group of those ``inside``."""
+    samples = sum(found["n-samples"][task]["effective"] for task in inside)
+    total = sum(found["n-samples"][task]["original"] for task in inside)
+    shots = [found["n-shot"][task] for task in inside]
+    others = shots != [own_shots[task] for task in inside]
+    is_part = limit is not None and samples < total
+    task_version = found["versions"].get(name)
+    return TaskResult(
+        column=column_of(name, max(shots) if others else None, samples if is_part else None),
+        samples=samples,
+        total=total,
+        metrics=_metrics(found["results"][name], found["higher_is_better"].get(name, {})),
+        num_fewshot=max(shots),
+        version=None if task_version in (None, "N/A") else str(task_version),
+    )
+
+
+def _metrics(values: Mapping[str, Any], higher: Mapping[str, bool | None]) -> dict[str, Metric]:
+    """``acc,none`` → ``acc``; ``exact_match,strict-match`` → ``exact_match:strict-match``."""
+    metrics = {}
+    for key, value in values.items():
+        name, comma, filtered = key.partition(",")
+        if not comma or name.endswith("_stderr") or not _is_number(value):
+            continue
+        error = values.get(f"{name}_stderr,{filtered}")
+        metrics[name if filtered == "none" else f"{name}:{filtered}"] = Metric.of(
+            value, error if _is_number(error) else None, higher.get(name)
+        )
+    return dict(sorted(metrics.items(), key=lambda entry: entry[0] != FIRST))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _lines(samples: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The harness' own records of each document, with its task."""
+    return "".join(
+        json.dumps({"task": task, **sample}, default=handle_non_serializable) + "\n"
+        for task, documents in samples.items()
+        for sample in documents
+    )
+
+
+@contextmanager
+def _said_before_the_model(model: HarnessModel, loaded: LoadedTasks) -> Iterator[None]:
+    """What goes wrong before the model is asked is a UserError: templates of others did not fit the
+    data of others."""
+    try:
+        yield
+    except (UserError, TrainingStopped):
+        raise
+    except Exception as error:
+        if model.was_asked:
+            raise
+        lines = str(error).strip().splitlines() or ["without a word"]
+        raise UserError(
+            f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
+            f" {type(error).__name__}: {lines[0]}"
+        ) from error
+
+
+@contextmanager
+def _alone(seed: int | None) -> Iterator[None]:
+    """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
+    to stderr, and its bootstrap starts no processes."""
+    python, numpy = random.getstate(), np.random.get_state()
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with torch.random.fork_rng(range(torch.cuda.device_count())), redirect_stdout(sys.stderr):
+        random.seed(PYTHON_SEED if seed is None else seed)
+        np.random.seed((SEED if seed is None else seed) % 2**32)
+        torch.manual_seed((SEED if seed is None else seed) % 2**63)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
