@@ -15,11 +15,12 @@ import torch
 
 from questtrain.cli.main import main
 from questtrain.inference import load_run
-from questtrain.inference.evaluate import Scorer
 from questtrain.inference.evaluate import in_run as in_run_module
+from questtrain.inference.evaluate import score as score_module
 from questtrain.inference.evaluate.asking import Asking
 from questtrain.inference.evaluate.bits_per_byte import read_texts
 from questtrain.inference.evaluate.in_run import untouched_random_states
+from questtrain.inference.evaluate.subject import is_packed
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.store.evaluations import read_evaluations
 from tests.training_data import TINY, questtrain, rows
@@ -78,11 +79,11 @@ def test_results_are_in_metrics_record_and_files(runs):
 def test_results_are_those_of_the_checkpoint(runs, text, step):
     """Packed where a loaded run would be."""
     trained = load_run(runs / "with", "cpu", step, packed=None)
-    asking = Asking(Scorer(trained), trained.tokenizer)
-    (result,) = read_texts(str(text), "text").evaluate(asking).values()
+    asking = Asking(trained)
+    (result,) = read_texts(str(text), "text").evaluate(asking).tasks.values()
     assert result.metrics["bpb"].value == results(runs / "with")[step]
     (evaluation,) = (e for e in read_evaluations(runs / "with" / "evaluations") if e.step == step)
-    assert evaluation.packed == in_run_module.is_packed(trained.model)
+    assert evaluation.packed == is_packed(trained.model)
 
 
 def test_random_states_are_left_alone():
@@ -135,7 +136,7 @@ def test_a_signal_during_an_evaluation_saves_the_step_and_it_is_made_up(
     corpus, tmp_path, runs, text, monkeypatch
 ):
     """It comes at step 4, where no checkpoint is due; going on begins with the evaluation."""
-    real = in_run_module.StoppableScorer.score
+    real = score_module.Scorer.score
 
     def score(self, pairs, *rest):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -143,7 +144,7 @@ def test_a_signal_during_an_evaluation_saves_the_step_and_it_is_made_up(
 
     words = ["train", *RUN, *corpus, f"runs_dir={tmp_path}", "name=run", *tasks(text)]
     with monkeypatch.context() as patch:
-        patch.setattr(in_run_module.StoppableScorer, "score", score)
+        patch.setattr(score_module.Scorer, "score", score)
         assert main(words) == 128 + signal.SIGTERM
     run = tmp_path / "run"
     assert [folder.name for folder in checkpoint_folders(run)] == ["step_00000004"]

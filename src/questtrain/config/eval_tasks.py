@@ -45,17 +45,22 @@ class EvalTask:
 
 
 def parse_eval_tasks(words: Sequence[str], key: str) -> list[EvalTask]:
-    """The tasks of a list of words, each of which may hold several with commas between them, paths
-    aside; the same one counts once. UserError names ``key`` and the word that is none."""
-    tasks = []
-    for word in words:
-        has_path = word.startswith(("bpb:", "core:"))
-        tasks += [_parse(part, key) for part in ([word] if has_path else word.split(","))]
-    return list(dict.fromkeys(tasks))
+    """The tasks of words, each of which may hold several with commas between them (a path with a
+    comma is written with ``?`` in its place); the same one counts once. UserError names ``key`` and
+    the word that is none."""
+    parts = [part.strip() for word in words for part in word.split(",")]
+    return list(dict.fromkeys(_parse(part, key) for part in parts))
+
+
+def suite_name(tasks: Sequence[EvalTask]) -> str:
+    """What an evaluation of these calls who asked: ``lm-eval``, ``bpb``, ``core``, or several with
+    ``+`` between them."""
+    names = ("bpb" if task.suite == "answers" else task.suite for task in tasks)
+    return "+".join(dict.fromkeys(names))
 
 
 def _parse(word: str, key: str) -> EvalTask:
-    first, colon, rest = word.strip().partition(":")
+    first, colon, rest = word.partition(":")
     if first == "core":
         if colon and not rest:
             raise UserError(f"{key}: {word!r} names no folder: write core:FOLDER, or core.")

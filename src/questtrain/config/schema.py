@@ -239,6 +239,10 @@ class LoopConfig:
     eval_tasks_limit: Annotated[
         int | None, Interval(COUNT), "questions or documents of each of them; null: all"
     ] = None
+    eval_tasks_datasets: Annotated[
+        str | None, "a folder with their data, as datasets=… of questtrain eval"
+    ] = None
+    eval_tasks_include_path: Annotated[str | None, "a folder with YAML files of more tasks"] = None
     threads: Annotated[int | None, Interval("[1, 4096]"), "CPU threads; null: all cores"] = None
 
 
@@ -316,6 +320,8 @@ OPERATIONAL = (
     "train.eval_tasks",
     "train.eval_tasks_every",
     "train.eval_tasks_limit",
+    "train.eval_tasks_datasets",
+    "train.eval_tasks_include_path",
     "train.threads",
     "data.cache_dir",
     "data.num_workers",

@@ -11,9 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from questtrain.errors import UserError
-from questtrain.inference.evaluate import Scorer
 from questtrain.inference.evaluate.asking import Asking
-from questtrain.inference.evaluate.bits_per_byte import Answers, read_texts, windows
+from questtrain.inference.evaluate.bits_per_byte import RightAnswers, read_texts, windows
 from tests.inference.evaluate.models import (
     LENGTH,
     Plain,
@@ -35,8 +34,8 @@ def plain(trained):
 
 
 def measured(trained, pattern, **settings):
-    asking = Asking(Scorer(trained), trained.tokenizer, **settings)
-    (result,) = read_texts(str(pattern), "text").evaluate(asking).values()
+    asking = Asking(trained, **settings)
+    (result,) = read_texts(str(pattern), "text").evaluate(asking).tasks.values()
     return result
 
 
@@ -127,7 +126,7 @@ def test_right_answers_are_averaged_over_the_questions(trained, plain, tmp_path)
         assert whole[: len(asked)] == asked
         logprob = sum(plain.logprobs(whole)[0][len(asked) - 1 :])
         expected.append(-logprob / math.log(2) / len(answer.encode()))
-    assert isinstance(read_texts(str(tmp_path / "quiz.jsonl"), "text"), Answers)
+    assert isinstance(read_texts(str(tmp_path / "quiz.jsonl"), "text"), RightAnswers)
     result = measured(trained, tmp_path / "quiz.jsonl")
     assert result.metrics["bpb"].value == pytest.approx(fmean(expected), rel=1e-5)
     assert result.column == "bpb.quiz"

@@ -33,7 +33,7 @@ from questtrain.data.encoding import read_facts
 from questtrain.data.segments import encode_segments, segments_of
 from questtrain.data.sources import expand
 from questtrain.errors import UserError
-from questtrain.inference.evaluate.asking import Asking
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.core import CHUNK, standard_error
 from questtrain.inference.evaluate.question_prompts import Ids, Pair, prompts_of, scored_parts
 from questtrain.inference.evaluate.questions import (
@@ -89,19 +89,17 @@ class Texts:
     files: list[Path]
     text_field: str
 
-    def evaluate(self, asking: Asking) -> dict[str, TaskResult]:
+    def evaluate(self, asking: Asking) -> Answers:
         """Bits per byte of the documents that are not blank, which training leaves out, too."""
-        tally, total = _Tally(), 0
+        tally, total = _Tally(), sum(1 for _ in self._documents())
         pending: list[tuple[int, Pair]] = []
-        for document in self._documents():
-            if asking.limit is None or total < asking.limit:
-                tally.bits.append(0.0)
-                tally.sizes.append(0)
-                for pair in self._windows(document, asking, tally):
-                    pending.append((total, pair))
-                    if len(pending) == WINDOWS:
-                        _score(pending, asking, tally)
-            total += 1
+        for number, document in enumerate(islice(self._documents(), asking.asked(total))):
+            tally.bits.append(0.0)
+            tally.sizes.append(0)
+            for pair in self._windows(document, asking, tally):
+                pending.append((number, pair))
+                if len(pending) == WINDOWS:
+                    _score(pending, asking, tally)
         _score(pending, asking, tally)
         if tally.unknown:
             log.warning(
@@ -111,8 +109,8 @@ class Texts:
                 tally.unknown,
             )
         column = column_of(f"bpb.{self.name}", samples=asking.part(total))
-        metrics = {"bpb": tally.bits_per_byte()}
-        return {f"bpb:{self.name}": TaskResult(column, len(tally.sizes), total, metrics)}
+        result = TaskResult(column, len(tally.sizes), total, {"bpb": tally.bits_per_byte()})
+        return Answers({f"bpb:{self.name}": result})
 
     def check(self) -> Texts:
         """Itself; UserError where a file is no text, or none of them holds any."""
@@ -153,26 +151,27 @@ def _score(pending: list[tuple[int, Pair]], asking: Asking, tally: _Tally) -> No
 
 
 @dataclass(frozen=True)
-class Answers:
+class RightAnswers:
     """The right answers to a file of multiple-choice questions, as one task called ``name``."""
 
     name: str
     questions: list[MultipleChoice]
 
-    def evaluate(self, asking: Asking) -> dict[str, TaskResult]:
+    def evaluate(self, asking: Asking) -> Answers:
         """The mean over the questions of the bits per byte of the right answer."""
         asked = self.questions[: asking.asked(len(self.questions))]
         values: list[float] = []
         for start in range(0, len(asked), CHUNK):
             values += _answer_bits(asked[start : start + CHUNK], asking)
-        return {f"bpb:{self.name}": answer_result(self.name, values, len(self.questions), asking)}
+        result = answer_result(self.name, values, len(self.questions))
+        return Answers({f"bpb:{self.name}": result})
 
 
-def answer_result(name: str, values: list[float], total: int, asking: Asking) -> TaskResult:
-    """Of the bits per byte of each right answer."""
+def answer_result(name: str, values: list[float], total: int) -> TaskResult:
+    """Of the bits per byte of each right answer that was asked for, of ``total``."""
     metric = Metric.of(fmean(values), standard_error(values), higher_is_better=False)
-    column = column_of(f"bpb.{name}", samples=asking.part(total))
-    return TaskResult(column, len(values), total, {"bpb": metric})
+    part = len(values) if len(values) < total else None
+    return TaskResult(column_of(f"bpb.{name}", samples=part), len(values), total, {"bpb": metric})
 
 
 def _answer_bits(questions: Iterable[MultipleChoice], asking: Asking) -> list[float]:
@@ -189,14 +188,14 @@ def _answer_bits(questions: Iterable[MultipleChoice], asking: Asking) -> list[fl
     ]
 
 
-def read_texts(pattern: str, text_field: str) -> Texts | Answers:
+def read_texts(pattern: str, text_field: str) -> Texts | RightAnswers:
     """The task that a path or pattern of files names: documents, or multiple-choice questions where
     a file of JSON lines begins with one. UserError for what is neither."""
     files = expand([pattern], f"bpb:{pattern}")
     name = _name_of(pattern)
     if len(files) == 1 and files[0].suffix == ".jsonl" and holds_choices(files[0]):
         questions = read_questions(files[0], "multiple_choice")
-        return Answers(name, cast(list[MultipleChoice], questions))
+        return RightAnswers(name, cast(list[MultipleChoice], questions))
     for file in files:
         check_suffix(file)
     return Texts(name, files, text_field).check()

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from questtrain.errors import UserError
-from questtrain.inference.evaluate.asking import Asking
+from questtrain.inference.evaluate.asking import SEED, Answers, Asking
 from questtrain.inference.evaluate.core_tasks import (
     BUNDLE,
     BUNDLE_DATA,
@@ -47,9 +47,10 @@ class CoreSuite:
             raise _missing(root, missing, len(files))
         return cls({task: _checked(task, root) for task in CORE})
 
-    def evaluate(self, asking: Asking) -> dict[str, TaskResult]:
+    def evaluate(self, asking: Asking) -> Answers:
         """Every task's accuracy, and ``core``, the mean of the centred ones."""
-        results, centred, variances = {}, [], []
+        results: dict[str, TaskResult] = {}
+        centred, variances = [], []
         for task, questions in self.questions.items():
             right = list(_answers(task, questions, asking))
             accuracy, stderr = fmean(right), standard_error(right)
@@ -66,14 +67,12 @@ class CoreSuite:
                     "centred": Metric.of(centred[-1], higher_is_better=True),
                 },
             )
-        asked, total = (
-            sum(getattr(result, field) for result in results.values())
-            for field in ("samples", "total")
-        )
         stderr = math.sqrt(math.fsum(variances)) / len(centred)
-        metrics = {"core": Metric.of(fmean(centred), stderr, higher_is_better=True)}
-        column = column_of("core", samples=asking.limit if asked < total else None)
-        return {"core": TaskResult(column, asked, total, metrics)} | results
+        metric = Metric.of(fmean(centred), stderr, higher_is_better=True)
+        asked = sum(result.samples for result in results.values())
+        total = sum(result.total for result in results.values())
+        column = column_of("core", samples=asked if asked < total else None)
+        return Answers({"core": TaskResult(column, asked, total, {"core": metric})} | results)
 
 
 def _missing(root: Path, missing: Sequence[str], total: int) -> UserError:
@@ -101,7 +100,7 @@ def _answers(task: CoreTask, questions: Sequence[Question], asking: Asking) -> I
     Of several options the model's is the one whose tokens are likeliest on average; the one
     continuation of language modelling is right if each of its tokens is the likeliest.
     """
-    form = Form(task.delimiter, task.shots, asking.seed)
+    form = Form(task.delimiter, task.shots, SEED if asking.seed is None else asking.seed)
     asked = range(asking.asked(len(questions)))
     for start in asked[::CHUNK]:
         indices = asked[start : start + CHUNK]

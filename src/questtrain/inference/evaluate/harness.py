@@ -6,7 +6,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -53,22 +53,25 @@ class Answers:
     samples: str | None = None
 
 
-def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Answers:
-    """Put all the tasks' documents to a model; once: tasks keep what they were asked.
+def ask(
+    trained: TrainedModel,
+    loaded: LoadedTasks,
+    questions: Questions,
+    told: Callable[[int], object] = lambda count: None,
+) -> Answers:
+    """Put all the tasks' documents to a model; ``told`` hears how many rows each batch had.
 
     The harness' ``evaluate``, prepared as its ``simple_evaluate`` does, which describes the machine
     besides, by programs that take longer than small models. UserError for a task that cannot be
     asked so, before the model is called. Nothing drawn here moves the process' random numbers.
     """
     seed = SEED if questions.seed is None else questions.seed
-    for name, task in loaded.tasks.items():
-        if task.get_config("output_type") == "generate_until":
-            decoding(name, task.get_config("generation_kwargs") or {}, seed)
+    check_settings(loaded, seed)
     own_shots = {name: task.get_config("num_fewshot") or 0 for name, task in loaded.tasks.items()}
-    model = HarnessModel(trained, questions.batch_tokens, seed)
+    model = HarnessModel(trained, questions.batch_tokens, seed, told)
     for task in loaded.tasks.values():
-        _set_examples(task, questions.num_fewshot, seed)
-    with _said_before_the_model(model, loaded), _alone(questions.seed):
+        set_examples(task, questions.num_fewshot, seed)
+    with _said_before_the_model(model, loaded), alone(questions.seed):
         found = evaluate(
             lm=model,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
@@ -83,7 +86,14 @@ def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Ans
     return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
 
 
-def _set_examples(task: Any, count: int | None, seed: int) -> None:
+def check_settings(loaded: LoadedTasks, seed: int) -> None:
+    """UserError for a task whose answers are to be found in a way that is not known here."""
+    for name, task in loaded.tasks.items():
+        if task.get_config("output_type") == "generate_until":
+            decoding(name, task.get_config("generation_kwargs") or {}, seed)
+
+
+def set_examples(task: Any, count: int | None, seed: int) -> None:
     """How many examples stand before a question; a task that says 0 has none at any time."""
     own = task.get_config("num_fewshot")
     if count is not None and own != 0:
@@ -160,15 +170,20 @@ def _said_before_the_model(model: HarnessModel, loaded: LoadedTasks) -> Iterator
     except Exception as error:
         if model.was_asked:
             raise
-        lines = str(error).strip().splitlines() or ["without a word"]
-        raise UserError(
-            f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
-            f" {type(error).__name__}: {lines[0]}"
-        ) from error
+        raise no_questions(loaded, error) from error
+
+
+def no_questions(loaded: LoadedTasks, error: Exception) -> UserError:
+    """What to say of documents that templates do not fit."""
+    lines = str(error).strip().splitlines() or ["without a word"]
+    return UserError(
+        f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
+        f" {type(error).__name__}: {lines[0]}"
+    )
 
 
 @contextmanager
-def _alone(seed: int | None) -> Iterator[None]:
+def alone(seed: int | None) -> Iterator[None]:
     """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
     to stderr, and its bootstrap starts no processes."""
     python, numpy = random.getstate(), np.random.get_state()

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from questtrain.config import TrainConfig
-from questtrain.config.eval_tasks import parse_eval_tasks
+from questtrain.config.eval_tasks import parse_eval_tasks, suite_name
 from questtrain.data import Tokenizer
-from questtrain.device import device_name
 from questtrain.errors import TrainingStopped
-from questtrain.inference.evaluate.asking import Asking
-from questtrain.inference.evaluate.score import Score, Scorer, Tokens
-from questtrain.inference.evaluate.suites import read_suites
+from questtrain.inference.evaluate.asking import Asking, answers_of
+from questtrain.inference.evaluate.subject import Subject
+from questtrain.inference.evaluate.suites import Places, read_suites
 from questtrain.inference.load import TrainedModel, for_use
-from questtrain.model import Llama, StackedLlama
-from questtrain.quant import PackedLinear, PackedWeightLinear
-from questtrain.store.evaluations import Evaluation, now
-from questtrain.version import __version__
+from questtrain.model import Llama
+from questtrain.store.evaluations import Evaluation
 
 
 class Stopped(Exception):
     """The run was asked to stop."""
-
-
-class StoppableScorer(Scorer):
-    """A `Scorer` that asks between batches whether to go on, and raises `Stopped` if not."""
-
-    def __init__(self, trained: TrainedModel, stops: Callable[[], bool]) -> None:
-        super().__init__(trained)
-        self.stops = stops
-
-    def score(
-        self,
-        pairs: Sequence[tuple[Tokens, Tokens]],
-        scored: Callable[[int], object] = lambda count: None,
-    ) -> list[Score]:
-        def between_batches(count: int) -> None:
-            scored(count)
-            if self.stops():
-                raise Stopped
-
-        return super().score(pairs, between_batches)
 
 
 class RunEvaluator:
@@ -60,9 +38,16 @@ class RunEvaluator:
     def __init__(self, config: TrainConfig, tokenizer: Tokenizer) -> None:
         """UserError where the data of a task is missing or wrong."""
         tasks = parse_eval_tasks(config.train.eval_tasks, "train.eval_tasks")
+        settings = config.train
+        places = Places(
+            _path(settings.eval_tasks_include_path),
+            _path(settings.eval_tasks_datasets),
+            config.data.text_field,
+        )
         with untouched_random_states():
-            self.tasks = read_suites(tasks, config.data.text_field)
-        self.tokenizer, self.limit = tokenizer, config.train.eval_tasks_limit
+            self.tasks = read_suites(tasks, places)
+        self.suite = suite_name(tasks)
+        self.tokenizer, self.limit = tokenizer, settings.eval_tasks_limit
 
     def evaluate(
         self,
@@ -73,32 +58,27 @@ class RunEvaluator:
         stops: Callable[[], bool],
     ) -> Evaluation | None:
         """See `questtrain.train.task_evaluation.TaskEvaluator`."""
+
+        def between_batches(_rows: int) -> None:
+            if stops():
+                raise Stopped
+
         start = time.monotonic()
         with untouched_random_states():
             try:
                 trained = self._model(weights, config, step, device)
-                asking = Asking(StoppableScorer(trained, stops), self.tokenizer, self.limit)
-                results = {k: v for task in self.tasks for k, v in task.evaluate(asking).items()}
+                asking = Asking(trained, self.limit, told=between_batches)
+                answers = answers_of(self.tasks, asking)
             except Stopped:
                 return None
             except TrainingStopped as error:
                 if isinstance(error.__cause__, torch.OutOfMemoryError):
                     raise error.__cause__ from error  # the run can make room
                 raise
-        return Evaluation(
-            suite="train.eval_tasks",
-            source=config.name or "",
-            step=step,
-            bits=config.bits,
-            packed=is_packed(trained.model),
-            device=device_name(device),
-            date=now(),
-            seconds=round(time.monotonic() - start, 3),
-            seed=asking.seed,
-            limit=self.limit,
-            sequence_length=config.sequence_length,
-            versions={"questtrain": __version__, "torch": torch.__version__},
-            tasks=results,
+        subject = Subject(trained, Path(config.name or ""))
+        seconds = time.monotonic() - start
+        return subject.evaluation(
+            self.suite, answers.tasks, seconds, self.limit, versions=answers.versions
         )
 
     def _model(
@@ -124,7 +104,5 @@ def untouched_random_states() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def is_packed(model: nn.Module) -> bool:
-    """Whether it multiplies weights as codes."""
-    kinds = (StackedLlama, PackedLinear, PackedWeightLinear)
-    return any(isinstance(module, kinds) for module in model.modules())
+def _path(folder: str | None) -> Path | None:
+    return None if folder is None else Path(folder).expanduser().resolve()
