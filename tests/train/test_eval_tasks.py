@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from questtrain.cli.main import main
 from questtrain.inference import load_run
@@ -22,7 +24,7 @@ from questtrain.inference.evaluate.bits_per_byte import read_texts
 from questtrain.inference.evaluate.in_run import untouched_random_states
 from questtrain.inference.evaluate.subject import is_packed
 from questtrain.store.checkpoint import checkpoint_folders
-from questtrain.store.evaluations import read_evaluations
+from questtrain.store.evaluations import evaluated_columns, read_evaluations
 from tests.training_data import TINY, questtrain, rows
 
 RUN = (*TINY, "bits=w4a4", "max_steps=10", "log_every=1", "eval_every=5", "checkpoint_every=5")
@@ -43,6 +45,33 @@ def runs(corpus, tmp_path_factory, text) -> Path:
     base = ("train", *RUN, *corpus, f"runs_dir={folder}", "train.keep_checkpoints=9")
     assert main([*base, "name=without"]) == 0
     assert main([*base, "name=with", *tasks(text), "checkpoint_every=4"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quiz(tmp_path_factory) -> Path:
+    """A folder with a task of lm-evaluation-harness, and its questions in CORE's format."""
+    folder = tmp_path_factory.mktemp("quiz")
+    words = ("return value", "self", "import os", "class", "def list(self)")
+    lines = [
+        json.dumps({"query": f"{a} {b}", "choices": [a, b, words[i % 5]], "gold": i % 3})
+        for i, (a, b) in enumerate(itertools.permutations(words, 2))
+        if words[i % 5] not in (a, b)
+    ]
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    task = {
+        "task": "quiz",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_target": "gold",
+        "doc_to_choice": "choices",
+        "num_fewshot": 0,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "quiz.yaml").write_text(yaml.safe_dump(task))
     return folder
 
 
@@ -70,7 +99,7 @@ def test_results_are_in_metrics_record_and_files(runs):
     assert record["evaluations"]["bpb.book"] == found[10]
     evaluations = read_evaluations(runs / "with" / "evaluations")
     assert [(e.step, e.bits, e.suite) for e in evaluations] == [
-        (step, "w4a4", "train.eval_tasks") for step in (4, 8, 10)
+        (step, "w4a4", "bpb") for step in (4, 8, 10)
     ]
     assert not json.loads((runs / "without" / "run.json").read_text())["evaluations"]
 
@@ -152,6 +181,32 @@ def test_a_signal_during_an_evaluation_saves_the_step_and_it_is_made_up(
     assert main(words) == 0
     assert results(run) == results(runs / "with")
     assert rows(run, "train_loss") == rows(runs / "with", "train_loss")
+
+
+def test_tasks_of_the_harness_and_answers_give_what_the_command_gives(runs, quiz, tmp_path, corpus):
+    """The same columns in the run and of its checkpoint; the bits of right answers are those of the
+    same questions in a file."""
+    words = [f"train.eval_tasks=[quiz,'quiz:bpb','bpb:{quiz}/questions.jsonl']"]
+    words += [f"train.eval_tasks_include_path={quiz}", "train.eval_tasks_every=4"]
+    base = ["train", *RUN, *corpus, f"runs_dir={tmp_path}", "name=run", "checkpoint_every=4"]
+    assert main([*base, *words, "train.keep_checkpoints=9"]) == 0
+    run = tmp_path / "run"
+    assert rows(run, "train_loss") == rows(runs / "without", "train_loss")
+    found = dict(rows(run, "evaluations"))
+    assert list(found) == [4, 8, 10]
+    for step in (4, 10):
+        command = ["eval", f"run={run}", f"include_path={quiz}", f"step={step}", "device=cpu"]
+        assert main([*command, "tasks=quiz"]) == 0
+        assert main([*command, "tasks=quiz", "suite=bpb"]) == 0
+        own = evaluated_columns(run, step)
+        assert set(own) == {
+            f"{name}{error}"
+            for name in ("quiz.acc", "bpb.quiz", "bpb.questions")
+            for error in ("", "_stderr")
+        }
+        assert own == found[step]
+        assert own["bpb.quiz"] == pytest.approx(own["bpb.questions"], rel=1e-6)
+    assert json.loads((run / "run.json").read_text())["evaluations"] == found[10]
 
 
 def test_ranks_wait_for_the_one_that_evaluates(corpus, tmp_path, text, runs):
