@@ -129,7 +129,7 @@ def test_random_states_are_left_alone():
     ("words", "part"),
     [
         (["train.eval_tasks=[bpb:/no/such/file.txt]"], "no file matches '/no/such/file.txt'"),
-        (["train.eval_tasks=[core:/no/such/folder]"], "21 of the 21 files"),
+        (["train.eval_tasks=[core:/no/such/folder]"], "none of its 21 files"),
         (["train.eval_tasks=[bpb]"], "write bpb:FILE"),
         (["train.eval_tasks=['hellaswag:acc']"], "is no task"),
     ],

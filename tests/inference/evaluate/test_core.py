@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -173,13 +174,18 @@ def test_what_is_scored_of_a_prompt():
     assert scored_parts(text, [[0, 1, 2], [0, 1, 5, 6]]) == [([0, 1], [5, 6])]
 
 
-def test_missing_files_are_named_in_one_message(tmp_path):
+def test_missing_files_are_named_in_one_message(tmp_path, bundle):
     with pytest.raises(UserError) as refusal:
         CoreSuite.read(str(tmp_path))
-    message = str(refusal.value)
-    assert "21 of the 21 files" in message
-    assert str(tmp_path / "world_knowledge" / "arc_easy.jsonl") in message
-    assert "eval_bundle.zip" in message
+    assert f"none of its 21 files of questions is in {tmp_path}" in str(refusal.value)
+    assert "eval_bundle.zip" in str(refusal.value)
+    shutil.copytree(bundle, tmp_path / "part")
+    gone = tmp_path / "part" / "eval_data" / "world_knowledge" / "arc_easy.jsonl"
+    gone.unlink()
+    with pytest.raises(UserError, match="1 of its 21 files") as refusal:
+        CoreSuite.read(str(tmp_path / "part"))
+    assert str(gone) in str(refusal.value)
+    assert "copa" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,17 @@ class CoreSuite:
 
 
 def _missing(root: Path, missing: Sequence[str], total: int) -> UserError:
+    archive = f"folder {BUNDLE_DATA} of the archive {BUNDLE} (162 MB)"
+    if len(missing) == total:
+        return UserError(
+            f"core: none of its {total} files of questions is in {root}. They are in the {archive}:"
+            f" unpack it so that {root / missing[0]} is there, or name another folder, core:FOLDER"
+            " (bundle=FOLDER)."
+        )
     listed = "\n".join(f"  {root / file}" for file in missing)
     return UserError(
-        f"core: {len(missing)} of the {total} files of questions are missing:\n{listed}\nThey are"
-        f" in the folder {BUNDLE_DATA} of the archive {BUNDLE} (162 MB): unpack it there, or name"
-        " the folder where it is unpacked, core:FOLDER."
+        f"core: {len(missing)} of its {total} files of questions are missing:\n{listed}\n"
+        f"They are in the {archive}."
     )
 
 
