@@ -51,7 +51,7 @@ class EvalConfig:
     tasks: Annotated[str, "names of tasks, groups or YAML files, with commas; see --tasks"]
     limit: Annotated[
         float | None,
-        Interval("(0, inf]"),
+        Interval("(0, 2^53]"),
         "only so many documents of each task, a share of them below 1; null: all",
     ]
     num_fewshot: Annotated[
@@ -132,7 +132,8 @@ def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str
         raise UserError("tasks= names no task; `questtrain eval --tasks` lists them.")
     if config.limit is not None and config.limit > 1 and not config.limit.is_integer():
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
-    loaded = load_tasks(names, _path(config.include_path), _path(config.datasets))
+    places = (_path(config.include_path), _path(config.datasets))
+    loaded = load_tasks(names, *places, config.seed)
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -13,18 +12,15 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable
 
 from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.evaluate.adapter import HarnessModel, decoding
+from questtrain.inference.evaluate.drawn import SEED, drawn_with
 from questtrain.inference.evaluate.tasks import LoadedTasks
 from questtrain.inference.load import TrainedModel
 from questtrain.store.evaluations import Metric, TaskResult, column_of
-
-PYTHON_SEED, SEED = 0, 1234
-"""The harness' own: of Python's random numbers, and of all others, few-shot examples among them."""
 
 FIRST = "acc_norm"
 """Where a task has it, it is what is quoted: it leads the metrics."""
@@ -67,8 +63,13 @@ def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Ans
     own_shots = {name: task.get_config("num_fewshot") or 0 for name, task in loaded.tasks.items()}
     model = HarnessModel(trained, questions.batch_tokens, seed)
     for task in loaded.tasks.values():
-        _set_examples(task, questions.num_fewshot, seed)
-    with _said_before_the_model(model, loaded), _alone(questions.seed):
+        set_examples(task, questions.num_fewshot, seed)
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap would start processes
+    with (
+        _said_before_the_model(model, loaded),
+        drawn_with(questions.seed),
+        redirect_stdout(sys.stderr),
+    ):
         found = evaluate(
             lm=model,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
@@ -83,7 +84,7 @@ def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Ans
     return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
 
 
-def _set_examples(task: Any, count: int | None, seed: int) -> None:
+def set_examples(task: Any, count: int | None, seed: int) -> None:
     """How many examples stand before a question; a task that says 0 has none at any time."""
     own = task.get_config("num_fewshot")
     if count is not None and own != 0:
@@ -165,20 +166,3 @@ def _said_before_the_model(model: HarnessModel, loaded: LoadedTasks) -> Iterator
             f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
             f" {type(error).__name__}: {lines[0]}"
         ) from error
-
-
-@contextmanager
-def _alone(seed: int | None) -> Iterator[None]:
-    """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
-    to stderr, and its bootstrap starts no processes."""
-    python, numpy = random.getstate(), np.random.get_state()
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    with torch.random.fork_rng(range(torch.cuda.device_count())), redirect_stdout(sys.stderr):
-        random.seed(PYTHON_SEED if seed is None else seed)
-        np.random.seed((SEED if seed is None else seed) % 2**32)
-        torch.manual_seed((SEED if seed is None else seed) % 2**63)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
