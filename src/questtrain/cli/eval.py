@@ -132,8 +132,7 @@ def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str
         raise UserError("tasks= names no task; `questtrain eval --tasks` lists them.")
     if config.limit is not None and config.limit > 1 and not config.limit.is_integer():
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
-    places = (_path(config.include_path), _path(config.datasets))
-    loaded = load_tasks(names, *places, config.seed)
+    loaded = load_tasks(names, _path(config.include_path), _path(config.datasets))
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)
 

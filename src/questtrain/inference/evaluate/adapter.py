@@ -7,7 +7,7 @@ log-likelihood is rolled, and scores the first. And an answer may be longer than
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,14 +30,21 @@ KNOWN = ("until", "max_gen_toks", "do_sample", "temperature", "top_p")
 
 
 class HarnessModel(LM):  # type: ignore[misc]
-    """``seed`` is of sampled answers. ``was_asked`` tells whether the model had anything to do."""
+    """``seed`` is of sampled answers. ``was_asked`` tells whether the model had anything to do;
+    ``told`` hears how many rows each batch had."""
 
-    def __init__(self, trained: TrainedModel, batch_tokens: int | None, seed: int) -> None:
+    def __init__(
+        self,
+        trained: TrainedModel,
+        batch_tokens: int | None,
+        seed: int,
+        told: Callable[[int], object] = lambda count: None,
+    ) -> None:
         super().__init__()
         self.tokens_of = trained.tokenizer
         self.scorer = Scorer(trained, batch_tokens)
         self.generator = Generator(trained, batch_tokens)
-        self.seed, self.was_asked = seed, False
+        self.seed, self.was_asked, self.told = seed, False, told
         self._device = self.scorer.device
 
     @property
@@ -58,7 +65,7 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Any]:
         self.was_asked = True
-        with _progress("scoring", "rows") as advance:
+        with _progress("scoring", "rows", self.told) as advance:
             return self.scorer.score(pairs, advance)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
@@ -66,7 +73,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         wanted = [decoding(each.task_name, each.args[1], self.seed) for each in requests]
         self.was_asked = True
         answers = [""] * len(requests)
-        with _progress("answering", "prompts") as advance:
+        with _progress("answering", "prompts", self.told) as advance:
             for how in dict.fromkeys(wanted):
                 places = [place for place, each in enumerate(wanted) if each == how]
                 texts = [requests[place].args[0] for place in places]
@@ -98,8 +105,15 @@ def decoding(task: str | None, settings: dict[str, Any], seed: int) -> Decoding:
 
 
 @contextmanager
-def _progress(what: str, unit: str) -> Iterator[Any]:
-    """A bar on a terminal that counts what its function is told; its end is not known before the
-    rows are made."""
+def _progress(
+    what: str, unit: str, told: Callable[[int], object]
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal that counts what its function is told, which ``told`` hears, too; its end
+    is not known before the rows are made."""
     with tqdm(desc=what, unit=f" {unit}", disable=None, leave=False) as bar:
-        yield bar.update
+
+        def advance(count: int) -> None:
+            bar.update(count)
+            told(count)
+
+        yield advance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -49,27 +49,25 @@ class Answers:
     samples: str | None = None
 
 
-def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Answers:
-    """Put all the tasks' documents to a model; once: tasks keep what they were asked.
+def ask(
+    trained: TrainedModel,
+    loaded: LoadedTasks,
+    questions: Questions,
+    told: Callable[[int], object] = lambda count: None,
+) -> Answers:
+    """Put all the tasks' documents to a model; ``told`` hears how many rows each batch had.
 
     The harness' ``evaluate``, prepared as its ``simple_evaluate`` does, which describes the machine
     besides, by programs that take longer than small models. UserError for a task that cannot be
     asked so, before the model is called. Nothing drawn here moves the process' random numbers.
     """
     seed = SEED if questions.seed is None else questions.seed
-    for name, task in loaded.tasks.items():
-        if task.get_config("output_type") == "generate_until":
-            decoding(name, task.get_config("generation_kwargs") or {}, seed)
+    check_settings(loaded, seed)
     own_shots = {name: task.get_config("num_fewshot") or 0 for name, task in loaded.tasks.items()}
-    model = HarnessModel(trained, questions.batch_tokens, seed)
+    model = HarnessModel(trained, questions.batch_tokens, seed, told)
     for task in loaded.tasks.values():
         set_examples(task, questions.num_fewshot, seed)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # the bootstrap would start processes
-    with (
-        _said_before_the_model(model, loaded),
-        drawn_with(questions.seed),
-        redirect_stdout(sys.stderr),
-    ):
+    with _said_before_the_model(model, loaded), alone(questions.seed):
         found = evaluate(
             lm=model,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
@@ -82,6 +80,13 @@ def ask(trained: TrainedModel, loaded: LoadedTasks, questions: Questions) -> Ans
         for name in loaded.reported
     }
     return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
+
+
+def check_settings(loaded: LoadedTasks, seed: int) -> None:
+    """UserError for a task whose answers are to be found in a way that is not known here."""
+    for name, task in loaded.tasks.items():
+        if task.get_config("output_type") == "generate_until":
+            decoding(name, task.get_config("generation_kwargs") or {}, seed)
 
 
 def set_examples(task: Any, count: int | None, seed: int) -> None:
@@ -161,8 +166,22 @@ def _said_before_the_model(model: HarnessModel, loaded: LoadedTasks) -> Iterator
     except Exception as error:
         if model.was_asked:
             raise
-        lines = str(error).strip().splitlines() or ["without a word"]
-        raise UserError(
-            f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
-            f" {type(error).__name__}: {lines[0]}"
-        ) from error
+        raise no_questions(loaded, error) from error
+
+
+def no_questions(loaded: LoadedTasks, error: Exception) -> UserError:
+    """What to say of documents that templates do not fit."""
+    lines = str(error).strip().splitlines() or ["without a word"]
+    return UserError(
+        f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
+        f" {type(error).__name__}: {lines[0]}"
+    )
+
+
+@contextmanager
+def alone(seed: int | None) -> Iterator[None]:
+    """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
+    to stderr, and its bootstrap starts no processes."""
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with drawn_with(seed), redirect_stdout(sys.stderr):
+        yield

@@ -74,13 +74,9 @@ def task_names(include_path: Path | None = None) -> list[str]:
 
 
 def load_tasks(
-    names: Sequence[str],
-    include_path: Path | None = None,
-    datasets: Path | None = None,
-    seed: int | None = None,
+    names: Sequence[str], include_path: Path | None = None, datasets: Path | None = None
 ) -> LoadedTasks:
-    """The tasks of those names (of groups and tags, and paths of YAML files, too) with their data;
-    ``seed`` is of what a task draws when it is made.
+    """The tasks of those names (of groups and tags, and paths of YAML files, too) with their data.
 
     UserError for a name that is none, data that is not there, a task that cannot be loaded or is
     not for a language model.
@@ -96,7 +92,7 @@ def load_tasks(
         if not is_file and name not in manager.task_index:
             raise _unknown_task(name, manager.all_tasks, include_path)
         spec = str(Path(name).resolve()) if is_file else name
-        with drawn_with(seed):
+        with drawn_with(None):
             found.add(_load(partial(manager.load, [spec]), name, datasets))
     for name, task in found.tasks.items():
         _refuse(name, task)
