@@ -80,7 +80,7 @@ class EvalConfig:
     ]
     limit: Annotated[
         float | None,
-        Interval("(0, inf]"),
+        Interval("(0, 2^53]"),
         "only so many documents of each task, a share of them below 1; null: all",
     ]
     num_fewshot: Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -13,18 +12,15 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable
 
 from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.evaluate.adapter import HarnessModel, decoding
+from questtrain.inference.evaluate.drawn import SEED, drawn_with
 from questtrain.inference.evaluate.tasks import LoadedTasks
 from questtrain.inference.load import TrainedModel
 from questtrain.store.evaluations import Metric, TaskResult, column_of
-
-PYTHON_SEED, SEED = 0, 1234
-"""The harness' own: of Python's random numbers, and of all others, few-shot examples among them."""
 
 FIRST = "acc_norm"
 """Where a task has it, it is what is quoted: it leads the metrics."""
@@ -186,14 +182,6 @@ def no_questions(loaded: LoadedTasks, error: Exception) -> UserError:
 def alone(seed: int | None) -> Iterator[None]:
     """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
     to stderr, and its bootstrap starts no processes."""
-    python, numpy = random.getstate(), np.random.get_state()
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    with torch.random.fork_rng(range(torch.cuda.device_count())), redirect_stdout(sys.stderr):
-        random.seed(PYTHON_SEED if seed is None else seed)
-        np.random.seed((SEED if seed is None else seed) % 2**32)
-        torch.manual_seed((SEED if seed is None else seed) % 2**63)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    with drawn_with(seed), redirect_stdout(sys.stderr):
+        yield

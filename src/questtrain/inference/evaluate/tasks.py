@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Any
 
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
+from questtrain.inference.evaluate.drawn import drawn_with
 from questtrain.store.files import no_such_folder
 
 
@@ -91,7 +92,8 @@ def load_tasks(
         if not is_file and name not in manager.task_index:
             raise _unknown_task(name, manager.all_tasks, include_path)
         spec = str(Path(name).resolve()) if is_file else name
-        found.add(_load(partial(manager.load, [spec]), name, datasets))
+        with drawn_with(None):
+            found.add(_load(partial(manager.load, [spec]), name, datasets))
     for name, task in found.tasks.items():
         _refuse(name, task)
     return found
@@ -109,9 +111,19 @@ def _manager_of(names: Sequence[str], include_path: Path | None) -> Any:
     the user's do not have them all."""
     if include_path is not None:
         own = _manager(include_path, include_defaults=False)
-        if {*names} <= {*own.all_subtasks, *own.all_tags}:
+        if all(_has(own.task_index, name) for name in names):
             return own
     return _manager(include_path)
+
+
+def _has(index: Mapping[str, Any], name: str) -> bool:
+    """Whether an index knows a task, or a group and all that is in it."""
+    if name not in index:
+        return False
+    inside = (index[name].cfg or {}).get("task")
+    members = inside if isinstance(inside, list) else []
+    names = [each if isinstance(each, str) else str(each.get("task")) for each in members]
+    return all(_has(index, each) for each in names)
 
 
 def _unknown_task(name: str, known: Sequence[str], include_path: Path | None) -> UserError:
