@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, TrainStepConfig
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.diagnose import DiagnoseConfig
+from questtrain.cli.eval import EvalConfig
 from questtrain.cli.generate import GenerateConfig
 from questtrain.cli.hydra_config import compose_mapping
 from questtrain.cli.main import main
@@ -52,6 +53,7 @@ COMMANDS = {
     "bench_decode": DecodeConfig,
     "bench_train": TrainStepConfig,
     "diagnose": DiagnoseConfig,
+    "eval": EvalConfig,
     "fit": FitOptions,
     "generate": GenerateConfig,
     "plan": PlanConfig,

@@ -19,10 +19,10 @@ from questtrain.cli.main import main
 from questtrain.inference import load_run
 from questtrain.inference.evaluate import in_run as in_run_module
 from questtrain.inference.evaluate import score as score_module
-from questtrain.inference.evaluate.asking import Asking
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.bits_per_byte import read_texts
-from questtrain.inference.evaluate.in_run import untouched_random_states
 from questtrain.inference.evaluate.subject import is_packed
+from questtrain.model import Llama
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.store.evaluations import evaluated_columns, read_evaluations
 from tests.training_data import TINY, questtrain, rows
@@ -115,13 +115,26 @@ def test_results_are_those_of_the_checkpoint(runs, text, step):
     assert evaluation.packed == is_packed(trained.model)
 
 
-def test_random_states_are_left_alone():
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+def test_random_states_are_left_alone(runs, text, monkeypatch):
+    """Whatever a suite draws."""
+    trained = load_run(runs / "with", "cpu")
+    trained.config.train.eval_tasks = [f"bpb:{text}"]
+    evaluator = in_run_module.RunEvaluator(trained.config, trained.tokenizer)
+
+    def draw(*_):
+        torch.rand(3), np.random.rand(3), random.random()
+        return Answers({})
+
+    monkeypatch.setattr(in_run_module, "answers_of", draw)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    with untouched_random_states():
-        random.seed(7), np.random.seed(7), torch.manual_seed(7)
-        random.random(), np.random.rand(), torch.rand(3)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(1)
+    weights = Llama(trained.config.model, trained.config.bits, trained.config.quant).state_dict()
+    torch.manual_seed(1)
+    found = evaluator.evaluate(weights, trained.config, 4, torch.device("cpu"), lambda: False)
+    assert found is not None
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 

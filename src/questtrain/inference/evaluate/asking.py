@@ -13,9 +13,6 @@ from questtrain.inference.evaluate.score import Score, Scorer, Tokens
 from questtrain.inference.load import TrainedModel
 from questtrain.store.evaluations import TaskResult
 
-SEED = 1234
-"""Of the examples before a question, here as in lm-evaluation-harness."""
-
 
 @dataclass(frozen=True)
 class Asking:

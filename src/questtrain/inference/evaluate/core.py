@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from questtrain.errors import UserError
-from questtrain.inference.evaluate.asking import SEED, Answers, Asking
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.core_tasks import (
     BUNDLE,
     BUNDLE_DATA,
@@ -18,6 +18,7 @@ from questtrain.inference.evaluate.core_tasks import (
     DEFAULT_FOLDER,
     CoreTask,
 )
+from questtrain.inference.evaluate.drawn import SEED
 from questtrain.inference.evaluate.question_prompts import Form, pairs_of, shuffled
 from questtrain.inference.evaluate.questions import LanguageModeling, Question, read_questions
 from questtrain.store.evaluations import Metric, TaskResult, column_of

@@ -6,8 +6,9 @@ import math
 from typing import Any
 
 from questtrain.errors import UserError
-from questtrain.inference.evaluate.asking import SEED, Answers, Asking
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.bits_per_byte import answer_result
+from questtrain.inference.evaluate.drawn import SEED
 from questtrain.inference.evaluate.harness import (
     Questions,
     alone,

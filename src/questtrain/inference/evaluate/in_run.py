@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +14,7 @@ from questtrain.config.eval_tasks import parse_eval_tasks, suite_name
 from questtrain.data import Tokenizer
 from questtrain.errors import TrainingStopped
 from questtrain.inference.evaluate.asking import Asking, answers_of
+from questtrain.inference.evaluate.drawn import drawn_with
 from questtrain.inference.evaluate.subject import Subject
 from questtrain.inference.evaluate.suites import Places, read_suites
 from questtrain.inference.load import TrainedModel, for_use
@@ -44,7 +42,7 @@ class RunEvaluator:
             _path(settings.eval_tasks_datasets),
             config.data.text_field,
         )
-        with untouched_random_states():
+        with drawn_with(None):
             self.tasks = read_suites(tasks, places)
         self.suite = suite_name(tasks)
         self.tokenizer, self.limit = tokenizer, settings.eval_tasks_limit
@@ -64,7 +62,7 @@ class RunEvaluator:
                 raise Stopped
 
         start = time.monotonic()
-        with untouched_random_states():
+        with drawn_with(None):
             try:
                 trained = self._model(weights, config, step, device)
                 asking = Asking(trained, self.limit, told=between_batches)
@@ -87,21 +85,6 @@ class RunEvaluator:
         model = Llama(config.model, config.bits, config.quant)
         model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
         return TrainedModel(for_use(model, device, None), self.tokenizer, config, step)
-
-
-@contextmanager
-def untouched_random_states() -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's generators, those of all GPUs in use, are afterwards what
-    they were."""
-    python, numpy = random.getstate(), np.random.get_state()
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    devices = range(torch.cuda.device_count()) if in_use else []
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _path(folder: str | None) -> Path | None:
