@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from random import Random
@@ -135,6 +136,12 @@ def test_core_is_the_mean_of_all_22(results):
     assert len(results) == 23
     centred = [results[f"core.{task.name}"].metrics["centred"].value for task in CORE]
     assert results["core"].metrics["core"].value == pytest.approx(fmean(centred))
+    errors = []
+    for task in CORE:
+        acc = results[f"core.{task.name}"].metrics["acc"].value
+        errors.append(math.sqrt(acc * (1 - acc) / (COUNT - 1)) / (1 - task.baseline))
+    assert 0.0 in errors, "where all answers are wrong"
+    assert results["core"].metrics["core"].stderr == pytest.approx(math.hypot(*errors) / 22)
     assert len({round(value, 3) for value in centred}) > 3, "or the test compares nothing"
     assert results["core"].samples == results["core"].total
     assert results["core"].column == "core"

@@ -51,29 +51,38 @@ class CoreSuite:
     def evaluate(self, asking: Asking) -> Answers:
         """Every task's accuracy, and ``core``, the mean of the centred ones."""
         results: dict[str, TaskResult] = {}
-        centred, variances = [], []
         for task, questions in self.questions.items():
             right = list(_answers(task, questions, asking))
-            accuracy, stderr = fmean(right), standard_error(right)
-            log.info("core: %s %.4f of %d questions", task.name, accuracy, len(right))
-            centred.append(task.centred(accuracy))
-            variances.append((stderr or math.nan) ** 2 / (1 - task.baseline) ** 2)
+            log.info("core: %s %.4f of %d questions", task.name, fmean(right), len(right))
             results[f"core.{task.name}"] = TaskResult(
                 column=column_of(f"core.{task.name}", samples=asking.part(len(questions))),
                 samples=len(right),
                 total=len(questions),
                 num_fewshot=task.shots,
-                metrics={
-                    "acc": Metric.of(accuracy, stderr, higher_is_better=True),
-                    "centred": Metric.of(centred[-1], higher_is_better=True),
-                },
+                metrics=_accuracies(task, right),
             )
-        stderr = math.sqrt(math.fsum(variances)) / len(centred)
-        metric = Metric.of(fmean(centred), stderr, higher_is_better=True)
         asked = sum(result.samples for result in results.values())
         total = sum(result.total for result in results.values())
         column = column_of("core", samples=asked if asked < total else None)
-        return Answers({"core": TaskResult(column, asked, total, {"core": metric})} | results)
+        mean = _mean_of([result.metrics["centred"] for result in results.values()])
+        return Answers({"core": TaskResult(column, asked, total, {"core": mean})} | results)
+
+
+def _accuracies(task: CoreTask, right: Sequence[bool]) -> dict[str, Metric]:
+    accuracy, stderr = fmean(right), standard_error(right)
+    centred = None if stderr is None else stderr / (1 - task.baseline)
+    return {
+        "acc": Metric.of(accuracy, stderr, higher_is_better=True),
+        "centred": Metric.of(task.centred(accuracy), centred, higher_is_better=True),
+    }
+
+
+def _mean_of(centred: Sequence[Metric]) -> Metric:
+    """With the standard error of independent ones."""
+    values = [metric.value for metric in centred if metric.value is not None]
+    errors = [metric.stderr for metric in centred if metric.stderr is not None]
+    stderr = math.hypot(*errors) / len(centred) if len(errors) == len(centred) else None
+    return Metric.of(fmean(values), stderr, higher_is_better=True)
 
 
 def _missing(root: Path, missing: Sequence[str], total: int) -> UserError:
