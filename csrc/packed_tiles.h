@@ -29,7 +29,7 @@ constexpr PackedTile kPackedTiles[] = {
 #include "packed_tiles.inc"
 #undef PACKED_TILE
 };
-constexpr int kPackedConfigurations = std::size(kPackedTiles), kMostSplits = 8;
+constexpr int kPackedConfigurations = std::size(kPackedTiles), kMostSplits = 4;
 constexpr int64_t kPackedTileNumbers = kPackedConfigurations * kMostSplits;
 
 struct TunedPackedShape {

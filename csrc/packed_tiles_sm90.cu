@@ -40,17 +40,19 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
     if (a.width < 128 * T::quads * split || a.width % tile_block(T::bits))
       return cudaErrorInvalidConfiguration;
     CUtensorMap x, weight;
-    if (!encode(x, a.x, a.width, a.rows, 128, T::rows, CU_TENSOR_MAP_SWIZZLE_128B) ||
+    if (!encode(x, a.x, a.width, a.rows, 128, T::rows / kNeighbours, CU_TENSOR_MAP_SWIZZLE_128B) ||
         !encode(weight, a.weight, a.width * T::bits / 8, a.columns, T::kRowBytes, T::kColumns,
                 CU_TENSOR_MAP_SWIZZLE_NONE))
       return cudaErrorInvalidValue;
     const auto kernel = packed_tile_kernel<T>;
-    const cudaError_t error = cudaFuncSetAttribute(
+    cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+    if (error == cudaSuccess) error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
-    const dim3 grid((a.columns + T::kColumns - 1) / T::kColumns, split,
+    constexpr int together = kNeighbours * T::kColumns;
+    const dim3 grid((a.columns + together - 1) / together * kNeighbours, split,
                     (a.rows + T::rows - 1) / T::rows);
-    return launch_clusters(kernel, dim3(1, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
+    return launch_clusters(kernel, dim3(kNeighbours, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
                            stream, x, weight, a);
   }
 }

@@ -3,8 +3,9 @@
 // takes that operand from registers and x from shared memory.
 //
 // A block has `groups` of 4 warps, each with `slabs` of 64 weight rows, all with the same rows of x,
-// and one warp that fetches. `split` blocks, a cluster, share a tile's width, and add up through each
-// other's shared memory: integers, in any order.
+// and one warp that fetches. `split` blocks of a cluster share a tile's width, and add up through each
+// other's shared memory: integers, in any order. The cluster's two tiles side by side have the same rows
+// of x: each fetches half of them for both.
 //
 // Of a quad, 128 codes of a row, the quad's lane t takes a quarter that lies together (`kLaneWords`
 // words of one row, for two quads where a byte holds more than two codes). wgmma wants codes 4t … 4t+3
@@ -56,8 +57,15 @@ __device__ __forceinline__ void init_barrier(uint32_t barrier, uint32_t arrivals
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
 
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+// At the barrier in the same place of the cluster's block `rank`, if `does`: no branch, which would keep
+// the compiler from running wgmma asynchronously.
+__device__ __forceinline__ void arrive_at(uint32_t barrier, int rank, bool does) {
+  asm volatile(
+      "{\n.reg .pred does;\n.reg .u32 there;\nsetp.ne.u32 does, %2, 0;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "@does mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
+      "r"(rank), "r"(static_cast<uint32_t>(does))
+      : "memory");
 }
 
 __device__ __forceinline__ void arrive_expecting(uint32_t barrier, uint32_t bytes) {
@@ -83,6 +91,17 @@ __device__ __forceinline__ void copy_box(const CUtensorMap& map, uint32_t barrie
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(column), "r"(row), "l"(keep)
+      : "memory");
+}
+
+// To the same place of all blocks in the `mask` of cluster ranks, with news at each one's barrier.
+__device__ __forceinline__ void copy_box_to_all(const CUtensorMap& map, uint32_t barrier, uint32_t to,
+                                                int column, int row, uint16_t mask,
+                                                uint64_t keep) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(mask), "l"(keep)
       : "memory");
 }
 
@@ -123,10 +142,15 @@ struct Tile {
       kSharedBytes <= 227 * 1024 && (bits == 4 || quads == 2) && kColumns <= 256;
 };
 
+constexpr int kNeighbours = 2;  // tiles side by side in a cluster, along x of the grid
+
 // What a block of the grid does: `count` stages of the width from `first` on.
 struct Work {
   int column, row, first, count;
 };
+
+// The rank in the cluster of the block `x`, `y` of it.
+__device__ __forceinline__ int cluster_rank(int x, int y) { return x + kNeighbours * y; }
 
 template <class T>
 __device__ __forceinline__ Work work_of(const PackedLinearArguments& a) {
@@ -149,11 +173,15 @@ __device__ __forceinline__ void fetch(const CUtensorMap& x_map, const CUtensorMa
       copy_box(weight_map, full + 8 * stage, to + j * T::kBoxBytes,
                ((work.first + i) * T::kBoxes + j) * T::kRowBytes, work.column, kReadOnce);
   };
+  const int neighbour = blockIdx.x % kNeighbours, half = T::rows / kNeighbours;
+  const auto both = static_cast<uint16_t>(3 << cluster_rank(0, blockIdx.y));
   const auto x = [&](int i, int stage) {
 #pragma unroll
     for (int j = 0; j < T::quads; ++j)
-      copy_box(x_map, full + 8 * stage, stages + stage * T::kStageBytes + j * T::kXBytes,
-               ((work.first + i) * T::quads + j) * 128, work.row, kReadAgain);
+      copy_box_to_all(x_map, full + 8 * stage,
+                      stages + stage * T::kStageBytes + j * T::kXBytes + neighbour * half * 128,
+                      ((work.first + i) * T::quads + j) * 128, work.row + neighbour * half, both,
+                      kReadAgain);
   };
   const int ahead = min(work.count, T::stages);
   for (int i = 0; i < ahead; ++i) weight(i, i);
@@ -203,6 +231,9 @@ __device__ __forceinline__ void multiply(const Work& work, uint32_t stages, uint
   const int row = 64 * T::slabs * (warp / 4) + 16 * (warp % 4) + lane / 4;
   const uint32_t of_lane =
       stages + T::quads * T::kXBytes + row * T::kRowBytes + lane % 4 * (4 * T::kLaneWords);
+  // A stage is left for both neighbours, by one thread of each 4 warps for each.
+  const bool arrives = threadIdx.x % 128 < kNeighbours;
+  const int owner = cluster_rank(threadIdx.x % kNeighbours, blockIdx.y);
   uint32_t parity = 0, codes[T::quads][T::slabs][4][4];
   for (int i = 0, stage = 0; i < work.count; ++i) {
     const uint32_t start = stage * T::kStageBytes;
@@ -231,10 +262,8 @@ __device__ __forceinline__ void multiply(const Work& work, uint32_t stages, uint
       asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
       // While a quad's products run the next one's codes are split, in registers of their own.
       asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(T::quads - 1) : "memory");
-      if (threadIdx.x % 128) continue;
-      if (T::quads == 1) arrive(empty + 8 * stage);
-      if (T::quads == 2 && quad == 0 && i > 0)
-        arrive(empty + 8 * (stage ? stage - 1 : T::stages - 1));
+      const int left = T::quads == 1 ? stage : stage ? stage - 1 : T::stages - 1;
+      if (quad == 0) arrive_at(empty + 8 * left, owner, arrives && (T::quads == 1 || i > 0));
     }
     if (++stage == T::stages) stage = 0, parity ^= 1;
   }
@@ -257,14 +286,14 @@ __device__ __forceinline__ void store_sums(const uint32_t (&sums)[T::slabs][T::r
     }
 }
 
-// 4 sums of the cluster's block `part`, added to `total`.
-__device__ __forceinline__ void add_part(uint32_t from, int part, int32_t* total) {
+// 4 sums of the cluster's block `rank`, added to `total`.
+__device__ __forceinline__ void add_part(uint32_t from, int rank, int32_t* total) {
   int32_t sums[4];
   asm volatile(
       "{\n.reg .u32 there;\nmapa.shared::cluster.u32 there, %4, %5;\n"
       "ld.shared::cluster.v4.s32 {%0, %1, %2, %3}, [there];\n}"
       : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
-      : "r"(from), "r"(part));
+      : "r"(from), "r"(rank));
 #pragma unroll
   for (int i = 0; i < 4; ++i) total[i] += sums[i];
 }
@@ -309,8 +338,9 @@ __device__ __forceinline__ void finish(const PackedLinearArguments& a, const Wor
     int32_t total[8] = {};
     for (int other = 0; other < split; ++other) {
       const uint32_t from = sums + 4 * (row * T::kPitch + column);
-      add_part(from, other, total);
-      add_part(from + 16, other, total + 4);
+      const int rank = cluster_rank(blockIdx.x % kNeighbours, other);
+      add_part(from, rank, total);
+      add_part(from + 16, rank, total + 4);
     }
     if (a.output == Output::half)
       store_results<__half>(a, work.row + row, work.column + column, total);
@@ -331,11 +361,11 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::stages; ++i) {
       init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, T::groups);
+      init_barrier(empty + 8 * i, T::groups * kNeighbours);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  __syncthreads();
+  sync_cluster();  // the neighbour's barriers are there
   if (threadIdx.x >= T::kWorkers) {
     if constexpr (T::kTakesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == T::kWorkers)

@@ -43,7 +43,7 @@ TILES = [
     for line in (HERE / "packed_tiles.inc").read_text().splitlines()
 ]
 """Rows, groups, slabs, quads, stages, as packed_tiles.h names them."""
-SPLITS = 8
+SPLITS = 4
 FILLS, CROWDS = 0.6, 4.0
 """Blocks for each multiprocessor."""
 
