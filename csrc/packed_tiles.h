@@ -19,9 +19,9 @@ namespace questtrain {
 constexpr int tile_block(int bits) { return bits == 4 ? 128 : 256; }
 
 // `rows` of x at a time, the largest first 8 that hold them, `groups` of 4 warps with `slabs` of 64
-// weight rows each, `stages` of `quads` of 128 codes in flight.
+// weight rows each, `stages` of `quads` of 128 codes in flight, x fetched together by `neighbours`.
 struct PackedTile {
-  int rows, groups, slabs, quads, stages;
+  int rows, groups, slabs, quads, stages, neighbours;
 };
 
 constexpr PackedTile kPackedTiles[] = {
@@ -29,7 +29,7 @@ constexpr PackedTile kPackedTiles[] = {
 #include "packed_tiles.inc"
 #undef PACKED_TILE
 };
-constexpr int kPackedConfigurations = std::size(kPackedTiles), kMostSplits = 4;
+constexpr int kPackedConfigurations = std::size(kPackedTiles), kMostSplits = 8;
 constexpr int64_t kPackedTileNumbers = kPackedConfigurations * kMostSplits;
 
 struct TunedPackedShape {

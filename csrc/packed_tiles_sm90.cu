@@ -1,6 +1,8 @@
 // Launching the tiles of packed_tiles_sm90.cuh.
 //
 // An object for each BITS: 1 2 4
+#include <algorithm>
+
 #include "packed_tiles_sm90.cuh"
 
 namespace questtrain {
@@ -37,10 +39,10 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
   if constexpr (!T::kIsValid) {
     return cudaErrorInvalidConfiguration;
   } else {
-    if (a.width < 128 * T::quads * split || a.width % tile_block(T::bits))
-      return cudaErrorInvalidConfiguration;
+    split = std::min({split, 8 / T::neighbours, a.width / (128 * T::quads)});
+    if (split == 0 || a.width % tile_block(T::bits)) return cudaErrorInvalidConfiguration;
     CUtensorMap x, weight;
-    if (!encode(x, a.x, a.width, a.rows, 128, T::rows / kNeighbours, CU_TENSOR_MAP_SWIZZLE_128B) ||
+    if (!encode(x, a.x, a.width, a.rows, 128, T::rows / T::neighbours, CU_TENSOR_MAP_SWIZZLE_128B) ||
         !encode(weight, a.weight, a.width * T::bits / 8, a.columns, T::kRowBytes, T::kColumns,
                 CU_TENSOR_MAP_SWIZZLE_NONE))
       return cudaErrorInvalidValue;
@@ -49,10 +51,10 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
     if (error == cudaSuccess) error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
-    constexpr int together = kNeighbours * T::kColumns;
-    const dim3 grid((a.columns + together - 1) / together * kNeighbours, split,
+    constexpr int together = T::neighbours * T::kColumns;
+    const dim3 grid((a.columns + together - 1) / together * T::neighbours, split,
                     (a.rows + T::rows - 1) / T::rows);
-    return launch_clusters(kernel, dim3(kNeighbours, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
+    return launch_clusters(kernel, dim3(T::neighbours, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
                            stream, x, weight, a);
   }
 }
@@ -63,8 +65,7 @@ template <int bits>
 cudaError_t launch_packed_tile(int tile, const PackedLinearArguments& a, cudaStream_t stream) {
   using Launch = cudaError_t (*)(int, const PackedLinearArguments&, cudaStream_t);
   constexpr Launch kLaunches[] = {
-#define PACKED_TILE(rows, groups, slabs, quads, stages) \
-  launch<Tile<bits, rows, groups, slabs, quads, stages>>,
+#define PACKED_TILE(...) launch<Tile<bits, __VA_ARGS__>>,
 #include "packed_tiles.inc"
 #undef PACKED_TILE
   };

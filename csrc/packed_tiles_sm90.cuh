@@ -4,8 +4,8 @@
 //
 // A block has `groups` of 4 warps, each with `slabs` of 64 weight rows, all with the same rows of x,
 // and one warp that fetches. `split` blocks of a cluster share a tile's width, and add up through each
-// other's shared memory: integers, in any order. The cluster's two tiles side by side have the same rows
-// of x: each fetches half of them for both.
+// other's shared memory: integers, in any order. A cluster's `neighbours`, tiles side by side, have the
+// same rows of x: each fetches its share of them for all.
 //
 // Of a quad, 128 codes of a row, the quad's lane t takes a quarter that lies together (`kLaneWords`
 // words of one row, for two quads where a byte holds more than two codes). wgmma wants codes 4t … 4t+3
@@ -116,10 +116,10 @@ __device__ __forceinline__ void sync_threads() {
 
 // ---- a tile
 
-template <int bits_, int rows_, int groups_, int slabs_, int quads_, int stages_>
+template <int bits_, int rows_, int groups_, int slabs_, int quads_, int stages_, int neighbours_>
 struct Tile {
   static constexpr int bits = bits_, rows = rows_, groups = groups_, slabs = slabs_;
-  static constexpr int quads = quads_, stages = stages_;
+  static constexpr int quads = quads_, stages = stages_, neighbours = neighbours_;
   static constexpr int kColumns = 64 * groups * slabs;            // weight rows
   static constexpr int kBoxCodes = tile_block(bits);              // of a weight row, in one copy
   static constexpr int kBoxes = 128 * quads / kBoxCodes;          // copies of the weight a stage
@@ -142,15 +142,16 @@ struct Tile {
       kSharedBytes <= 227 * 1024 && (bits == 4 || quads == 2) && kColumns <= 256;
 };
 
-constexpr int kNeighbours = 2;  // tiles side by side in a cluster, along x of the grid
-
 // What a block of the grid does: `count` stages of the width from `first` on.
 struct Work {
   int column, row, first, count;
 };
 
-// The rank in the cluster of the block `x`, `y` of it.
-__device__ __forceinline__ int cluster_rank(int x, int y) { return x + kNeighbours * y; }
+// The rank in the cluster of its block in column `x` and row `y`.
+template <class T>
+__device__ __forceinline__ int cluster_rank(int x, int y) {
+  return x + T::neighbours * y;
+}
 
 template <class T>
 __device__ __forceinline__ Work work_of(const PackedLinearArguments& a) {
@@ -173,15 +174,18 @@ __device__ __forceinline__ void fetch(const CUtensorMap& x_map, const CUtensorMa
       copy_box(weight_map, full + 8 * stage, to + j * T::kBoxBytes,
                ((work.first + i) * T::kBoxes + j) * T::kRowBytes, work.column, kReadOnce);
   };
-  const int neighbour = blockIdx.x % kNeighbours, half = T::rows / kNeighbours;
-  const auto both = static_cast<uint16_t>(3 << cluster_rank(0, blockIdx.y));
+  const int first_row = blockIdx.x % T::neighbours * (T::rows / T::neighbours);
+  const auto all = static_cast<uint16_t>((1 << T::neighbours) - 1 << cluster_rank<T>(0, blockIdx.y));
   const auto x = [&](int i, int stage) {
 #pragma unroll
-    for (int j = 0; j < T::quads; ++j)
-      copy_box_to_all(x_map, full + 8 * stage,
-                      stages + stage * T::kStageBytes + j * T::kXBytes + neighbour * half * 128,
-                      ((work.first + i) * T::quads + j) * 128, work.row + neighbour * half, both,
-                      kReadAgain);
+    for (int j = 0; j < T::quads; ++j) {
+      const uint32_t to = stages + stage * T::kStageBytes + j * T::kXBytes + first_row * 128;
+      const int column = ((work.first + i) * T::quads + j) * 128, row = work.row + first_row;
+      if constexpr (T::neighbours > 1)
+        copy_box_to_all(x_map, full + 8 * stage, to, column, row, all, kReadAgain);
+      else
+        copy_box(x_map, full + 8 * stage, to, column, row, kReadAgain);
+    }
   };
   const int ahead = min(work.count, T::stages);
   for (int i = 0; i < ahead; ++i) weight(i, i);
@@ -231,9 +235,9 @@ __device__ __forceinline__ void multiply(const Work& work, uint32_t stages, uint
   const int row = 64 * T::slabs * (warp / 4) + 16 * (warp % 4) + lane / 4;
   const uint32_t of_lane =
       stages + T::quads * T::kXBytes + row * T::kRowBytes + lane % 4 * (4 * T::kLaneWords);
-  // A stage is left for both neighbours, by one thread of each 4 warps for each.
-  const bool arrives = threadIdx.x % 128 < kNeighbours;
-  const int owner = cluster_rank(threadIdx.x % kNeighbours, blockIdx.y);
+  // A stage is left for all neighbours, by one thread of each 4 warps for each.
+  const bool arrives = threadIdx.x % 128 < T::neighbours;
+  const int owner = cluster_rank<T>(threadIdx.x % T::neighbours, blockIdx.y);
   uint32_t parity = 0, codes[T::quads][T::slabs][4][4];
   for (int i = 0, stage = 0; i < work.count; ++i) {
     const uint32_t start = stage * T::kStageBytes;
@@ -338,7 +342,7 @@ __device__ __forceinline__ void finish(const PackedLinearArguments& a, const Wor
     int32_t total[8] = {};
     for (int other = 0; other < split; ++other) {
       const uint32_t from = sums + 4 * (row * T::kPitch + column);
-      const int rank = cluster_rank(blockIdx.x % kNeighbours, other);
+      const int rank = cluster_rank<T>(blockIdx.x % T::neighbours, other);
       add_part(from, rank, total);
       add_part(from + 16, rank, total + 4);
     }
@@ -361,11 +365,14 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::stages; ++i) {
       init_barrier(full + 8 * i, 1);
-      init_barrier(empty + 8 * i, T::groups * kNeighbours);
+      init_barrier(empty + 8 * i, T::groups * T::neighbours);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  sync_cluster();  // the neighbour's barriers are there
+  if constexpr (T::neighbours > 1)
+    sync_cluster();  // the neighbours' barriers are there
+  else
+    __syncthreads();
   if (threadIdx.x >= T::kWorkers) {
     if constexpr (T::kTakesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == T::kWorkers)

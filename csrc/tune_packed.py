@@ -42,8 +42,8 @@ TILES = [
     tuple(map(int, re.findall(r"\d+", line)))
     for line in (HERE / "packed_tiles.inc").read_text().splitlines()
 ]
-"""Rows, groups, slabs, quads, stages, as packed_tiles.h names them."""
-SPLITS = 4
+"""Rows, groups, slabs, quads, stages, neighbours, as packed_tiles.h names them."""
+SPLITS = 8
 FILLS, CROWDS = 0.6, 4.0
 """Blocks for each multiprocessor."""
 
@@ -110,11 +110,11 @@ def candidates(rows: int, columns: int, multiprocessors: int) -> list[int]:
     fitting = [size for size in sizes if size >= rows][:1]
     wanted = set(fitting) | ({128, 256} if rows > 128 else set())
     found = []
-    for number, (size, groups, slabs, *_) in enumerate(TILES):
+    for number, (size, groups, slabs, _, _, neighbours) in enumerate(TILES):
         tiles = math.ceil(columns / (64 * groups * slabs)) * math.ceil(rows / size)
-        for split in range(1, SPLITS + 1):
+        for split in range(1, SPLITS // neighbours + 1):
             filled = tiles * split / multiprocessors
-            if size in wanted and (FILLS <= filled <= CROWDS or (split == SPLITS and filled < 1)):
+            if size in wanted and (FILLS <= filled <= CROWDS or (split == SPLITS // neighbours and filled < 1)):
                 found.append(number + len(TILES) * (split - 1))
     return found
 
