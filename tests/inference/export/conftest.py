@@ -1,4 +1,4 @@
-"""Trained runs to export: each is trained once a session, when the first test asks for it."""
+"""Trained runs to export: each is trained once, by the worker whose test first asks for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import Tensor
 
 from questtrain.cli.main import main
@@ -84,18 +85,19 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(corpus: list[str], shared_folder: Path) -> Trained:
     """``trained("w4a4", "quest", **{"quant.grid": "int"})`` → the folder of a completed run, the
     same for the same words."""
-    runs = tmp_path_factory.mktemp("trained")
+    runs = shared_folder / "trained"
 
     def run(bits: str, method: str = "quest", **settings: object) -> Path:
         chosen = [f"{key}={value}" for key, value in sorted(settings.items())]
         name = "-".join((bits, method, *chosen)).translate(str.maketrans("[]*,/=", "......"))
         folder = runs / name
-        if not folder.exists():
-            words = [*SMALL, *corpus, f"bits={bits}", f"method={method}", *chosen]
-            assert main(["train", *words, f"runs_dir={runs}", f"name={name}"]) == 0
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not folder.exists():
+                words = [*SMALL, *corpus, f"bits={bits}", f"method={method}", *chosen]
+                assert main(["train", *words, f"runs_dir={runs}", f"name={name}"]) == 0
         return folder
 
     return run
