@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from questtrain.cli.main import main
-from questtrain.inference.export import write
+from questtrain.inference.export import written
 from questtrain.inference.export.runtime import Answer
 
 FORMATS = ("bf16", "w4a16", "w2a16", "w1a16", "w1.58a16", "w4a4", "w1a1")
@@ -81,7 +81,7 @@ def answer_here(
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are certified by `answer_here`."""
-    monkeypatch.setattr(write, "ask", answer_here)
+    monkeypatch.setattr(written, "ask", answer_here)
 
 
 @pytest.fixture(scope="session")
