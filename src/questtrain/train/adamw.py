@@ -22,7 +22,7 @@ class AdamW(torch.optim.AdamW):
     grad_scale: Tensor | None = None
 
     # torch wraps these so that a compiled program leaves them alone, and imports its compiler for
-    # that: a third of what a run on a CPU, which compiles nothing, takes to begin.
+    # that: a second before a run on a CPU, which compiles nothing, could begin.
     add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
 
