@@ -1,11 +1,9 @@
 """Same request, same tokens and log-probabilities in every bit, whatever else is in the batch."""
 
 import random
-from dataclasses import replace
 
 import pytest
 
-from questtrain.inference.engine import engine as engine_module
 from questtrain.inference.engine.engine import Engine
 from questtrain.inference.engine.requests import Request, Sampling
 from tests.inference.engine.engines import alone, answer, drive, random_prompt, random_request
@@ -36,7 +34,6 @@ def test_alone_or_among_others(trained, bits, packed, sampling):
     request = Request(1, random_prompt(rng, engine.vocab_size, 30), sampling)
     expected = alone(engine, request)
     assert expected[3] == 24 or expected[4] == "stop"
-    slots = set()
     for at in (0, 3, 7):
         arrivals, cancelled = others(rng, engine.vocab_size)
         arrivals.setdefault(at, []).insert(rng.randrange(3), request)
