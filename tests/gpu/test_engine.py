@@ -46,9 +46,7 @@ def trained(compose, tmp_path_factory):
 
     def made(bits, packed, **changes):
         of_model = shape | changes
-        model = trained_model(compose("nano"), tokenizer, bits, packed, "cuda", **of_model)
-        model.model.bfloat16()
-        return model
+        return trained_model(compose("nano"), tokenizer, bits, packed, "cuda", **of_model)
 
     return made
 
@@ -144,6 +142,7 @@ def test_logprobs_are_the_models(trained):
     every = [*of_prompt, *told]
     assert len(every) <= CONTEXT
     tokens = torch.tensor([[info.token for info in every]], device="cuda")
+    assert model.model.embed_tokens.weight.dtype == BF16
     logprobs = model.model(tokens)[0].float().log_softmax(-1)
     expected = logprobs[range(len(every) - 1), tokens[0, 1:]]
     actual = torch.tensor([info.logprob for info in every[1:]], device="cuda")
