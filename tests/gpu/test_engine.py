@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from questtrain.inference.engine import engine as engine_module
 from questtrain.inference.engine.engine import Engine
 from questtrain.inference.engine.requests import Request, Sampling
 from questtrain.kernels import RowFormat
@@ -76,6 +77,13 @@ def check_alone_or_among_others(model):
 @pytest.mark.parametrize(("bits", "packed"), [*KINDS, *OF_VALUES])
 def test_alone_or_among_others(trained, bits, packed):
     """Steps of one slot and of 40, in whichever slot, beside prompts of others."""
+    check_alone_or_among_others(trained(bits, packed))
+
+
+@pytest.mark.parametrize(("bits", "packed"), [("w4a4", True), ("bf16", False)])
+def test_prompts_in_pieces(trained, bits, packed, monkeypatch):
+    """The first of a prompt by a graph, the others behind a mask."""
+    monkeypatch.setattr(engine_module, "PIECE", 16)
     check_alone_or_among_others(trained(bits, packed))
 
 

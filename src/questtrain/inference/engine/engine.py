@@ -9,18 +9,13 @@ import torch
 from torch import nn
 
 from questtrain.errors import UserError
-from questtrain.inference.engine.batch import Batch
+from questtrain.inference.engine.batch import PIECE, Batch
 from questtrain.inference.engine.requests import Delta, Request
 from questtrain.inference.engine.results import Arrival, PieceResult, StepResult
 from questtrain.inference.engine.sequence import Sequence
 from questtrain.inference.engine.token_texts import TokenTexts
 from questtrain.inference.load import TrainedModel
 from questtrain.quant import QuantLinear
-
-PIECE = 512
-"""Tokens of a prompt that are read at once, and at most so many, of one prompt or several, between
-two steps: a long prompt delays those who decode no longer. Where a prompt is cut depends on nothing
-else, and so do its numbers."""
 
 
 class Engine:
@@ -112,7 +107,9 @@ class Engine:
         return deltas
 
     def _read_prompts(self) -> list[Delta]:
-        """Pieces of those who have waited longest; the ends of those whose prompt failed."""
+        """Pieces of those who have waited longest, `PIECE` tokens at most, so that a long prompt
+        delays those who decode no longer; the ends of those whose prompt failed. Where a prompt is
+        cut depends on nothing else."""
         failed, left = [], PIECE
         while self._waiting:
             sequence = self._waiting[0]
