@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, TrainStepConfig
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.diagnose import DiagnoseConfig
+from questtrain.cli.eval import EvalConfig
 from questtrain.cli.generate import GenerateConfig
 from questtrain.cli.hydra_config import compose_mapping
 from questtrain.cli.main import main
@@ -52,6 +53,7 @@ COMMANDS = {
     "bench_decode": DecodeConfig,
     "bench_train": TrainStepConfig,
     "diagnose": DiagnoseConfig,
+    "eval": EvalConfig,
     "fit": FitOptions,
     "generate": GenerateConfig,
     "plan": PlanConfig,
@@ -132,7 +134,7 @@ def yaml_of(name: str) -> dict[str, Any]:
     """The command's defaults, and something for what has none."""
     file = resources.files("questtrain.conf") / f"{name}.yaml"
     mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
-    required = {"run": "runs/x", "prompt": "a", "what": "mask"}
+    required = {"run": "runs/x", "prompt": "a", "what": "mask", "tasks": "a"}
     return {key: required.get(key, value) for key, value in mapping.items()}
 
 
