@@ -134,7 +134,7 @@ def yaml_of(name: str) -> dict[str, Any]:
     """The command's defaults, and something for what has none."""
     file = resources.files("questtrain.conf") / f"{name}.yaml"
     mapping = yaml.safe_load(file.read_text(encoding="utf-8"))
-    required = {"run": "runs/x", "prompt": "a", "what": "mask"}
+    required = {"run": "runs/x", "prompt": "a", "what": "mask", "tasks": "a"}
     return {key: required.get(key, value) for key, value in mapping.items()}
 
 

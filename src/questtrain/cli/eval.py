@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
 from questtrain.cli.generate import PACKED
 from questtrain.cli.help_page import own_settings
-from questtrain.cli.output import plain_table, print_json
+from questtrain.cli.output import number_text, plain_table, print_json
 from questtrain.config.eval_tasks import EvalTask, parse_eval_tasks, suite_name
 from questtrain.config.ranges import SEED, SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE, SWITCH
@@ -231,13 +231,13 @@ def show(evaluation: Evaluation) -> None:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "" if value is None else number_text(value)
 
 
 def _list(words: Sequence[str]) -> int:
     """The names of tasks; UserError for a word that --tasks does not take."""
-    options = [word for word in words if word.startswith("-")]
-    refuse_options([word for word in options if word not in ("--tasks", "--json")], "--tasks")
+    options = [word for word in words if word not in ("--tasks", "--json")]
+    refuse_options(options, "--tasks", "--json")
     rest = [word for word in words if not word.startswith("-")]
     own = [word.partition("=")[2] for word in rest if word.startswith("include_path=")]
     patterns = [word for word in rest if "=" not in word]

@@ -25,3 +25,8 @@ def plain_table(left: Sequence[str], right: Sequence[str] = ()) -> Table:
     for heading in right:
         table.add_column(heading, justify="right")
     return table
+
+
+def number_text(value: float) -> str:
+    """Four decimals, and powers of ten for what is large."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"

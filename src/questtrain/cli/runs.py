@@ -12,14 +12,22 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
-from questtrain.cli.output import plain_table, print_json
+from questtrain.cli.output import number_text, plain_table, print_json
 from questtrain.errors import unknown
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
+from questtrain.store.evaluations import STDERR
 from questtrain.store.files import output_for, write_text
+from questtrain.store.run_record import RunRecord
 from questtrain.sweep.console import console
 
 Row: TypeAlias = dict[str, Any]
+
+OWN_COLUMNS = ("precision", "status", "folder", "problem")
+"""Of the table, beside those of run.json."""
+
+OTHERS_SHOWN = 6
+"""Columns of evaluations that the printed table has at the most."""
 
 HELP = """usage: questtrain runs [RUNS…] [column=value …] [--sort COLUMN]
                       [--csv FILE] [--jsonl FILE] [--json]
@@ -28,7 +36,8 @@ The table of runs. RUNS are run folders, folders that hold runs at any depth, or
 .jsonl)   [runs]. Unfinished and damaged runs are rows too, with the reason below the table.
 
   column=value    only rows that have it: model=30M, bits=w4a4,w2a2, status=completed, name=*lsq*;
-                  the columns are those of run.json (docs/runs.md), precision, folder and problem
+                  the columns are those of run.json (docs/runs.md), of evaluations
+                  (hellaswag.acc_norm), precision, folder and problem
   --sort COLUMN   in ascending order, rows without a value last   [in the order of the folders]
   --csv FILE      every column as CSV; `questtrain fit` and `plot` read it again
   --jsonl FILE    the same as JSON lines
@@ -135,7 +144,10 @@ def _write(file: str, text: str) -> None:
 
 def _print_table(rows: Sequence[Row]) -> None:
     numbers = ("P", "params", "tokens", "val loss", "train loss", "time", "tokens/s")
-    table = plain_table(["run", "status"], numbers)
+    others = _other_columns(rows)
+    shown = others[:OTHERS_SHOWN]
+    headings = ("\n".join(column.rsplit(".", 1)) for column in shown)
+    table = plain_table(["run", "status"], (*numbers, *headings))
     table.columns[0].overflow = "fold"
     for row in rows:
         table.add_row(
@@ -144,14 +156,34 @@ def _print_table(rows: Sequence[Row]) -> None:
             *(_cell(row, key, "{:.4f}".format) for key in ("val_loss", "train_loss")),
             _cell(row, "wall_seconds", duration),
             _cell(row, "tokens_per_second", count_text),
+            *(_cell(row, column, number_text) for column in shown),
             style={"completed": "", "unfinished": "dim"}.get(str(row["status"]), "red"),
         )
     console().print(table)
     counts = Counter(str(row["status"]) for row in rows)
     print(f"\n{len(rows)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    if others[OTHERS_SHOWN:]:
+        print(f"evaluated too, with --csv or --json: {', '.join(others[OTHERS_SHOWN:])}")
     for row in rows:
         if row["problem"]:
             print(f"{row['status']}: {row['name']}: {row['problem']}")
+
+
+def _other_columns(rows: Sequence[Row]) -> list[str]:
+    """Columns of numbers that are none of the record's own: what tasks found. Without standard
+    errors, and without a task's accuracy where it is normalized, too."""
+    own = {*RunRecord.__dataclass_fields__, *OWN_COLUMNS}
+    found = dict.fromkeys(
+        column
+        for row in rows
+        for column, value in row.items()
+        if column not in own and _as_number(value) is not None
+    )
+    return [
+        column
+        for column in found
+        if not column.endswith(STDERR) and f"{column.removesuffix('.acc')}.acc_norm" not in found
+    ]
 
 
 def _cell(row: Row, column: str, form: Callable[[float], str]) -> str:

@@ -211,14 +211,20 @@ def _said(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness' words about settings that a task leaves to it."""
+    """Without the harness' words about settings that a task leaves to it, and bars of files that
+    are read."""
+    import datasets
+
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    before, had_bars = logger.level, not datasets.are_progress_bars_disabled()
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
     try:
         yield
     finally:
         logger.setLevel(before)
+        if had_bars:
+            datasets.enable_progress_bars()
 
 
 @contextmanager
