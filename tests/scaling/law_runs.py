@@ -135,6 +135,11 @@ def runs_for(name: str, folder: Path) -> Path:
                 loss = 3.6 - bits / 10 + decay / 10
                 run = folder / f"{bits}-{decay}"
                 finish(run, f"w{bits}a{bits}", "lsq", loss, scale_weight_decay=decay, lr_scale=1.0)
+        case "table2":
+            for bits, acc in (("bf16", 0.3952), ("w4a4", 0.3922)):
+                method = "none" if bits == "bf16" else "quest"
+                results = {"hellaswag.acc": acc, "hellaswag.acc_stderr": 0.0049}
+                finish(folder / bits, bits, method, 3.2, evaluations=results)
         case _:
             return write_law_table(folder / "runs.csv")
     return folder

@@ -58,6 +58,7 @@ NEEDS = {
     "fit": "sweep scaling",
     "memory": "sweep scaling",
     "table1": "sweep scaling",
+    "table2": "sweep table2_hellaswag",
     "table4": "sweep table4_lsq_wd",
 }
 

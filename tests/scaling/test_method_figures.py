@@ -159,3 +159,30 @@ def test_table4_sets_the_best_of_each_column_in_bold(tmp_path):
     assert table.best == [(0, 1), (0, 2)]
     write_text_table(table, tmp_path / "t.md")
     assert f"| 0.1 | **{math.exp(3.41):.2f}** |" in (tmp_path / "t.md").read_text()
+
+
+def test_table2_sets_bf16_beside_w4a4_size_by_size(tmp_path):
+    runs = runs_for("table2", tmp_path / "runs")
+    large = {"model": "800M", "non_embedding_params": 822_151_168, "tokens": 8e10}
+    for seed, acc in ((0, 0.40), (1, 0.42)):
+        results = {"hellaswag.acc": acc, "hellaswag.acc_stderr": 0.003, "hellaswag.acc_norm": 0.5}
+        finish(runs / f"large{seed}", "bf16", "none", 2.7, seed=seed, evaluations=results, **large)
+    part = {"hellaswag_first100.acc": 0.9}
+    finish(runs / "part", "w4a4", val_loss=2.8, evaluations=part, **large)
+    finish(runs / "other", "w2a2", val_loss=3.4, evaluations={"hellaswag.acc": 0.3})
+    data = data_of("table2", runs)
+    assert data.models == ["30M, 3B tokens", "800M, 80B tokens"]
+    assert data.missing == ["W4A4 at 800M, 80B tokens"]
+    table = FIGURES["table2"].table(data)
+    assert table.header == [
+        "model",
+        *("BF16 acc", "W4A4 acc", "W4A4 - BF16"),
+        *("BF16 acc_norm", "W4A4 acc_norm", "W4A4 - BF16"),
+    ]
+    assert table.rows == [
+        ["30M, 3B tokens", "39.52 ± 0.49", "39.22 ± 0.49", "-0.30 ± 0.69", "–", "–", "–"],
+        ["800M, 80B tokens", "41.00 ± 0.21", "–", "–", "50.00", "–", "–"],
+    ]
+    assert "Means over seeds." in table.notes
+    write_text_table(table, tmp_path / "t.tex")
+    assert "39.52 $\\pm$ 0.49" in (tmp_path / "t.tex").read_text()

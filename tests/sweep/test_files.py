@@ -26,6 +26,7 @@ RUNS = {
     "mini": 50,
     "scaling": 54,
     "smoke": 20,
+    "table2_hellaswag": 12,
     "table4_lsq_wd": 12,
 }
 FEEDS = {"mini": "fig1", "scaling": "fig1", "smoke": "fig1"}

@@ -13,7 +13,8 @@ from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
 from questtrain.cli.generate import PACKED
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import number_text, plain_table, print_json
-from questtrain.config.ranges import SEED, SIZE, Interval
+from questtrain.config.eval_tasks import EvalTask, parse_eval_tasks, suite_name
+from questtrain.config.ranges import SEED, SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE, SWITCH
 from questtrain.errors import UserError
 from questtrain.store.evaluations import Evaluation
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from questtrain.inference.evaluate.subject import Subject
 
 HELP = """usage: questtrain eval run=DIR tasks=TASK,… [key=value …] [--json]
-       questtrain eval export=DIR tasks=TASK,… [key=value …] [--json]
+       questtrain eval run=DIR suite=bpb [files=FILE] [tasks=TASK,…] [key=value …]
+       questtrain eval run=DIR suite=core [bundle=FOLDER] [key=value …]
+       questtrain eval export=DIR …
        questtrain eval --tasks [PATTERN] [include_path=FOLDER] [--json]
 
 Puts tasks of lm-evaluation-harness to a trained model, as it was trained: its packed weights, its
-length, its documents' BOS. The results are printed, kept in DIR/evaluations/, and stand in the
+length, its documents' BOS; measures bits per byte of files and of right answers (suite=bpb), or the
+22 tasks of CORE (suite=core). The results are printed, kept in DIR/evaluations/, and stand in the
 table of runs (docs/eval.md, which also tells how a machine without network gets the data).
 
 {settings}
@@ -37,6 +41,8 @@ table of runs (docs/eval.md, which also tells how a machine without network gets
   --json         print the evaluation (or the names) as JSON
 
   questtrain eval run=runs/first tasks=hellaswag,arc_easy limit=100
+  questtrain eval run=runs/first suite=bpb files='docs/**/*.md' tasks=arc_easy
+  questtrain eval run=runs/first suite=core bundle=eval_bundle
 """
 
 
@@ -48,7 +54,30 @@ class EvalConfig:
         str | None, "the run's folder, as `questtrain train` printed it, or a packed export of it"
     ]
     export: Annotated[str | None, "the same, of an export"]
-    tasks: Annotated[str, "names of tasks, groups or YAML files, with commas; see --tasks"]
+    tasks: Annotated[
+        str | None,
+        "names of tasks, groups or YAML files, with commas; see --tasks; also TASK:bpb, bpb:FILE,"
+        " core",
+    ]
+    suite: Annotated[
+        str,
+        Choices(("lm-eval", "bpb", "core")),
+        "lm-eval: the tasks' own metrics; bpb: bits per byte of their right answers, and of files;"
+        " core: CORE",
+    ]
+    files: Annotated[
+        list[str], "suite=bpb: paths or patterns of texts, or of JSON lines of questions"
+    ]
+    text_field: Annotated[str, "where the text of a file's row is; a.b is nested"]
+    stride: Annotated[
+        int | None,
+        Interval(SIZE),
+        "tokens that windows over long texts move by; null: half the trained length",
+    ]
+    bundle: Annotated[
+        str | None,
+        "suite=core: the folder of the unpacked bundle; null: ~/.cache/questtrain/eval_bundle",
+    ]
     limit: Annotated[
         float | None,
         Interval("(0, 2^53]"),
@@ -124,35 +153,56 @@ def _folder(config: EvalConfig) -> str:
 
 def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str | None]:
     """The tasks come first: a model takes longer to load than a wrong name to be seen."""
+    from questtrain.inference.evaluate.asking import Asking, answers_of
     from questtrain.inference.evaluate.subject import Subject
-    from questtrain.inference.evaluate.tasks import load_tasks
+    from questtrain.inference.evaluate.suites import Places, read_suites
 
-    names = [name.strip() for name in config.tasks.split(",") if name.strip()]
-    if not names:
-        raise UserError("tasks= names no task; `questtrain eval --tasks` lists them.")
+    tasks = wanted(config)
     if config.limit is not None and config.limit > 1 and not config.limit.is_integer():
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
-    loaded = load_tasks(names, _path(config.include_path), _path(config.datasets))
+    places = Places(_path(config.include_path), _path(config.datasets), config.text_field)
+    ready = read_suites(tasks, places)
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)
-
-    from questtrain.inference.evaluate.harness import Questions, ask, versions
-
-    questions = Questions(
+    asking = Asking(
+        subject.trained,
         limit=config.limit,
         num_fewshot=config.num_fewshot,
         seed=config.seed,
         batch_tokens=config.batch_tokens,
         bootstrap=config.bootstrap,
         samples=config.samples,
+        stride=config.stride,
     )
     started = time.monotonic()
-    answers = ask(subject.trained, loaded, questions)
+    answers = answers_of(ready, asking)
     seconds = time.monotonic() - started
     evaluation = subject.evaluation(
-        "lm-eval", answers.tasks, seconds, config.limit, config.seed, versions()
+        suite_name(tasks), answers.tasks, seconds, config.limit, config.seed, answers.versions
     )
-    return subject, evaluation, answers.samples
+    return subject, evaluation, answers.samples or None
+
+
+def wanted(config: EvalConfig) -> list[EvalTask]:
+    """What is evaluated; UserError where the settings say nothing, or do not go together."""
+    words = [word for word in (config.tasks or "").split(",") if word.strip()]
+    tasks = parse_eval_tasks(words, "tasks")
+    if config.suite != "bpb" and config.files:
+        raise UserError("files=… are for suite=bpb.")
+    if config.suite != "core" and config.bundle is not None:
+        raise UserError("bundle=… is for suite=core.")
+    if config.suite == "bpb":
+        tasks = [EvalTask("answers", t.name) if t.suite == "lm-eval" else t for t in tasks]
+        tasks += [EvalTask("bpb", pattern) for pattern in config.files]
+    elif config.suite == "core":
+        tasks = [EvalTask("core", config.bundle or ""), *tasks]
+    if not tasks:
+        needs = "files=FILE or tasks=TASK" if config.suite == "bpb" else "tasks=TASK"
+        raise UserError(
+            f"nothing to evaluate on: {needs} says what; `questtrain eval --tasks` lists the tasks"
+            " of lm-evaluation-harness."
+        )
+    return list(dict.fromkeys(tasks))
 
 
 def _path(folder: str | None) -> Path | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +19,11 @@ from questtrain.cli.arguments import (
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import plain_table, print_json
 from questtrain.scaling.figures import FIGURES
+from questtrain.scaling.figures.loss_memory import LAW
 from questtrain.scaling.figures.style import file_format, save
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Estimate, Law, law_record, write_law
+from questtrain.scaling.metric import VAL_LOSS
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import law_points
 from questtrain.scaling.precision import label_text, weight_bits
@@ -34,9 +38,10 @@ log = logging.getLogger(__name__)
 
 HELP = """usage: questtrain fit RUNS… [key=value …] [--json [FILE]] [-o PICTURE]
 
-Fits L(N, D, P) = A/(N·eff(P))^α + B/D^β + E to the final validation losses of runs. RUNS are run
-folders, folders of runs (a sweep), or tables (.csv, .jsonl) with at least non_embedding_params,
-tokens, precision and val_loss. Precision 16 (bits=bf16) is the reference, eff(16) = 1.
+Fits L(N, D, P) = A/(N·eff(P))^α + B/D^β + E to the final validation losses of runs, or to another
+loss of theirs (metric=bpb.NAME, what `questtrain eval` measured). RUNS are run folders, folders of
+runs (a sweep), or tables (.csv, .jsonl) with at least non_embedding_params, tokens, precision and
+val_loss. Precision 16 (bits=bf16) is the reference, eff(16) = 1.
 
 {settings}
 
@@ -46,6 +51,7 @@ tokens, precision and val_loss. Precision 16 (bits=bf16) is the reference, eff(1
 
   questtrain fit runs/scaling --json law.json -o law.pdf
   questtrain fit runs.csv form=free-alpha
+  questtrain fit runs/scaling metric=bpb.arc_easy
 """
 
 SHARED = {"A": "A", "alpha": "α", "B": "B", "beta": "β", "E": "E"}
@@ -72,14 +78,14 @@ def main(words: Sequence[str]) -> int:
         return 0
     if picture is not None:
         file_format(Path(picture))
-    points, remarks = law_points(read_runs(paths))
+    points, remarks = law_points(read_runs(paths), options.metric)
     for remark in remarks:
         log.warning("%s", remark)
     law = fit_law(points, options)
     if file is not None:
         _write(law, Path(file).expanduser())
     if picture is not None:
-        _draw(paths, picture)
+        _draw(paths, picture, options.metric)
     if arguments.json:
         print_json(law_record(law))
     else:
@@ -104,9 +110,10 @@ def _write(law: Law, path: Path) -> None:
     log.info("law: %s", path)
 
 
-def _draw(paths: Sequence[str], picture: str) -> None:
+def _draw(paths: Sequence[str], picture: str, metric: str) -> None:
     path = Path(picture).expanduser()
-    save(FIGURES["law"].draw(FIGURES["law"].data(paths)), path)
+    figure = replace(FIGURES["law"], read=partial(LAW.data, metric=metric))
+    save(figure.draw(figure.data(paths)), path)
     log.info("picture: %s", path)
 
 
@@ -118,7 +125,8 @@ def _print_law(law: Law) -> None:
         numbers.add_row(name, *_cells(getattr(law, key)))
     for label, estimate in law.alpha_of.items():
         numbers.add_row(f"α({label_text(label)})", *_cells(estimate))
-    out.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E   [{law.form}]")
+    of = "" if law.metric == VAL_LOSS else f" of {law.metric}"
+    out.print(f"L(N, D, P) = A/(N·eff(P))^α + B/D^β + E{of}   [{law.form}]")
     out.print(numbers)
     if law.eff:
         out.print(_eff_table(law, interval))

@@ -43,6 +43,12 @@ FREE_TEXT = (
     "data.bos_token",
     "data.text_field",
     "data.cache_dir",
+    "files",
+    "bundle",
+    "text_field",
+    "train.eval_tasks",
+    "train.eval_tasks_datasets",
+    "train.eval_tasks_include_path",
 )
 """Keys whose values are taken literally, whatever characters they hold (lists stay lists)."""
 

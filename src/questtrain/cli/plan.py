@@ -14,6 +14,7 @@ from questtrain.cli.output import plain_table, print_json
 from questtrain.errors import UserError
 from questtrain.scaling.fit import fit_law
 from questtrain.scaling.law import Law, read_law
+from questtrain.scaling.metric import VAL_LOSS
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.paper import PAPER_LAW
 from questtrain.scaling.plan import Budget, Choice, extrapolation, plan
@@ -109,7 +110,8 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
     out = console()
     has_draws = choices[0].low is not None
     interval = [f"{law.confidence:.0%} interval", "best in"] if has_draws else []
-    numbers = ("params", "tokens", "memory", "FLOPs", "loss", *interval)
+    metric = "loss" if law.metric == VAL_LOSS else law.metric
+    numbers = ("params", "tokens", "memory", "FLOPs", metric, *interval)
     table = plain_table(["precision"], numbers)
     for choice in choices:
         table.add_row(
@@ -126,7 +128,7 @@ def _print_plan(source: str, law: Law, choices: Sequence[Choice]) -> None:
     best = choices[0]
     print(
         f"\nbest: {label_text(best.precision)}, {count_text(best.params)} parameters,"
-        f" {count_text(best.tokens)} tokens, predicted loss {best.loss:.4f}"
+        f" {count_text(best.tokens)} tokens, predicted {metric} {best.loss:.4f}"
     )
     remark = extrapolation(law, best)
     if remark:

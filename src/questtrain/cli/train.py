@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.help_page import train_settings
@@ -16,6 +17,10 @@ from questtrain.config.loading import config_from_mapping
 from questtrain.errors import ErrorOnAnotherRank, UserError
 from questtrain.process.ranks import HAS_PARENT, read_task, run_ranks
 from questtrain.process.start import python_command
+
+if TYPE_CHECKING:
+    from questtrain.data import Tokenizer
+    from questtrain.train.task_evaluation import TaskEvaluator
 
 RANK = "--rank"
 """The one word of a process that gpus=N starts: its config comes frozen, as its task."""
@@ -85,10 +90,17 @@ def main(words: Sequence[str]) -> int:
 def _train(config: TrainConfig) -> int:
     from questtrain.train.run import train
 
-    folder, _ = train(config)
+    folder, _ = train(config, _run_evaluator)
     if _speaks():
         print(folder)
     return 0
+
+
+def _run_evaluator(config: TrainConfig, tokenizer: Tokenizer) -> TaskEvaluator:
+    """What does a run's ``train.eval_tasks``; imported where there are some."""
+    from questtrain.inference.evaluate.in_run import RunEvaluator
+
+    return RunEvaluator(config, tokenizer)
 
 
 def _speaks() -> bool:

@@ -228,6 +228,21 @@ class LoopConfig:
     diagnose_every: Annotated[
         int | None, Interval(COUNT), "steps between diagnoses; null: none"
     ] = None
+    eval_tasks: Annotated[
+        list[str],
+        Text(),
+        "what the model is evaluated on, as in questtrain eval: hellaswag, bpb:FILE, core, …",
+    ] = field(default_factory=list)
+    eval_tasks_every: Annotated[
+        int | None, Interval(COUNT), "steps between these evaluations; null: only at the end"
+    ] = None
+    eval_tasks_limit: Annotated[
+        int | None, Interval(COUNT), "questions or documents of each of them; null: all"
+    ] = None
+    eval_tasks_datasets: Annotated[
+        str | None, "a folder with their data, as datasets=… of questtrain eval"
+    ] = None
+    eval_tasks_include_path: Annotated[str | None, "a folder with YAML files of more tasks"] = None
     threads: Annotated[int | None, Interval("[1, 4096]"), "CPU threads; null: all cores"] = None
 
 
@@ -302,6 +317,11 @@ OPERATIONAL = (
     "train.save",
     "train.cuda_graph",
     "train.diagnose_every",
+    "train.eval_tasks",
+    "train.eval_tasks_every",
+    "train.eval_tasks_limit",
+    "train.eval_tasks_datasets",
+    "train.eval_tasks_include_path",
     "train.threads",
     "data.cache_dir",
     "data.num_workers",

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from questtrain.config.ranges import SEED, Choices, Interval, check_fields
+from questtrain.config.ranges import SEED, Choices, Interval, Text, check_fields
 from questtrain.errors import UserError
 from questtrain.scaling.checks import leverages, warnings_of
 from questtrain.scaling.law import FORMS, Estimate, Law
+from questtrain.scaling.metric import VAL_LOSS
 from questtrain.scaling.points import Point
 from questtrain.scaling.precision import REFERENCE
 from questtrain.scaling.regression import (
@@ -60,10 +61,13 @@ class FitOptions:
         1000
     )
     confidence: Annotated[float, Interval("(0, 1)"), "of the intervals"] = 0.9
+    metric: Annotated[
+        str, Text(), "the column of the runs that is fitted: val_loss, train_loss, bpb.NAME, …"
+    ] = VAL_LOSS
 
 
 def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
-    """The law of these points; deterministic.
+    """The law of these points, whose losses are the column ``options.metric``; deterministic.
 
     ``chinchilla`` takes the unquantized points alone. UserError: options that cannot be, no point
     of the reference precision, fewer points than the law has parameters.
@@ -88,6 +92,7 @@ def fit_law(points: Sequence[Point], options: FitOptions = FitOptions()) -> Law:
         eff_at=float(np.exp(problem.ln_size)) if problem.free_alpha else None,
         params_range=_range([p.params for p in points]),
         tokens_range=_range([p.tokens for p in points]),
+        metric=options.metric,
         warnings=tuple(warnings_of(problem, points, x, samples, left_out)),
     )
 

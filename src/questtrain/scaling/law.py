@@ -66,7 +66,8 @@ Range: TypeAlias = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_or
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law; ``A`` and ``B`` go with N in parameters and D in tokens, losses in nats.
+    """A fitted law; ``A`` and ``B`` go with N in parameters and D in tokens, losses are in nats a
+    token, or whatever the column ``metric`` is in (the logarithm of a perplexity).
 
     ``eff`` holds every precision but the reference, by label. In the form ``free-alpha``,
     ``alpha_of`` holds the α of each (``alpha`` is the reference's), and eff depends on the size:
@@ -91,6 +92,7 @@ class Law:
     params_range: Range | None = None
     tokens_range: Range | None = None
     draws: Mapping[str, Annotated[tuple[NotNegative, ...], MinLen(1)]] = field(default_factory=dict)
+    metric: str = "val_loss"
     warnings: tuple[str, ...] = ()
 
     @property
@@ -107,7 +109,7 @@ class Law:
         return self.eff[precision]
 
     def loss(self, params: ArrayLike, tokens: ArrayLike, precision: str) -> Array:
-        """Predicted loss in nats; ``params`` and ``tokens`` broadcast against each other."""
+        """Predicted loss; ``params`` and ``tokens`` broadcast against each other."""
         numbers = {key: np.array(estimate.value) for key, estimate in self._estimates().items()}
         return self._loss(numbers, params, tokens, precision)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from questtrain.errors import UserError
+from questtrain.scaling.metric import VAL_LOSS, Metric, metric_of
 from questtrain.scaling.precision import label_text
 from questtrain.scaling.runs import Run
 
@@ -31,7 +32,8 @@ QUANTIZATION: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class Point:
-    """N in non-embedding parameters, D in tokens, the precision's label, and the loss in nats."""
+    """N in non-embedding parameters, D in tokens, the precision's label, and the loss, in nats a
+    token or whatever the fitted metric is in."""
 
     params: float
     tokens: float
@@ -40,13 +42,14 @@ class Point:
     name: str
 
 
-def law_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
-    """The points of the completed runs, and remarks for the user: runs left out (not complete, or
-    started from the weights of others), points that occur with several losses (all are kept), data
-    sets that do not compare.
+def law_points(runs: Sequence[Run], column: str = VAL_LOSS) -> tuple[list[Point], list[str]]:
+    """The points of the completed runs, and remarks for the user: runs left out (not complete,
+    started from the weights of others, or without the metric), points that occur with several
+    losses (all are kept), data sets that do not compare.
 
-    UserError when there is no point.
+    The loss of a point is the metric in ``column`` (`metric_of`). UserError when there is no point.
     """
+    metric = metric_of(column, runs)
     remarks = [left_out(run) for run in runs if run.status != "completed"]
     complete = [run for run in runs if run.status == "completed"]
     remarks += [
@@ -55,7 +58,13 @@ def law_points(runs: Sequence[Run]) -> tuple[list[Point], list[str]]:
         for run in complete
         if run.text("init_from")
     ]
-    points = [_point(run) for run in complete if not run.text("init_from")]
+    from_start = [run for run in complete if not run.text("init_from")]
+    remarks += [
+        f"left out: {run.name} has no {column}"
+        for run in from_start
+        if column != VAL_LOSS and metric.value(run) is None
+    ]
+    points = [point for run in from_start if (point := _point(run, metric)) is not None]
     if not points:
         none = "a run from the start" if complete else "complete"
         raise UserError("\n".join([f"none of the runs is {none}.", *remarks]))
@@ -69,10 +78,12 @@ def left_out(run: Run) -> str:
     return f"left out: {run.name} is {run.status}{problem}"
 
 
-def _point(run: Run) -> Point:
-    params, tokens, loss = (
-        run.number(key) for key in ("non_embedding_params", "tokens", "val_loss")
-    )
+def _point(run: Run, metric: Metric) -> Point | None:
+    """None for a run that was not evaluated on the metric."""
+    params, tokens = (run.number(key) for key in ("non_embedding_params", "tokens"))
+    loss = metric.value(run)
+    if loss is None and metric.column != VAL_LOSS:
+        return None
     if params is None or tokens is None or loss is None or run.precision is None:
         raise UserError(f"{run.source}: its record lacks parameters, tokens, precision or loss.")
     return Point(params, tokens, run.precision, loss, run.name)

@@ -1,7 +1,8 @@
 """What a model was found to do on tasks: a file an evaluation, which is never replaced, and the
 columns that a run's row has of the newest ones.
 
-A column is ``TASK.METRIC``: ``hellaswag.acc_norm``, and ``hellaswag.acc_norm_stderr`` beside it. A
+A column is ``TASK.METRIC``: ``hellaswag.acc_norm``, and ``hellaswag.acc_norm_stderr`` beside it;
+where the task's name begins with the metric's (``bpb.arc_easy``, ``core``), the task's alone. A
 task that was asked in another way than its own is another column (`column_of`): what was measured
 on a part of its documents never stands for the whole. Files are in a run's ``evaluations/`` (an
 export's stand beside its folder), named by step and time; docs/eval.md has their fields.
@@ -133,9 +134,10 @@ def columns_of(evaluations: Iterable[Evaluation], step: int) -> dict[str, float]
         for name, metric in metrics.items():
             if metric.value is None:
                 continue
-            columns[f"{column}.{name}"] = metric.value
+            own = column if column.partition(".")[0] == name else f"{column}.{name}"
+            columns[own] = metric.value
             if metric.stderr is not None:
-                columns[f"{column}.{name}{STDERR}"] = metric.stderr
+                columns[own + STDERR] = metric.stderr
     return columns
 
 

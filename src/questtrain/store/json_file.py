@@ -56,8 +56,7 @@ def read_json(path: Path, kind: type[Content], remedy: str = "") -> Content:
     except OSError as error:
         raise DamagedJson(path, f"it cannot be read: {error.strerror}", remedy) from error
     except ValidationError as error:
-        problem = _problem(error.errors(include_url=False)[0])
-        raise DamagedJson(path, problem, remedy) from error
+        raise DamagedJson(path, field_problem(error), remedy) from error
 
 
 def parse_json(text: str | bytes, kind: type[Content]) -> Content:
@@ -71,6 +70,11 @@ def _file_of(kind: Any) -> type[_File[Any]]:
     """`_File` of one kind. Making it takes milliseconds, and pydantic itself keeps it only until
     the next garbage collection."""
     return _File[kind]
+
+
+def field_problem(error: ValidationError) -> str:
+    """What is wrong with the first field at fault, in words."""
+    return _problem(error.errors(include_url=False)[0])
 
 
 def _problem(error: ErrorDetails) -> str:

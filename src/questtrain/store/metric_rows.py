@@ -32,6 +32,7 @@ class _Row:
     weight_masked_fraction: float | None = None
     expected_masked_fraction: float | None = None
     gradient_alignment: float | None = None
+    evaluations: dict[str, float] | None = None
 
 
 def read_metric_rows(path: Path) -> list[dict[str, Any]]:

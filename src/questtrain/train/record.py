@@ -34,9 +34,8 @@ def build_record(
     """The record of a run that ended; ``rows`` are those of metrics.jsonl.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
-    validation's, ``tokens_per_second`` and ``mfu`` the medians of the logged ones; ``device`` is
-    one of ``world_size`` like it; ``initial`` is what the run started with, if not weights of its
-    own; ``evaluations`` the columns of those made at its last step.
+    validation's, ``tokens_per_second`` and ``mfu`` are medians; ``device`` one of ``world_size``;
+    ``initial``: other weights that the run began with, ``evaluations``: columns of its last step's.
     """
     logged = [row for row in rows if "train_loss" in row]
     tail = logged[-max(1, len(logged) // 10) :]

@@ -13,7 +13,7 @@ from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
-from questtrain.store.run_record import RunRecord
+from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.initial_weights import initial_weights
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import RankEndsAlone, World, join_world
@@ -25,6 +25,7 @@ from questtrain.train.run_folder import (
     settle_run,
 )
 from questtrain.train.step import micro_batch_size
+from questtrain.train.task_evaluation import MakeEvaluator, TaskEvaluator
 from questtrain.train.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,13 @@ MANY_PASSES = 4
 """From here on repeated data is said as a warning."""
 
 
-def train(config: TrainConfig) -> tuple[Path, RunRecord]:
+def train(
+    config: TrainConfig, make_evaluator: MakeEvaluator | None = None
+) -> tuple[Path, RunRecord]:
     """Train ``config`` in its run folder; returns the folder and the run record.
 
-    A run that is already complete is left alone. Several processes whose environment says that
+    ``make_evaluator`` makes what does the ``train.eval_tasks``, if there are any. A run that is
+    already complete is left alone. Several processes whose environment says that
     they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
     and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
     """
@@ -48,13 +52,16 @@ def train(config: TrainConfig) -> tuple[Path, RunRecord]:
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))
         check_same_on_all(DataIdentity.of(dataset), world)
         initial = world.from_rank_0(lambda: initial_weights(config, folder, dataset))
+        evaluator = world.agree(lambda: _evaluator(config, folder, dataset, make_evaluator, world))
         record = world.from_rank_0(lambda: settle_run(folder, config, dataset, initial))
         if record is not None and record.status == "completed":
             log.info("%s is already complete", folder)
             return folder, record
         _announce(config, dataset, device, world)
         try:
-            trainer = world.agree(lambda: Trainer(config, dataset, folder, device, world, initial))
+            trainer = world.agree(
+                lambda: Trainer(config, dataset, folder, device, world, initial, evaluator)
+            )
             record = world.agree(trainer.run)
         except torch.OutOfMemoryError as error:
             raise RankEndsAlone(_out_of_memory(config, device, world)) from error
@@ -89,6 +96,22 @@ def _dataset(config: TrainConfig, device: torch.device, world: World) -> TokenDa
     fit_vocabulary(config, dataset)
     check_memory(config, device, world)
     return dataset
+
+
+def _evaluator(
+    config: TrainConfig,
+    folder: Path,
+    dataset: TokenDataset,
+    make: MakeEvaluator | None,
+    world: World,
+) -> TaskEvaluator | None:
+    """Rank 0's, which has read what it needs; UserError, before the folder is the run's, where it
+    cannot. None for a run without tasks, or one that has ended."""
+    if not config.train.eval_tasks or not world.is_first or read_run_record(folder) is not None:
+        return None
+    if make is None:
+        raise UserError("train.eval_tasks: this caller of train() gives nothing to evaluate with.")
+    return make(config, dataset.tokenizer)
 
 
 def check_same_on_all(mine: DataIdentity, world: World) -> None:

@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -42,6 +43,7 @@ from questtrain.train.record import build_record, draw_loss
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 from questtrain.train.switch import switched
+from questtrain.train.task_evaluation import COLUMN, TaskEvaluator, evaluated, is_done, is_due
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -76,10 +78,11 @@ class Trainer:
         device: torch.device,
         world: World,
         initial: WeightSource | None = None,
+        evaluator: TaskEvaluator | None = None,
     ) -> None:
         """``initial`` holds the weights that a run without a checkpoint starts with, if not its
-        own."""
-        self.initial = initial
+        own; rank 0's ``evaluator`` does the ``train.eval_tasks``."""
+        self.initial, self.evaluator = initial, evaluator
         self.config, self.dataset, self.folder, self.device = config, dataset, folder, device
         self.world = world
         self.total_steps = steps(config)
@@ -121,6 +124,7 @@ class Trainer:
         try:
             if self.step < self.total_steps and (stop := self._asked_to_stop()):
                 raise Interrupted(stop, self.step)
+            self._evaluate_tasks(metrics, again=True)
             while self.step < self.total_steps:
                 row = self._update()
                 self.step += 1
@@ -139,7 +143,9 @@ class Trainer:
                         self._initialise_scales()
                 with rate.paused():
                     self._evaluate_and_save(metrics, must_save=bool(last or stop), last=last)
-                if stop and not last:
+                    if not stop:
+                        self._evaluate_tasks(metrics)
+                if stop and not (last and not self._evaluates()):
                     raise Interrupted(stop, self.step)
         finally:
             progress.close()
@@ -157,6 +163,41 @@ class Trainer:
             if loss is None:
                 self._require_finite_loss()
             self.world.agree(self._save)
+
+    def _evaluates(self) -> bool:
+        """Whether ``train.eval_tasks`` are due after this step."""
+        return is_due(self.config, self.step, self.total_steps)
+
+    def _evaluate_tasks(self, metrics: Metrics, again: bool = False) -> None:
+        """The ``train.eval_tasks`` where they are due, by rank 0 while the others wait. A signal
+        ends the run at once, with this step saved; who goes on there (``again``) makes them up."""
+        if not self._evaluates():
+            return
+        if again and self.world.from_rank_0(lambda: is_done(self.folder, self.step)):
+            return
+        columns = self.world.from_rank_0(self._columns_of_tasks)
+        if columns is not None:
+            if columns:
+                self._write(metrics, {"step": self.step, COLUMN: columns, **self._bits_column()})
+            return
+        if self.step not in self.saved:
+            self._check_finite()
+            self._require_finite_loss()
+            self.world.agree(self._save)
+        raise Interrupted(self._asked_to_stop(), self.step)
+
+    def _columns_of_tasks(self) -> dict[str, float] | None:
+        evaluator, weights = self.evaluator, self.model.state_dict()
+        assert evaluator is not None, "train() makes one where there are tasks"
+        work = partial(
+            evaluator.evaluate,
+            weights,
+            self.update.config,
+            self.step,
+            self.device,
+            stops=lambda: bool(self.asked.number),
+        )
+        return evaluated(self.folder, self.step, lambda: self.update.between_steps(work))
 
     def _validate(self, metrics: Metrics) -> float:
         """The validation loss of the model as it is, which is written."""

@@ -21,6 +21,7 @@ from questtrain.scaling.figures import (
     curves,
     data_fit,
     efficiency,
+    hellaswag,
     loss_memory,
     lsq_decay,
     mask,
@@ -122,6 +123,13 @@ _ALL = (
     _figure("memory", "fig14", "which precision is best in a fixed memory, as data grows", memory),
     _table(
         "table1", "tab1", "fitted eff(P), with intervals", efficiency.table_data, efficiency.table
+    ),
+    _table(
+        "table2",
+        "tab2",
+        "HellaSwag of BF16 and W4A4 by size, with standard errors",
+        hellaswag.data,
+        hellaswag.table,
     ),
     _table(
         "table4",

@@ -13,6 +13,7 @@ from questtrain.errors import UserError
 from questtrain.scaling.figures.selection import Paths, Spread, all_runs, log, spread
 from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Law
+from questtrain.scaling.metric import VAL_LOSS
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import REFERENCE, label_text, weight_bits
@@ -50,10 +51,11 @@ class LawRuns:
     groups: Mapping[float, list[Point]]
 
 
-def read_law_runs(paths: Paths) -> LawRuns:
-    """UserError when no run is complete; what is left out or odd is said in the log."""
+def read_law_runs(paths: Paths, metric: str = VAL_LOSS) -> LawRuns:
+    """The points of a metric; UserError when no run is complete; what is left out or odd is said
+    in the log."""
     runs = all_runs(paths)
-    points, remarks = law_points(runs)
+    points, remarks = law_points(runs, metric)
     for remark in remarks:
         log.warning("%s", remark)
     names = {run.number("non_embedding_params"): run.model for run in runs}

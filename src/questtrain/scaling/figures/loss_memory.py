@@ -17,6 +17,7 @@ from questtrain.scaling.figures.law_runs import (
     series,
 )
 from questtrain.scaling.figures.selection import Paths
+from questtrain.scaling.metric import VAL_LOSS
 from questtrain.scaling.points import Point
 from questtrain.scaling.precision import (
     DEFAULT_METHOD,
@@ -56,9 +57,9 @@ class LossMemory:
     expected: Sequence[str]
     belong: Callable[[str], bool]
 
-    def data(self, paths: Paths) -> LossMemoryData:
+    def data(self, paths: Paths, metric: str = VAL_LOSS) -> LossMemoryData:
         """The precisions that belong, at the ratio that most of their points have."""
-        found = read_law_runs(paths)
+        found = read_law_runs(paths, metric)
         groups = {
             ratio: [p for p in group if p.precision == REFERENCE or self.belong(p.precision)]
             for ratio, group in found.groups.items()
@@ -72,7 +73,7 @@ class LossMemory:
         drawn = [series(points, label, law) for label in sorted_labels(p.precision for p in points)]
         return LossMemoryData(
             title=f"{self.title}, {ratio:g} tokens/parameter",
-            ylabel=selection.loss_label(_runs_at(found, points)),
+            ylabel=selection.metric_label(_runs_at(found, points), metric),
             tokens_per_param=ratio,
             series=drawn,
             missing=missing_series(drawn, self.expected, found.sizes),

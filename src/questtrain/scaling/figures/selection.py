@@ -12,6 +12,7 @@ from typing import TypeAlias, TypeVar
 
 from questtrain.errors import UserError
 from questtrain.scaling.diagnostics import RunHead
+from questtrain.scaling.metric import LABELS, metric_of
 from questtrain.scaling.numbers import count_text
 from questtrain.scaling.points import left_out
 from questtrain.scaling.precision import (
@@ -170,3 +171,10 @@ def loss_label(runs: Sequence[Run], quantity: str = "validation loss (nats/token
     datasets = {run.text("dataset") for run in runs}
     name = datasets.pop() if len(datasets) == 1 else None
     return f"{DATASETS.get(name, name)} {quantity}" if name else quantity.capitalize()
+
+
+def metric_label(runs: Sequence[Run], column: str) -> str:
+    """`loss_label` of a metric that the law is fitted to; the data set is that of training, and so
+    belongs to the losses of training alone."""
+    label = metric_of(column, runs).label
+    return loss_label(runs, label) if column in LABELS else label
