@@ -80,7 +80,7 @@ def test_the_same_answers_as_of_an_export_in_transformers(pair, task_folder):
     answers = asked(ours, task_folder, TASKS)
     loaded = load_tasks(TASKS, task_folder, task_folder)
     for task in loaded.tasks.values():
-        set_examples(task, None, SEED)
+        set_examples(task, None, None, SEED)
     for names in (["endings", "answers"], ["texts"]):
         theirs.add_bos_token = names != ["texts"]
         tasks = {"tasks": {name: loaded.tasks[name] for name in names}}
@@ -126,6 +126,17 @@ def test_examples_before_a_question_are_those_of_simple_evaluate(model, task_fol
     assert hashes[7] != hashes[None]
     assert answers.tasks["endings"].column == "endings_2shot"
     assert answers.tasks["endings"].num_fewshot == 2
+
+
+def test_tasks_can_be_asked_again_in_another_way(model, task_folder):
+    """The first does not change what the task's own number of examples is."""
+    loaded = load_tasks(["endings"], task_folder, task_folder)
+    columns = [
+        ask(model, loaded, Questions(num_fewshot=shots, limit=3)).tasks["endings"].column
+        for shots in (None, 2, 2, None)
+    ]
+    own, other = "endings_first3", "endings_2shot_first3"
+    assert columns == [own, other, other, own]
 
 
 def test_a_group_stands_for_its_tasks(model, task_folder):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,10 +63,9 @@ def ask(
     """
     seed = SEED if questions.seed is None else questions.seed
     check_settings(loaded, seed)
-    own_shots = {name: task.get_config("num_fewshot") or 0 for name, task in loaded.tasks.items()}
     model = HarnessModel(trained, questions.batch_tokens, seed, told)
-    for task in loaded.tasks.values():
-        set_examples(task, questions.num_fewshot, seed)
+    for name, task in loaded.tasks.items():
+        set_examples(task, loaded.own_shots[name], questions.num_fewshot, seed)
     with _said_before_the_model(model, loaded), alone(questions.seed):
         found = evaluate(
             lm=model,
@@ -75,10 +74,7 @@ def ask(
             bootstrap_iters=questions.bootstrap,
             log_samples=questions.samples,
         )
-    tasks = {
-        name: _result(name, found, loaded.reported[name], own_shots, questions.limit)
-        for name in loaded.reported
-    }
+    tasks = {name: _result(name, found, loaded, questions.limit) for name in loaded.reported}
     return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
 
 
@@ -89,13 +85,11 @@ def check_settings(loaded: LoadedTasks, seed: int) -> None:
             decoding(name, task.get_config("generation_kwargs") or {}, seed)
 
 
-def set_examples(task: Any, count: int | None, seed: int) -> None:
-    """How many examples stand before a question; a task that says 0 has none at any time."""
-    own = task.get_config("num_fewshot")
-    if count is not None and own != 0:
-        task.set_config(key="num_fewshot", value=count)
-    elif own is None:
-        task.set_config(key="num_fewshot", value=0)
+def set_examples(task: Any, own: int | None, count: int | None, seed: int) -> None:
+    """How many examples stand before a question: ``count``, or the task's ``own`` number where None
+    is asked for; a task whose own is 0 has none at any time."""
+    asked = own if count is None or own == 0 else count
+    task.set_config(key="num_fewshot", value=asked or 0)
     task.set_fewshot_seed(seed=seed)
 
 
@@ -104,18 +98,13 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("lm_eval", "datasets")}
 
 
-def _result(
-    name: str,
-    found: Any,
-    inside: Sequence[str],
-    own_shots: Mapping[str, int],
-    limit: float | None,
-) -> TaskResult:
-    """Of a task, or of a group of those ``inside``."""
+def _result(name: str, found: Any, loaded: LoadedTasks, limit: float | None) -> TaskResult:
+    """Of a task or a group."""
+    inside = loaded.reported[name]
     samples = sum(found["n-samples"][task]["effective"] for task in inside)
     total = sum(found["n-samples"][task]["original"] for task in inside)
     shots = [found["n-shot"][task] for task in inside]
-    others = shots != [own_shots[task] for task in inside]
+    others = shots != [loaded.own_shots[task] or 0 for task in inside]
     is_part = limit is not None and samples < total
     task_version = found["versions"].get(name)
     return TaskResult(

@@ -112,7 +112,8 @@ def _instances(
     """What a task asks about its first documents, with examples; UserError where that cannot be
     made."""
     shots, seed = (None, None) if asking is None else (asking.num_fewshot, asking.seed)
-    set_examples(task, shots, SEED if seed is None else seed)
+    own = loaded.own_shots[task.task_name]
+    set_examples(task, own, shots, SEED if seed is None else seed)
     try:
         with alone(seed):
             task.build_all_requests(limit=limit)

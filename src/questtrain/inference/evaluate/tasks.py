@@ -30,9 +30,11 @@ from questtrain.store.files import no_such_folder
 class LoadedTasks:
     """``tasks`` and ``groups`` are the harness' own, by name, all that are in what was named;
     ``reported`` whose results count, each with its single tasks: a group that has a result of its
-    own stands for its tasks."""
+    own stands for its tasks. ``own_shots`` are the examples before a question that a task's YAML
+    asks for, if it says so."""
 
     tasks: dict[str, Any] = field(default_factory=dict)
+    own_shots: dict[str, int | None] = field(default_factory=dict)
     groups: dict[str, Any] = field(default_factory=dict)
     reported: dict[str, list[str]] = field(default_factory=dict)
 
@@ -40,6 +42,7 @@ class LoadedTasks:
         """What a task manager made of one name."""
         tasks, groups = loaded["tasks"], loaded.get("groups", {})
         self.tasks |= tasks
+        self.own_shots |= {name: task.get_config("num_fewshot") for name, task in tasks.items()}
         self.groups |= groups
         inside = {child for group in groups.values() for child in group.child_names}
         for name in (*groups, *tasks):
