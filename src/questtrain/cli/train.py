@@ -35,8 +35,9 @@ settings (Hydra's override grammar)
 
 Deeper settings live in their group: quant.trust_scale, quant.rotation, quant.grid,
 quant.target (gguf, …: on the grid that a runtime's files hold), quant.skip,
-model.num_layers, train.diagnose_every, train.backward (exact, or fp8: faster, of
-rounded gradients), …; --settings explains them all.
+model.num_layers, train.diagnose_every, train.eval_tasks (hellaswag, bpb:FILE, core,
+…: evaluations inside the run), train.backward (exact, or fp8: faster, of rounded
+gradients), …; --settings explains them all.
 
 options
   --settings        every setting: what it is, what it may be, its default (docs/settings.md)

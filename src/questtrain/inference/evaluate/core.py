@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+
+from tqdm import tqdm
 
 from questtrain.errors import UserError
 from questtrain.inference.evaluate.asking import Answers, Asking
@@ -22,8 +23,6 @@ from questtrain.inference.evaluate.drawn import SEED
 from questtrain.inference.evaluate.question_prompts import Form, pairs_of, shuffled
 from questtrain.inference.evaluate.questions import LanguageModeling, Question, read_questions
 from questtrain.store.evaluations import Metric, TaskResult, column_of
-
-log = logging.getLogger(__name__)
 
 CHUNK = 512
 """Questions whose prompts are held at a time."""
@@ -51,9 +50,9 @@ class CoreSuite:
     def evaluate(self, asking: Asking) -> Answers:
         """Every task's accuracy, and ``core``, the mean of the centred ones."""
         results: dict[str, TaskResult] = {}
-        for task, questions in self.questions.items():
+        tasks = tqdm(self.questions.items(), desc="core", unit=" tasks", disable=None, leave=False)
+        for task, questions in tasks:
             right = list(_answers(task, questions, asking))
-            log.info("core: %s %.4f of %d questions", task.name, fmean(right), len(right))
             results[f"core.{task.name}"] = TaskResult(
                 column=column_of(f"core.{task.name}", samples=asking.part(len(questions))),
                 samples=len(right),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from contextlib import redirect_stderr
 from typing import Any
 
 from questtrain.errors import UserError
@@ -115,7 +117,7 @@ def _instances(
     own = loaded.own_shots[task.task_name]
     set_examples(task, own, shots, SEED if seed is None else seed)
     try:
-        with alone(seed):
+        with redirect_stderr(io.StringIO()), alone(seed):  # a bar for each task, also in files
             task.build_all_requests(limit=limit)
     except Exception as error:  # templates of others did not fit the data of others
         raise no_questions(loaded, error) from error

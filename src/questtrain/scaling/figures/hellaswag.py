@@ -57,8 +57,8 @@ def data(paths: Paths) -> HellaSwagData:
     rows = selection.grouped(runs, selection.budget)
     if not any({run.precision for run in own} == set(precisions) for own in rows.values()):
         needs = (
-            "runs of BF16 and of W4A4 at one size and token count that were evaluated"
-            f" (`questtrain eval run=… tasks={TASK}`)"
+            f"BF16 and W4A4 at one size and token count with results of {TASK}, which `questtrain"
+            f" eval run=… tasks={TASK}` adds to runs that exist"
         )
         raise selection.nothing_to_draw("table2", needs, SWEEP)
     order = sorted(rows.items(), key=lambda item: [number or 0 for number in item[0][:2]])
