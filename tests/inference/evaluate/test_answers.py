@@ -109,4 +109,7 @@ def test_tasks_can_be_asked_again(model, task_folder):
     """A run asks them at several steps: the same model answers the same."""
     tasks = HarnessTasks(load_tasks(["endings", "answers"], task_folder, task_folder))
     asking = Asking(model, limit=5, num_fewshot=2)
-    assert tasks.evaluate(asking).tasks == tasks.evaluate(asking).tasks
+    first = tasks.evaluate(asking).tasks
+    assert first == tasks.evaluate(asking).tasks
+    assert first["endings"].column == "endings_2shot_first5"
+    assert tasks.evaluate(Asking(model)).tasks["endings"].column == "endings"
