@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +42,16 @@ def draw(record: dict[str, Any], path: Path) -> bool:
 
 def _draw_layer(record: dict[str, Any]) -> Figure:
     """Each linear and a block's four, quantizers included, and, dashed, without the Hadamard
-    transform."""
+    transform; of several formats, the block's four alone."""
     label = "speed-up over BF16 products\n(dashed: without Hadamard)"
     return _speed_ups(record, "tokens", _layer_lines, label)
 
 
 def _layer_lines(rows: Sequence[Row]) -> Iterator[Line]:
+    formats = list(dict.fromkeys(row["bits"] for row in rows))
+    if len(formats) > 1:
+        yield from _format_lines(rows, formats)
+        return
     for linear, (name, colour, marker) in LOOKS.items():
         part = [row for row in rows if row.get("linear") == linear]
         yield part, "quest", name, colour, marker
@@ -54,6 +59,13 @@ def _layer_lines(rows: Sequence[Row]) -> Iterator[Line]:
     block = [row for row in rows if row["part"] == "block"]
     yield block, "linears", "the block's four", BLOCK_COLOUR, "X"
     yield block, "linears no-hadamard", None, BLOCK_COLOUR, ""
+
+
+def _format_lines(rows: Sequence[Row], formats: Sequence[str]) -> Iterator[Line]:
+    for bits, (colour, marker) in zip(formats, cycle(ORDER)):
+        block = [row for row in rows if row["part"] == "block" and row["bits"] == bits]
+        yield block, "linears", f"{bits}, the block's four", colour, marker
+        yield block, "linears no-hadamard", None, colour, ""
 
 
 def _draw_models(record: dict[str, Any]) -> Figure:

@@ -34,7 +34,7 @@ class LayerConfig(BenchConfig):
     """Each linear layer of a model's block, the four together, and the quantizers, against BF16."""
 
     tokens: Annotated[list[int], Interval(SIZE), "rows of the activation"]
-    bits: Annotated[str, "integers of 1 to 7 bits, weights and activations"]
+    bits: Annotated[list[str], "integers of 1 to 7 bits, weights and activations; one or several"]
     parts: Annotated[list[str], PARTS, "what is measured"]
     milliseconds: Annotated[float, MILLISECONDS, "a sample lasts"]
 

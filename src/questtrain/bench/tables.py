@@ -28,8 +28,13 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         yield from makers[record["benchmark"]](model, rows, record)
 
 
-def _layer_tables(model: str, rows: Sequence[Row], record: dict[str, Any]) -> Iterator[Table]:
-    title = f"{model}, {record['settings']['bits'].upper()}"
+def _layer_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterator[Table]:
+    for bits, of_bits in _grouped(rows, "bits"):
+        yield from _format_tables(f"{model}, {bits.upper()}", of_bits)
+
+
+def _format_tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
+    """The tables of one format."""
     for part, of_part in _grouped(rows, "part"):
         match part:
             case "block":

@@ -67,6 +67,7 @@ ACTIONS = {
         layer_models,
         (
             "models=[800M,7B] output=benchmarks/results/layer.json",
+            "models=7B parts=block tokens=[1,16,64,256] bits=[w4a4,w2a2,w1a1]",
             "models=nano tokens=[1,16] device=cpu",
         ),
     ),

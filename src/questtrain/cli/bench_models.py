@@ -25,12 +25,13 @@ SHARED = ("model", "bits", "batch_size", "sequence_length", "device", "compile")
 
 
 def layer_models(config: LayerConfig) -> list[ModelConfig]:
-    """Models whose linear layers are measured, in a format that the integer kernels have."""
-    models, bits = models_named(config.models), parse_bits(config.bits)
+    """Models whose linear layers are measured, in formats that the integer kernels have."""
+    models, formats = models_named(config.models), [parse_bits(text) for text in config.bits]
 
     from questtrain.bench.layer.random_tensors import format_of
 
-    format_of(bits)
+    for bits in formats:
+        format_of(bits)
     return models
 
 
