@@ -63,7 +63,7 @@ class BlockBenchmark:
         ``block_speedup``, over ``bf16 block``."""
         timings = sample(self.cases(tokens))
         operations = sum(product.operations(tokens) for product in self.products)
-        usual, *others = self._weight_kinds(tokens)
+        usual, *others = weight_kinds(self.formats, tokens)
         weights = {"bf16 products": "bf16", "bf16 block": "bf16"}
         weights |= {f"linears {kind}": kind for kind in others}
         rows = []
@@ -90,7 +90,7 @@ class BlockBenchmark:
             "bf16 products": [partial(bf16_products, inputs, w) for w in dense],
             "bf16 block": [partial(self.bf16_block, inputs, w) for w in dense],
         }
-        usual, *others = self._weight_kinds(tokens)
+        usual, *others = weight_kinds(self.formats, tokens)
         operands = rotating(self._quantized_weights(weights, usual), self.device)
         cases["linears"] = [partial(self._linears, True, inputs, w) for w in operands]
         cases["linears no-hadamard"] = [partial(self._linears, False, inputs, w) for w in operands]
@@ -108,12 +108,6 @@ class BlockBenchmark:
             inner=normal(tokens, self.products[3].in_features, device),
             norm_weight=1 + normal(1, hidden, device, std=0.1).flatten(),
         )
-
-    def _weight_kinds(self, tokens: int) -> tuple[str, ...]:
-        """How quantized weights can lie, first what inference uses for so many rows."""
-        if not self.formats.packable:
-            return ("int8",)
-        return ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
 
     def _quantized_weights(self, weights: list[Tensor], kind: str) -> Tensors:
         """Codes, scales and sums of the four weights, one after the other."""
@@ -139,3 +133,10 @@ class BlockBenchmark:
         y = hadamard_linear(attention, narrow, o)
         _, y = add_rmsnorm_linear(y, x, norm_weight, EPS, narrow, gate_up)
         return swiglu_linear(y, wide, down)
+
+
+def weight_kinds(formats: Format, tokens: int) -> tuple[str, ...]:
+    """How quantized weights can lie, first what inference uses for so many rows."""
+    if not formats.packable:
+        return ("int8",)
+    return ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
