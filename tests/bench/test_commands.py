@@ -297,6 +297,11 @@ def test_a_shape_too_large_for_memory_is_left_out(tmp_path, caplog):
         (["prefill", "prefill=int4"], "unknown prefill 'int4'"),
         (["decode", "layers=40"], "800M has 1 to 16"),
         (["decode", "vocab_size=0"], "must be at least 1"),
+        (["serve", "bits=bf16"], "always measured"),
+        (["serve", "vocab_size=8"], "a server needs 16"),
+        (["serve", "clients=[]"], "one number or more"),
+        (["serve", "rate=0"], "rate=0 must be"),
+        (["serve", "run=none"], "none"),
         (["train", "models=7B"], "unknown model '7B'"),
         (["train", "models=[]"], "models=[]: choose from"),
         (["train", "cases=w4a44"], "Did you mean 'w4a16'?"),
@@ -316,7 +321,7 @@ def test_bad_input_is_one_message(capsys, words, message):
     assert shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "train"])
+@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "serve", "train"])
 def test_help_names_every_setting(capsys, action):
     assert main(["bench", action, "--cfg", "job"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != "-"]

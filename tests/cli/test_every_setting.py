@@ -22,7 +22,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, TrainStepConfig
+from questtrain.bench.settings import (
+    DecodeConfig,
+    LayerConfig,
+    PrefillConfig,
+    ServeLoadConfig,
+    TrainStepConfig,
+)
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.diagnose import DiagnoseConfig
 from questtrain.cli.generate import GenerateConfig
@@ -50,6 +56,7 @@ COMMANDS = {
     "bench_layer": LayerConfig,
     "bench_prefill": PrefillConfig,
     "bench_decode": DecodeConfig,
+    "bench_serve": ServeLoadConfig,
     "bench_train": TrainStepConfig,
     "diagnose": DiagnoseConfig,
     "fit": FitOptions,

@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     config = own_config(parse_arguments(words), "serve", ServeConfig)
     if config is None:
         return 0
-    _check_packages()
+    check_packages()
 
     from questtrain.inference.engine.loading import ServedRun
     from questtrain.inference.serve.server import serve
@@ -55,7 +55,7 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _check_packages() -> None:
+def check_packages() -> None:
     """UserError where the extra ``serve`` is not installed."""
     from importlib.util import find_spec
 

@@ -1,1 +1,1 @@
-"""A server under load: how many tokens a second all clients get together, and how long each waits."""
+"""A server under load: the tokens a second of all clients together, and how long each waits."""

@@ -94,8 +94,10 @@ async def _open_loop(url: str, work: Work, rate: float, window: Window) -> Windo
 
     async with Client(url) as connection:
         tasks = [asyncio.create_task(window.watch())]
+        next_one = time.perf_counter()  # of the clock, not of the last: being late makes up for it
         while not window.is_over:
             tasks.append(asyncio.create_task(answer(len(tasks))))
-            await asyncio.sleep(chance.expovariate(rate))
+            next_one += chance.expovariate(rate)
+            await asyncio.sleep(max(0.0, next_one - time.perf_counter()))
         await asyncio.gather(*tasks)
     return window
