@@ -300,7 +300,7 @@ def test_a_shape_too_large_for_memory_is_left_out(tmp_path, caplog):
         (["serve", "bits=bf16"], "always measured"),
         (["serve", "vocab_size=8"], "a server needs 16"),
         (["serve", "clients=[]"], "one number or more"),
-        (["serve", "rate=0"], "rate=0 must be"),
+        (["serve", "rate=0"], "rate=0.0 must be positive"),
         (["serve", "run=none"], "none"),
         (["train", "models=7B"], "unknown model '7B'"),
         (["train", "models=[]"], "models=[]: choose from"),
