@@ -220,7 +220,7 @@ def bench_model(
         cases = {"bf16": bf16_case(weights), **rivals}
         for bits in options.bits:
             formats = format_of(parse_bits(bits))
-            packed = weight_kinds(formats, tokens)[0] == "packed"
+            packed = weight_kinds(formats, tokens, device)[0] == "packed"
             cases[bits] = our_case(weights, formats, packed)
         rows = measured(cases, weights, tokens, options)
         results.add([{"model": model.name, "tokens": tokens, **row} for row in rows])

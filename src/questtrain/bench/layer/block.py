@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from questtrain.bench.layer.bf16_block import Bf16Block, Inputs, bf16_products
@@ -46,7 +47,7 @@ from questtrain.kernels import (
     rmsnorm_linear,
     swiglu_linear,
 )
-from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.dispatch import most_packed_rows
 
 
 class BlockBenchmark:
@@ -63,7 +64,7 @@ class BlockBenchmark:
         ``block_speedup``, over ``bf16 block``."""
         timings = sample(self.cases(tokens))
         operations = sum(product.operations(tokens) for product in self.products)
-        usual, *others = weight_kinds(self.formats, tokens)
+        usual, *others = weight_kinds(self.formats, tokens, self.device)
         weights = {"bf16 products": "bf16", "bf16 block": "bf16"}
         weights |= {f"linears {kind}": kind for kind in others}
         rows = []
@@ -90,7 +91,7 @@ class BlockBenchmark:
             "bf16 products": [partial(bf16_products, inputs, w) for w in dense],
             "bf16 block": [partial(self.bf16_block, inputs, w) for w in dense],
         }
-        usual, *others = weight_kinds(self.formats, tokens)
+        usual, *others = weight_kinds(self.formats, tokens, self.device)
         operands = rotating(self._quantized_weights(weights, usual), self.device)
         cases["linears"] = [partial(self._linears, True, inputs, w) for w in operands]
         cases["linears no-hadamard"] = [partial(self._linears, False, inputs, w) for w in operands]
@@ -135,8 +136,8 @@ class BlockBenchmark:
         return swiglu_linear(y, wide, down)
 
 
-def weight_kinds(formats: Format, tokens: int) -> tuple[str, ...]:
+def weight_kinds(formats: Format, tokens: int, device: torch.device) -> tuple[str, ...]:
     """How quantized weights can lie, first what inference uses for so many rows."""
     if not formats.packable:
         return ("int8",)
-    return ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
+    return ("packed", "int8") if tokens <= most_packed_rows(device) else ("int8", "packed")
