@@ -22,7 +22,8 @@ class GraphedCall(Generic[T]):
     ``work`` reads a copy in a tensor as ``like``, or in a new one where the shape is another; that
     is captured anew after as many warm calls, and so is what ``reads`` a tensor that has got
     another storage. From the capture on the result is overwritten by the next call. What the graph
-    needs of the device's memory it keeps until `forget`.
+    needs of the device's memory it keeps until `forget`; graphs of one ``pool``
+    (`torch.cuda.graph_pool_handle`) share it, and overwrite each other's results.
     """
 
     def __init__(
@@ -31,8 +32,9 @@ class GraphedCall(Generic[T]):
         like: Tensor,
         warm_calls: int,
         reads: Sequence[Tensor] = (),
+        pool: Any = None,
     ) -> None:
-        self._work, self._given, self._reads = work, like, reads
+        self._work, self._given, self._reads, self._pool = work, like, reads, pool
         self._warm_calls, self._calls = warm_calls, 0
         self._captured: tuple[torch.cuda.CUDAGraph, T, list[int]] | None = None
 
@@ -56,7 +58,7 @@ class GraphedCall(Generic[T]):
             return self._work(self._given)
         if self._captured is None:
             with torch.cuda.device(self._given.device):
-                graph, result = capture(lambda: self._work(self._given))
+                graph, result = capture(lambda: self._work(self._given), pool=self._pool)
             self._captured = graph, result, self._addresses()
         graph, result, _ = self._captured
         graph.replay()
@@ -72,11 +74,12 @@ def capture(
     """The graph of ``work`` on the current device, and what it returns; nothing of it is run.
 
     Memory that nobody uses is freed first, so that the graph can have it. That takes longer than
-    short work does: with a ``stream`` of one's own, and its memory ``pool``, it is left out.
+    short work does: with a ``stream`` of one's own it is left out. ``pool`` is memory that graphs
+    share.
     """
     graph = torch.cuda.CUDAGraph()
     if stream is None:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=pool):
             return graph, work()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):

@@ -174,6 +174,15 @@ def check_scalar(op: str, name: str, tensor: Tensor, dtype: torch.dtype, like: T
     _check_layout(op, name, tensor, (dtype,), like)
 
 
+def check_position(op: str, name: str, tensor: Tensor, batch: int, like: Tensor) -> None:
+    """int64, one for all sequences or one each ``[B]``, on ``like``'s device."""
+    if tensor.dim() and tensor.shape != (batch,):
+        raise RuntimeError(
+            f"{op}: {name} must be a scalar or [{batch}], not of shape {list(tensor.shape)}"
+        )
+    _check_layout(op, name, tensor, (torch.int64,), like)
+
+
 def _check_layout(
     op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor
 ) -> None:

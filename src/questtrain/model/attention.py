@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from questtrain.config import ModelConfig, head_dim, num_kv_heads
 from questtrain.kernels.elementwise import split_rotary
 from questtrain.kernels.ops.rotary import rotate
-from questtrain.model.cache import StaticCache, StaticLayer
+from questtrain.model.cache import Cache, CacheLayer
 from questtrain.model.rotary import Rotary, rotary_angles
 
 
@@ -53,7 +53,7 @@ def causal_attention(
     qkv: tuple[Tensor, Tensor, Tensor],
     heads: Heads,
     rotary: Rotary,
-    cache: StaticLayer | None = None,
+    cache: CacheLayer | None = None,
     norms: HeadNorms = (),
 ) -> Tensor:
     """Splits heads, rotates, attends to the tokens so far, joins heads again: ``[B, T, D]``.
@@ -114,7 +114,7 @@ def _shares_heads(q_BHTK: Tensor, mask: Tensor | None) -> bool:
     return not q_BHTK.is_cuda or (mask is None and q_BHTK.element_size() == 2)
 
 
-def next_angles(config: ModelConfig, tokens_BT: Tensor, cache: StaticCache | None = None) -> Rotary:
+def next_angles(config: ModelConfig, tokens_BT: Tensor, cache: Cache | None = None) -> Rotary:
     """`rotary_angles` of ``tokens_BT``: from position 0, or from where the ``cache`` ends."""
     length = tokens_BT.shape[1]
     if cache is not None:

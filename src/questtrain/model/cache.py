@@ -6,7 +6,7 @@ replayed as a CUDA graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,32 @@ CAPACITY_MULTIPLE = 16
 
 DECODED = (torch.bfloat16, torch.float16, torch.float32)
 """What `decode_attention` takes."""
+
+
+class CacheLayer(Protocol):
+    """One layer's keys and values, as attention asks for them."""
+
+    def attend_next(
+        self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary
+    ) -> Tensor | None:
+        """The attention of one new token a sequence, from rotary to heads joined: ``[B, D]``;
+        E = G·K. None, and nothing is done, where `append` is to do it."""
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Add ``T`` tokens; returns keys and values ``[B, G, S, K]`` to attend to, and a bool mask
+        ``[T, S]``, None where the tokens attend to each other, causally."""
+
+
+class Cache(Protocol):
+    """What a model continues. In each forward pass it asks for the angles first, then for a layer
+    after the other; at the end the cache advances."""
+
+    def rotary(self, tokens: int) -> Rotary:
+        """The angles of the next ``tokens`` tokens."""
+
+    def layer(self, index: int) -> CacheLayer: ...
+
+    def advance(self, tokens: int) -> None: ...
 
 
 class StaticLayer(NamedTuple):
@@ -61,9 +87,7 @@ class StaticLayer(NamedTuple):
 class StaticCache:
     """The layers of one model, and ``position``, int64 scalar: how many tokens they hold.
 
-    In each forward pass a model asks for the angles first, then for a layer after the other; at the
-    end the cache advances. Layers differ in their tensors alone, so that what is compiled for one
-    serves the others.
+    Layers differ in their tensors alone, so that what is compiled for one serves the others.
 
     The buffers have the dtype and device of ``like``, and stay where they are. It is for the caller
     to add no more than ``capacity`` tokens.

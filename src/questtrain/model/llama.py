@@ -33,7 +33,7 @@ from questtrain.model.attention import (
     causal_attention,
     next_angles,
 )
-from questtrain.model.cache import StaticCache, StaticLayer
+from questtrain.model.cache import Cache, CacheLayer
 from questtrain.model.rotary import Rotary
 from questtrain.quant import QuantLinear
 
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         """Of the heads of Q and K, where they have some."""
         return (self.q_norm, self.k_norm) if self.has_norms else ()
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: StaticLayer | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: CacheLayer | None) -> Tensor:
         qkv = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
         out: Tensor = self.o_proj(causal_attention(qkv, self.heads, rotary, cache, self.norms))
         return out
@@ -102,7 +102,7 @@ class Block(nn.Module):
             "down": (mlp.down_proj,),
         }
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: StaticLayer | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, cache: CacheLayer | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
         out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out
@@ -156,20 +156,25 @@ class Llama(nn.Module):
         )
 
     def forward(
-        self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
+        self, tokens_BT: Tensor, cache: Cache | None = None, logits_to_keep: int = 0
     ) -> Tensor:
         """With a ``cache``, ``tokens_BT`` continue what the cache holds, and are added to it.
 
         ``logits_to_keep``: of the last so many positions only, 0 for all.
         """
+        x_BTD = self.hidden(tokens_BT, cache)[:, -logits_to_keep:]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+        return logits_BTV
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the last norm and the head are given: ``[B, T, D]``."""
         rotary = next_angles(self.config, tokens_BT, cache)
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD: Tensor = self.embed_tokens(tokens_BT)
         for layer, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotary, None if cache is None else cache.layer(layer))
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -logits_to_keep:]))
-        return logits_BTV
+        return x_BTD
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

@@ -25,7 +25,7 @@ from questtrain.model.attention import (
     split_columns,
     trained_attention,
 )
-from questtrain.model.cache import StaticCache, StaticLayer
+from questtrain.model.cache import Cache, CacheLayer
 from questtrain.model.llama import Block, Llama
 from questtrain.model.rotary import Rotary
 
@@ -88,7 +88,7 @@ class StackedBlock(nn.Module):
         added_MD: Tensor | None,
         batch: int,
         rotary: Rotary,
-        cache: StaticLayer | None = None,
+        cache: CacheLayer | None = None,
     ) -> tuple[Tensor, Tensor]:
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm, self.eps)
         if self.qkv_biases is not None:
@@ -149,9 +149,15 @@ class StackedLlama(nn.Module):
         self.norm, self.lm_head = model.norm, model.lm_head
 
     def forward(
-        self, tokens_BT: Tensor, cache: StaticCache | None = None, logits_to_keep: int = 0
+        self, tokens_BT: Tensor, cache: Cache | None = None, logits_to_keep: int = 0
     ) -> Tensor:
         """``cache`` and ``logits_to_keep`` as in `Llama`."""
+        x_BTD = self.hidden(tokens_BT, cache)[:, -logits_to_keep:]
+        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
+        return logits_BTV
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """What the last norm and the head are given: ``[B, T, D]``."""
         batch, length = tokens_BT.shape
         rotary = next_angles(self.config, tokens_BT, cache)
         x_MD, added_MD = self.embed_tokens(tokens_BT).flatten(0, 1), None
@@ -162,6 +168,5 @@ class StackedLlama(nn.Module):
             cache.advance(length)
         if added_MD is not None:
             x_MD = x_MD + added_MD
-        x_BTD = x_MD.view(batch, length, -1)[:, -logits_to_keep:]
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD))
-        return logits_BTV
+        x_BTD: Tensor = x_MD.view(batch, length, -1)
+        return x_BTD

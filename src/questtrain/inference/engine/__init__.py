@@ -1,1 +1,5 @@
-"""Many requests at once on one model: continuous batching, one engine a model."""
+"""Many requests at once on one model: continuous batching.
+
+`questtrain.inference.engine.requests` imports no torch; `questtrain.inference.engine.engine` is the
+engine.
+"""

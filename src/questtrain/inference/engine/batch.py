@@ -1,0 +1,124 @@
+"""The engine's work on the device: pieces of prompts, and steps of all who decode. It is asked for
+here, and what comes of it is read from the host's memory when it has arrived."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from questtrain.cuda_graph import GraphedCall
+from questtrain.inference.engine.requests import Request, Sampling
+from questtrain.inference.engine.sampling import How, Told, how_of, tell
+from questtrain.inference.engine.slots import Slots
+from questtrain.model import Llama, StackedLlama
+
+
+class Piece(NamedTuple):
+    """A piece of a prompt that was read: what its tokens, but the prompt's first, were to the
+    model, where that was asked for; and the answer's first token, where it was the last piece."""
+
+    prompt: tuple[Told, ...]
+    first: Told | None
+
+
+class Batch:
+    """A model and the slots of ``count`` sequences, up to ``capacity`` tokens each.
+
+    On CUDA a step is the replay of two graphs, of the model and of the drawing. There is one for
+    each power of two of slots, where that makes no other numbers: few sequences take less time.
+    """
+
+    def __init__(self, model: nn.Module, count: int, capacity: int) -> None:
+        """TypeError for a model that has no cache."""
+        if not isinstance(model, Llama | StackedLlama):
+            raise TypeError(f"an Engine takes a Llama or a PackedLlama, not {type(model).__name__}")
+        self._slots = Slots(model, count, capacity)
+        self.device = self._slots.tokens.device
+        most = self._slots.count
+        smaller = [1 << n for n in range(most.bit_length()) if 1 << n < most]
+        self._sizes = [*smaller, most] if self._slots.takes_any_rows else [most]
+        # Of the slots themselves: a graph that is called with the tensor that it reads copies none.
+        self._tokens = {size: self._slots.tokens[:size] for size in self._sizes}
+        self._graphs = dict(self._make_graphs())
+        if self.device.type == "cuda":
+            self._capture()
+
+    @torch.inference_mode()
+    def read(self, slot: int, request: Request, begin: int, end: int) -> Piece:
+        """Read ``prompt[begin:end]`` into a slot that is left out of steps; after the last piece it
+        takes part, unless no token is asked for."""
+        prompt, sampling = request.prompt, request.sampling
+        if begin == 0:
+            self._slots.claim(slot, sampling)
+        hidden_TD = self._slots.read(slot, self._on_device(prompt[begin:end]), begin)
+        told = []
+        if sampling.prompt_logprobs:
+            told = self._tell_prompt(hidden_TD, prompt[begin + 1 : end + 1], sampling)
+        if end < len(prompt) or not sampling.max_tokens:
+            return Piece(tuple(told), None)
+        logits_1V = self._slots.head(hidden_TD[-1:])
+        first = self._slots.begin(slot, logits_1V, len(prompt), how_of([sampling]))
+        return Piece(tuple(told), _to_host(tell(logits_1V, first, sampling.logprobs)))
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[int], samplings: Sequence[Sampling]) -> Told:
+        """Add a token to all slots that take part, which ``slots`` are, drawn as ``samplings`` say:
+        what was drawn for the first slots, free ones among them."""
+        size = next(size for size in self._sizes if size > max(slots))
+        tokens = self._tokens[size]
+        self._graphs[size, "model"](tokens)
+        self._graphs[size, how_of(samplings)](tokens)
+        asked = [s.logprobs for s in samplings if s.logprobs is not None]
+        return _to_host(self._slots.tell(size, max(asked, default=None)))
+
+    def free(self, slot: int) -> None:
+        """Leave the slot out of the steps that follow."""
+        self._slots.free(slot)
+
+    def _tell_prompt(
+        self, hidden_TD: Tensor, following: Sequence[int], sampling: Sampling
+    ) -> list[Told]:
+        """Of the tokens that followed, in parts as large as the head takes."""
+        told, size = [], self._slots.head_rows
+        tokens_T = self._on_device(following)  # none follows the prompt's last token
+        for begin in range(0, len(hidden_TD), size):
+            tokens = tokens_T[begin : begin + size]
+            logits = self._slots.head(hidden_TD[begin : begin + len(tokens)])
+            told.append(_to_host(tell(logits, tokens, sampling.logprobs or 0)))
+        return told
+
+    def _on_device(self, tokens: Sequence[int]) -> Tensor:
+        there = torch.tensor(tokens, dtype=torch.int64)
+        if self.device.type == "cuda":
+            there = there.pin_memory()  # else the copy would be waited for
+        return there.to(self.device, non_blocking=True)
+
+    def _make_graphs(self) -> Iterator[tuple[tuple[int, str], GraphedCall[None]]]:
+        pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+        works = {"model": self._slots.forward}
+        for how in _HOW:
+            works[how] = partial(self._slots.draw, how)
+        for size, tokens in self._tokens.items():
+            for name, work in works.items():
+                yield (size, name), GraphedCall(work, tokens, warm_calls=1, pool=pool)
+
+    @torch.inference_mode()
+    def _capture(self) -> None:
+        """While no slot takes part, so that nothing is changed: a call to warm up, and another."""
+        for (size, _), graph in self._graphs.items():
+            for _ in range(2):
+                graph(self._tokens[size])
+
+
+_HOW: tuple[How, ...] = ("greedy", "chance", "nucleus")
+
+
+def _to_host(told: Told) -> Told:
+    """Copies that are under way, in memory that is written to no more."""
+    tokens, *others = (x if x is None else x.to("cpu", non_blocking=True, copy=True) for x in told)
+    assert tokens is not None
+    return Told(tokens, *others)
