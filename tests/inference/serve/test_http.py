@@ -165,9 +165,7 @@ def wait_for(condition, seconds: float = 20) -> None:
 def test_a_full_queue_says_when_to_come_again(fake: Server) -> None:
     """Eight fit; none of them is harmed by the one too many."""
     statuses: list[httpx.Response] = []
-    threads = [
-        threading.Thread(target=lambda: statuses.append(slow(fake, n=4))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: statuses.append(slow(fake, n=4))) for _ in range(2)]
     for thread in threads:
         thread.start()
     wait_for(lambda: fake.health()["waiting"] > 4)
@@ -195,7 +193,14 @@ def test_a_client_that_hangs_up_frees_its_slot(fake: Server) -> None:
 def test_pages_of_other_origins_and_other_names_are_refused(fake: Server) -> None:
     """DNS rebinding: a name of the attacker's that resolves to loopback."""
     port = httpx.URL(fake.url).port
-    for name in ("evil.example", f"evil.example:{port}", "", "127.0.0.1.evil.example", "[::2]", "["):
+    for name in (
+        "evil.example",
+        f"evil.example:{port}",
+        "",
+        "127.0.0.1.evil.example",
+        "[::2]",
+        "[",
+    ):
         response = fake.http.get("/v1/models", headers={"Host": name})
         assert response.status_code == 403, name
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{port + 1}"):
@@ -211,7 +216,9 @@ def test_pages_of_other_origins_and_other_names_are_refused(fake: Server) -> Non
 def test_metrics_count_what_happened(fake: Server) -> None:
     def value(line: str) -> float:
         text = fake.http.get("/metrics").text
-        return next((float(row.split()[-1]) for row in text.splitlines() if row.startswith(line)), 0)
+        return next(
+            (float(row.split()[-1]) for row in text.splitlines() if row.startswith(line)), 0
+        )
 
     counted = {
         'questtrain_requests_total{endpoint="completions",outcome="completed"}': 1,

@@ -23,7 +23,9 @@ LONG = {"prompt": "a", "max_tokens": 50, "seed": 1, "stream": True}
 def fails(command: list[str], code: int = 2) -> str:
     """What a command that ends at once says: one line, and no traceback."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=environment)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=SECONDS, env=environment
+    )
     assert (ended.returncode, ended.stdout) == (code, "")
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     return ended.stderr
@@ -169,5 +171,3 @@ def test_a_key_is_needed_and_not_told(tokenizer: Path) -> None:
         assert server.end() == 0
         assert any("/v1/models" in line for line in server.errors)
         assert not any("secret" in line for line in server.errors + server.lines)
-
-
