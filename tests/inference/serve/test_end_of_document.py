@@ -1,5 +1,5 @@
-"""The document's end is told, too: who scores a continuation with ``max_tokens=1`` counts on a token
-after it, whatever that is (lm-evaluation-harness drops the last one)."""
+"""The document's end is told, too: who scores a continuation with ``max_tokens=1`` counts on a
+token after it, whatever that is (lm-evaluation-harness drops the last one)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's beginning and end: signals, an engine that dies, ports, keys, what cannot be served."""
+"""A server's beginning and end: signals, an engine that dies, ports, keys, what is refused."""
 
 from __future__ import annotations
 
@@ -64,14 +64,16 @@ def test_what_takes_longer_than_the_drain_is_told_so(tokenizer: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(tokenizer: Path) -> None:
-    with running(fake_command(tokenizer, seconds=1)) as server:
-        with server.http.stream("POST", "/v1/completions", json=LONG) as response:
-            assert response.status_code == 200
-            server.process.terminate()
-            while httpx.get(f"{server.url}/health").status_code == 200:
-                pass
-            server.process.terminate()
-            assert server.process.wait(10) == 128 + signal.SIGTERM
+    with (
+        running(fake_command(tokenizer, seconds=1)) as server,
+        server.http.stream("POST", "/v1/completions", json=LONG) as response,
+    ):
+        assert response.status_code == 200
+        server.process.terminate()
+        while httpx.get(f"{server.url}/health").status_code == 200:
+            pass
+        server.process.terminate()
+        assert server.process.wait(10) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(("token", "reason"), [(13, "SIGKILL"), (14, "the device is gone")])
