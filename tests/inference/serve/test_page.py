@@ -121,7 +121,7 @@ def test_every_field_has_a_name_and_a_keyboard_reaches_it(page: Browser) -> None
     for _ in range(8):
         order.append(page.value_of("document.activeElement.id"))
         page.find(f"#{order[-1]}").send_keys("\t")
-    assert order == "key prompt max_tokens temperature top_p seed stop go".split()
+    assert order == ["key", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "go"]
 
 
 def test_what_a_model_says_is_text_and_only_the_pages_own_script_runs(page, server) -> None:
