@@ -41,6 +41,7 @@ from questtrain.config import RopeScaling, TrainConfig, validate
 from questtrain.config.loading import config_from_mapping, group_kind, setting_names
 from questtrain.config.ranges import Interval, about, rules_of
 from questtrain.config.schema import GROUPS
+from questtrain.config.serve import ServeConfig
 from questtrain.data.sources import KINDS
 from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions
@@ -62,6 +63,7 @@ COMMANDS = {
     "fit": FitOptions,
     "generate": GenerateConfig,
     "plan": PlanConfig,
+    "serve": ServeConfig,
     "sweep": SweepConfig,
 }
 """The other commands' own settings: file of ``conf/`` → what it is read as."""

@@ -69,7 +69,8 @@ class FakeEngine:
         if 15 in request.prompt:
             del self.slots[number]
             return Delta(number, finish="error", error="too little memory")
-        text, sampling = letter(request, place), request.sampling
+        sampling = request.sampling
+        text = letter(request, place) if sampling.max_tokens else ""
         last = place + 1 >= sampling.max_tokens
         self.slots[number] = (request, place + 1)
         if last:
@@ -79,8 +80,8 @@ class FakeEngine:
         return Delta(
             number,
             text,
-            1,
-            (info(place, text),) if told else (),
+            len(text),
+            (info(place, text),) if told and text else (),
             prompt if sampling.prompt_logprobs and place == 0 else (),
             "length" if last else None,
         )

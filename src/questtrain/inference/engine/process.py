@@ -140,21 +140,24 @@ class EngineProcess:
 
     async def _deliver(self) -> None:
         """Hand every delta to who waits for it, until the process ends."""
-        while True:
-            message = await self._read()
-            match message:
-                case Turn():
-                    self.running, self.waiting = message.running, message.waiting
-                    for delta in message.deltas:
-                        self._put(delta, message.began)
-                case Refused():
-                    self._put(Delta(message.id, finish="error", error=message.reason), 0.0)
-                case _:
-                    break
+        message: Any = None
+        try:
+            while isinstance(message := await self._read(), Turn | Refused):
+                self._take(message)
+        except Exception as error:  # of ours: whoever waits must not wait for ever
+            message = Failed(f"{type(error).__name__}: {error}")
         error = await self._why(message)
         self.died.set_result(error)
         self.fail_all(error)
         self._answers.clear()
+
+    def _take(self, message: Turn | Refused) -> None:
+        if isinstance(message, Refused):
+            self._put(Delta(message.id, finish="error", error=message.reason), 0.0)
+            return
+        self.running, self.waiting = message.running, message.waiting
+        for delta in message.deltas:
+            self._put(delta, message.began)
 
     def _put(self, delta: Delta, began: float) -> None:
         """Deltas of what was cancelled meanwhile go nowhere."""

@@ -4,6 +4,7 @@ over."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -81,9 +82,14 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def without_neutral(cls, given: Any) -> Any:
-        """Parameters that change nothing are taken out."""
+        """Parameters that change nothing are taken out; halves of surrogate pairs, which no text
+        has, are refused wherever they stand."""
         if not isinstance(given, dict):
             return given
+        try:
+            json.dumps(given, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("a text holds half of a surrogate pair") from error
         return {
             key: value
             for key, value in given.items()

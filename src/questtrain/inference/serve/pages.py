@@ -65,6 +65,8 @@ async def health(request: Request) -> JSONResponse:
         "status": status,
         "model": service.model,
         "fingerprint": service.fingerprint,
+        "bits": service.engine.ready.served.precision,
+        "context": service.engine.ready.context,
         "key_needed": service.key_needed,
         "running": service.engine.running,
         "waiting": service.engine.waiting,

@@ -58,12 +58,9 @@ class Encoder:
     async def text_ids(self, text: str) -> list[int]:
         """Without BOS."""
         try:
-            text.encode()
             if len(text) < LONG_TEXT:
                 return self.tokenizer.encode(text)
             return await asyncio.to_thread(self.tokenizer.encode, text)
-        except UnicodeEncodeError as error:
-            raise ApiError(400, "the prompt holds half of a surrogate pair.", "prompt") from error
         except UserError as error:
             raise ApiError(400, f"the prompt cannot be encoded: {error}", "prompt") from error
 

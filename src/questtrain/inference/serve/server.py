@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,8 @@ async def _drain(service: Service) -> None:
     """Let what is being answered be finished, in the time that there is for it."""
     service.draining = True
     seconds = service.config.drain
-    print(f"stopping: {service.engine.open} answers are finished first", flush=True)
+    with suppress(OSError):  # who read what we print may be gone
+        print(f"stopping: {service.engine.open} answers are finished first", flush=True)
     deadline = asyncio.get_running_loop().time() + seconds
     while service.engine.open and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)

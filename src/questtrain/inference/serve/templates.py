@@ -105,11 +105,11 @@ def _configured(path: Path) -> str | None:
     """``chat_template`` of tokenizer_config.json: a template, or several by name."""
     try:
         template = json.loads(_text(path)).get("chat_template")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    if isinstance(template, list):
-        named = {each.get("name"): each.get("template") for each in template}
-        template = named.get("default")
+        if isinstance(template, list):
+            named = {each["name"]: each["template"] for each in template}
+            template = named.get("default")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} holds no chat template: {error}") from error
     if not isinstance(template, str | None):
         raise UserError(f"{path}: chat_template must be text.")
     return template
