@@ -61,6 +61,8 @@ class RandomModel:
                 model = stacked_model(self.config.model, device)
             # The document's end (token 0) has logit 0, which is never the largest of thousands.
             model.get_parameter("lm_head.weight")[0] = 0
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what the packed model was made from
         if self.compile and not isinstance(model, PackedLlama):
             torch._dynamo.config.recompile_limit = 64  # for a step, and each piece of a prompt
             compile_blocks(model)
