@@ -19,9 +19,10 @@ namespace questtrain {
 constexpr int tile_block(int bits) { return bits == 4 ? 128 : 256; }
 
 // `rows` of x at a time, the largest first 8 that hold them, `groups` of 4 warps with `slabs` of 64
-// weight rows each, `stages` of `quads` of 128 codes in flight, x fetched together by `neighbours`.
+// weight rows each, steps of `quads` of 128 codes, a multiprocessor's memory for so many `blocks`, x
+// fetched together by `neighbours`.
 struct PackedTile {
-  int rows, groups, slabs, quads, stages, neighbours;
+  int rows, groups, slabs, quads, blocks, neighbours;
 };
 
 constexpr PackedTile kPackedTiles[] = {

@@ -42,7 +42,7 @@ TILES = [
     tuple(map(int, re.findall(r"\d+", line)))
     for line in (HERE / "packed_tiles.inc").read_text().splitlines()
 ]
-"""Rows, groups, slabs, quads, stages, neighbours, as packed_tiles.h names them."""
+"""Rows, groups, slabs, quads, blocks, neighbours, as packed_tiles.h names them."""
 SPLITS = 8
 FILLS, CROWDS = 0.6, 4.0
 """Blocks for each multiprocessor."""
