@@ -27,15 +27,23 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Blocks of `cluster` neighbours along x share their memory; 1 for none, more needs sm_90.
+// All of a multiprocessor's L1 as shared memory. Kernels that divide it otherwise do not run beside each
+// other there, and the next one could not begin.
+template <class Kernel>
+cudaError_t prefer_shared_memory(Kernel kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
+// Blocks of a `cluster` share their memory; 1 for none, more needs sm_90.
 template <class... Parameters, class... Arguments>
-cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned cluster, dim3 grid, dim3 block,
+cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 cluster, dim3 grid, dim3 block,
                             size_t shared_bytes, cudaStream_t stream, Arguments... arguments) {
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {cluster, 1, 1};
+  attributes[1].val.clusterDim = {cluster.x, cluster.y, cluster.z};
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
@@ -43,7 +51,7 @@ cudaError_t launch_clusters(void (*kernel)(Parameters...), unsigned cluster, dim
   config.stream = stream;
   config.attrs = attributes;
   if (device_attribute(cudaDevAttrComputeCapabilityMajor) >= 9)
-    config.numAttrs = cluster > 1 ? 2 : 1;
+    config.numAttrs = cluster.x * cluster.y * cluster.z > 1 ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

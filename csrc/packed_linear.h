@@ -22,7 +22,7 @@ struct PackedLinearArguments {
 };
 
 constexpr int kLargestPackedRows = 64;
-constexpr int kLargestFusedRows = 8;
+constexpr int kLargestFusedRows = 8, kMostRowsOnTheWay = 2, kLargestTiledRows = 1024;
 constexpr int kLargestFusedWidth = 16384;
 
 // Of weights of 1, 2 or 4 bits.

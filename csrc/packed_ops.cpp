@@ -1,8 +1,16 @@
 // torch.ops.questtrain.packed_linear and .*_quantize_linear on CUDA: checks, output, launch.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <optional>
 #include <tuple>
 
-#include "packed_linear.h"
 #include "quantize_arguments.h"
+#ifdef QUESTTRAIN_SM90
+#include "packed_tiles.h"
+#else
+#include "packed_linear.h"
+#endif
 
 namespace questtrain {
 namespace {
@@ -52,8 +60,52 @@ Tensor packed_linear(Tensor x, Tensor x_scales, Tensor x_sums, Tensor weight,
   return y;
 }
 
+#ifdef QUESTTRAIN_SM90
+bool has_tiles(const Tensor& x) {
+  const DeviceGuard guard(x);
+  return is_hopper();
+}
+#endif
+
+// Whether tiles multiply: on Hopper, more rows than are quantized on the way, a width in whole blocks.
+bool tiles_serve(const Tensor& x, const PackedLinearArguments& a, int bits) {
+#ifdef QUESTTRAIN_SM90
+  return a.rows > kMostRowsOnTheWay && a.width % tile_block(bits) == 0 && has_tiles(x);
+#else
+  return false;
+#endif
+}
+
+#ifdef QUESTTRAIN_SM90
+// Two kernels: the codes of x lie in memory between them, in the order that tiles multiply.
+void quantize_for_tiles(const Check& check, const Source& source, const Format& format, int bits,
+                        std::optional<int64_t> tile, PackedLinearArguments& product) {
+  const Tensor& x = check.like;
+  Tensor codes = torch::stable::new_empty(x, {source.rows, source.width}, ScalarType::Char);
+  Tensor scales = torch::stable::new_empty(x, {source.rows}, ScalarType::Float);
+  Tensor sums = torch::stable::new_empty(x, {source.rows}, ScalarType::Int);
+  QuantizeArguments arguments = arguments_of(source, format);
+  arguments.codes = codes.data_ptr();
+  arguments.scales = static_cast<float*>(scales.data_ptr());
+  arguments.sums = static_cast<int32_t*>(sums.data_ptr());
+  arguments.container_bits = 8;
+  arguments.tile_bits = bits;
+  const auto quantizer = by_element(x.scalar_type(), launch_quantize<__nv_bfloat16>,
+                                    launch_quantize<__half>, launch_quantize<float>);
+  launch_op(check, quantizer, source.operand, arguments);
+  product.x = static_cast<const int8_t*>(codes.data_ptr());
+  product.x_scales = arguments.scales;
+  product.x_sums = arguments.sums;
+  const int chosen = static_cast<int>(tile.value_or(
+      packed_tile_for(bits, product.rows, product.columns, product.width)));
+  const auto kernel = by_bits(bits, launch_packed_tile<1>, launch_packed_tile<2>,
+                              launch_packed_tile<4>);
+  launch_op(check, kernel, chosen, product);
+}
+#endif
+
 Tensor quantize_linear(const Check& check, const Source& source, int64_t levels, double alpha,
-                       const PackedWeight& weight) {
+                       const PackedWeight& weight, std::optional<int64_t> tile = std::nullopt) {
   const Tensor& x = check.like;
   const Format format{levels, alpha, 128, false, std::nullopt};
   check.format(source.width, levels, kIntegerLevels, alpha, format.block);
@@ -66,9 +118,11 @@ Tensor quantize_linear(const Check& check, const Source& source, int64_t levels,
   arguments.columns = static_cast<int>(columns);
   arguments.width = static_cast<int>(source.width);
   arguments.levels = static_cast<int>(weight.levels);
+  arguments.rows = static_cast<int>(source.rows);
   if (x.scalar_type() == ScalarType::Float)
     check.fail("x must be bfloat16 or float16, not torch.float32");
-  check_rows(check, source.rows, kLargestFusedRows);
+  const bool tiled = tile || tiles_serve(x, arguments, bits);
+  check_rows(check, source.rows, tiled ? kLargestTiledRows : kLargestFusedRows);
   check.width_at_most(source.width, kLargestFusedWidth);
   if (bits == 1 && source.width % 256)
     check.fail("the width ", source.width, " of 1-bit weights must be a multiple of 256");
@@ -77,7 +131,12 @@ Tensor quantize_linear(const Check& check, const Source& source, int64_t levels,
 
   arguments.y = y.data_ptr();
   arguments.output = output_of(x.scalar_type());
-  arguments.rows = static_cast<int>(source.rows);
+#ifdef QUESTTRAIN_SM90
+  if (tiled) {
+    quantize_for_tiles(check, source, format, bits, tile, arguments);
+    return y;
+  }
+#endif
   const auto kernel = by_bits(bits, launch_quantize_linear<1>, launch_quantize_linear<2>,
                               launch_quantize_linear<4>);
   launch_op(check, kernel, source.operand, arguments, arguments_of(source, format));
@@ -89,6 +148,21 @@ Tensor hadamard_quantize_linear(Tensor x, int64_t levels, double alpha, Tensor w
   const Check check("hadamard_quantize_linear", x);
   return quantize_linear(check, plain_source(check, x), levels, alpha,
                          {weight, weight_scales, weight_levels});
+}
+
+// By one numbered tile, for tuning.
+Tensor hadamard_quantize_linear_tile(Tensor x, int64_t levels, double alpha, Tensor weight,
+                                     Tensor weight_scales, int64_t weight_levels, int64_t tile) {
+  const Check check("hadamard_quantize_linear_tile", x);
+#ifdef QUESTTRAIN_SM90
+  if (tile < 0 || tile >= kPackedTileNumbers)
+    check.fail("tile must be 0 to ", kPackedTileNumbers - 1, ", not ", tile);
+  if (!has_tiles(x)) check.fail("tiles are for GPUs of compute capability 9.0");
+  return quantize_linear(check, plain_source(check, x), levels, alpha,
+                         {weight, weight_scales, weight_levels}, tile);
+#else
+  check.fail("this library was built without the architecture 90a");
+#endif
 }
 
 Tensor rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, double epsilon, int64_t levels,
@@ -125,6 +199,7 @@ Tensor swiglu_quantize_linear(Tensor gate_up, int64_t levels, double alpha, Tens
 STABLE_TORCH_LIBRARY_IMPL(questtrain, CUDA, m) {
   m.impl("packed_linear", TORCH_BOX(&packed_linear));
   m.impl("hadamard_quantize_linear", TORCH_BOX(&hadamard_quantize_linear));
+  m.impl("hadamard_quantize_linear_tile", TORCH_BOX(&hadamard_quantize_linear_tile));
   m.impl("rmsnorm_quantize_linear", TORCH_BOX(&rmsnorm_quantize_linear));
   m.impl("add_rmsnorm_quantize_linear", TORCH_BOX(&add_rmsnorm_quantize_linear));
   m.impl("swiglu_quantize_linear", TORCH_BOX(&swiglu_quantize_linear));

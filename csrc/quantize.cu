@@ -23,8 +23,39 @@ __device__ __forceinline__ uint32_t close_up(uint2 indices, int bits) {
   return packed;
 }
 
+// Codes of 8 neighbours to their places in the order of tiles (see packed_tiles_sm90.cuh), which repeats
+// after 4 runs of `run` chunks. A run is a lane's: its element 4·u·w + u·j + i, u = 8/bits, is byte
+// 4·lane + j of the 16 of register u·w + i.
+template <int bits>
+__device__ __forceinline__ void store_for_tiles(void* codes, int64_t chunk, uint2 eight) {
+  constexpr int run = bits == 4 ? 4 : 8, byte_codes = 8 / bits, word_chunks = byte_codes / 2;
+  const int in_run = static_cast<int>(chunk % run), lane = static_cast<int>(chunk / run % 4);
+  const int first = in_run % word_chunks * bits;  // j of the chunk's first code
+  uint8_t* const to = static_cast<uint8_t*>(codes) + (chunk - chunk % (4 * run)) * 8 +
+                      in_run / word_chunks * byte_codes * 16 + 4 * lane + first;
+  if constexpr (bits == 4) {
+    *reinterpret_cast<uint32_t*>(to) = __byte_perm(eight.x, eight.y, 0x6420);
+    *reinterpret_cast<uint32_t*>(to + 16) = __byte_perm(eight.x, eight.y, 0x7531);
+  } else if constexpr (bits == 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      *reinterpret_cast<uint16_t*>(to + 16 * i) =
+          static_cast<uint16_t>(__byte_perm(eight.x, eight.y, i | (4 + i) << 4));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      to[16 * i] = static_cast<uint8_t>((i < 4 ? eight.x : eight.y) >> 8 * (i % 4));
+  }
+}
+
+// What is not 8 int8 codes together.
 __device__ __forceinline__ void store_packed(const QuantizeArguments& a, int64_t chunk,
-                                             uint2 indices) {
+                                             uint2 indices, uint2 codes) {
+  switch (a.tile_bits) {
+    case 4: return store_for_tiles<4>(a.codes, chunk, codes);
+    case 2: return store_for_tiles<2>(a.codes, chunk, codes);
+    case 1: return store_for_tiles<1>(a.codes, chunk, codes);
+  }
   switch (a.container_bits) {
     case 4: static_cast<uint32_t*>(a.codes)[chunk] = close_up(indices, 4); break;
     case 2: static_cast<uint16_t*>(a.codes)[chunk] = close_up(indices, 2); break;
@@ -79,7 +110,7 @@ __device__ __forceinline__ int32_t store_codes(const QuantizeArguments& a, int64
     const uint2 codes = int8_codes(indices, a);
     sum = add_codes(codes, sum);
     if constexpr (packed)
-      store_packed(a, start + i * Rotation::kStep, indices);
+      store_packed(a, start + i * Rotation::kStep, indices, codes);
     else
       (static_cast<uint2*>(a.codes) + start)[i * Rotation::kStep] = codes;
   }
@@ -149,11 +180,13 @@ cudaError_t launch_rows(const QuantizeArguments& a, cudaStream_t stream) {
   const int rows_per_block = warps < 4 ? 4 / warps : 1;
   const dim3 grid(static_cast<unsigned>((a.rows + rows_per_block - 1) / rows_per_block));
   const dim3 block(32 * warps * rows_per_block);
-  return a.container_bits == 8
-             ? launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream,
-                                a, warps)
-             : launch_dependent(quantize_rows<T, Rotation, operand, true>, grid, block, 0, stream,
-                                a, warps);
+  if (a.container_bits == 8 && a.tile_bits == 0)
+    return launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream, a,
+                            warps);
+  const auto kernel = quantize_rows<T, Rotation, operand, true>;
+  if (a.tile_bits)
+    if (const cudaError_t error = prefer_shared_memory(kernel); error != cudaSuccess) return error;
+  return launch_dependent(kernel, grid, block, 0, stream, a, warps);
 }
 
 template <class T, class Rotation>

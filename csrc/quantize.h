@@ -27,6 +27,7 @@ struct QuantizeArguments {
   int levels;
   int block;           // Hadamard block, 1 for none
   int container_bits;  // 8: int8 codes; 1, 2, 4: packed
+  int tile_bits;       // not 0: int8 codes, in the order for packed_tiles_sm90 of such a weight
   float alpha;         // the grid's half-width in units of the row's rms
   float trust;         // mask: |x| <= trust · half-width
   float epsilon;       // RMSNorm's

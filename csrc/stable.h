@@ -48,6 +48,15 @@ class DeviceGuard {
   int before_ = 0;
 };
 
+// Whether the current device is one that code for 90a runs on.
+inline bool is_hopper() {
+  int device = 0, major = 0, minor = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  return major == 9 && minor == 0;
+}
+
 // kernel(arguments…, stream) on the device and the stream of the op's tensors.
 template <class Kernel, class... Arguments>
 void launch_op(const Check& check, Kernel kernel, const Arguments&... arguments) {

@@ -47,14 +47,6 @@ Tensor product(const Check& check, Arguments arguments, ScalarType dtype, const 
 }
 
 #ifdef QUESTTRAIN_SM90
-bool is_hopper() {
-  int device = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return major == 9 && minor == 0;
-}
-
 cudaError_t int8_sm90(Output output, const Int8Arguments& a, cudaStream_t stream) {
   const bool few = a.rows <= 256;
   switch (output) {

@@ -326,6 +326,6 @@ def test_more_rows_than_a_kernel_takes_are_refused():
     need_kernel("packed_linear", "rmsnorm_quantize_linear")
     with pytest.raises(RuntimeError, match="65 rows"):
         torch.ops.questtrain.packed_linear(*arguments("packed_linear", "cuda", rows=65))
-    operands = arguments("rmsnorm_quantize_linear", "cuda", rows=9)
-    with pytest.raises(RuntimeError, match="9 rows"):
+    operands = arguments("rmsnorm_quantize_linear", "cuda", rows=1025)
+    with pytest.raises(RuntimeError, match="1025 rows"):
         torch.ops.questtrain.rmsnorm_quantize_linear(*operands)

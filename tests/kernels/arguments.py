@@ -123,6 +123,9 @@ def arguments(
     if op in FUSED_LINEARS:
         operands = _operands(op.removesuffix("_quantize_linear"), device, rows, dtype, seed)
         return (*operands, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS)
+    if op == "hadamard_quantize_linear_tile":
+        x = random_rows(rows, WIDTH, dtype, device, seed)
+        return (x, LEVELS, ALPHA, weight.codes, weight.scales, LEVELS, 0)
     if op == "packed_weight_linear":
         x = random_rows(rows, WIDTH, dtype, device, seed)
         return (x, weight.codes, weight.scales, LEVELS, BLOCK)

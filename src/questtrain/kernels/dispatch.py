@@ -1,8 +1,11 @@
 """Products of activations with quantized weights: which op runs when (docs/kernels.md says why).
 
-- up to 64 rows, packed weight: the weight's bytes are the cost, `packed_linear` reads each once;
-  on a CPU that the library serves any rows: it unpacks a few rows of the weight at a time;
-- up to 2 rows of 16-bit elements: `…_quantize_linear`, the same with x quantized on the way;
+- up to 2 rows of 16-bit elements, packed weight: `…_quantize_linear`, one kernel, x quantized on
+  the way; the weight's bytes are the cost, and each is read once;
+- up to 256 rows of them on Hopper: the same op, a quantizer and tiles that unpack on the way to
+  the tensor cores;
+- up to 64 rows, where neither serves: `packed_linear`; on a CPU that the library serves any rows:
+  it unpacks a few rows of the weight at a time;
 - more rows: `int8_linear`, for which packed codes are unpacked first; of 16 levels on both sides,
   where the tensor cores multiply 4-bit integers, `int4_linear`;
 - 256 levels on either side, any rows: `int8_offset_linear`.
@@ -20,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from questtrain.kernels import cpu_library
+from questtrain.kernels import cpu_library, extension
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.kernels.formats import (
     BLOCKS,
@@ -64,6 +67,9 @@ codes (`questtrain.quant.packed_weight.IntegerWeight`)."""
 
 MAX_FUSED_ROWS = 2
 """More rows than these are quantized faster by a kernel of their own."""
+
+MAX_TILED_ROWS = 256
+"""More rows than these are multiplied faster by INT8 values on Hopper, too."""
 
 MAX_FUSED_WIDTH = 16384
 
@@ -173,14 +179,24 @@ def _offset_linear(x: Quantized, weight: Matrix, dtype: torch.dtype, x_levels: i
 
 def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix) -> bool:
     """Whether the fused kernels take such rows, ``x [M, …]`` with an operand ``width`` wide."""
+    bits = container_bits(weight.levels)
     return (
         x.is_cuda
-        and x.shape[0] <= MAX_FUSED_ROWS
+        and (x.shape[0] <= MAX_FUSED_ROWS or _tiles(x, width, bits))
         and x.dtype in (torch.bfloat16, torch.float16)
         and block == 128
         and width <= MAX_FUSED_WIDTH
-        and width % (256 if container_bits(weight.levels) == 1 else 128) == 0
+        and width % (256 if bits == 1 else 128) == 0
         and weight.codes.shape[0] % 16 == 0
+    )
+
+
+def _tiles(x: Tensor, width: int, bits: int) -> bool:
+    """Whether more rows than `MAX_FUSED_ROWS` are multiplied by tiles."""
+    return (
+        x.shape[0] <= MAX_TILED_ROWS
+        and width % (128 if bits == 4 else 256) == 0
+        and has_tiles(x.device)
     )
 
 
@@ -220,6 +236,20 @@ def multiplies_int4(
         and weight.codes.shape[0] % 8 == 0
         and has_int4(device)
     )
+
+
+def most_packed_rows(device: torch.device) -> int:
+    """Up to so many rows are multiplied with packed codes as they lie."""
+    return MAX_TILED_ROWS if has_tiles(device) else MAX_PACKED_ROWS
+
+
+@constant_when_compiled
+def has_tiles(device: torch.device) -> bool:
+    """Whether the library's tiles of packed weights run there: on Hopper, built for it."""
+    if device.type != "cuda" or not extension.serves(device):
+        return False
+    built = extension.load().architectures
+    return torch.cuda.get_device_capability(device) == (9, 0) and "90a" in built
 
 
 @constant_when_compiled

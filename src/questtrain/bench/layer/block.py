@@ -49,7 +49,7 @@ from questtrain.kernels import (
     rmsnorm_linear,
     swiglu_linear,
 )
-from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.dispatch import most_packed_rows
 
 
 class Inputs(NamedTuple):
@@ -134,7 +134,9 @@ class BlockBenchmark:
         """How quantized weights can lie, first what inference uses for so many rows."""
         if not self.formats.packable:
             return ("int8",)
-        return ("packed", "int8") if tokens <= MAX_PACKED_ROWS else ("int8", "packed")
+        if tokens <= most_packed_rows(self.device):
+            return ("packed", "int8")
+        return ("int8", "packed")
 
     def _quantized_weights(self, weights: list[Tensor], kind: str) -> Tensors:
         """Codes, scales and sums of the four weights, one after the other."""

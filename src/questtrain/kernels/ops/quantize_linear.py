@@ -1,9 +1,10 @@
-"""Few rows quantized on the way into their product with a packed weight.
+"""Rows quantized and multiplied with a packed weight, in one op.
 
 `questtrain.kernels.ops.linear.packed_linear` of the quantizers in blocks of 128. ``weight`` are
 packed codes ``[N, K·bits/8]`` of ``weight_levels`` levels, ``weight_scales`` fp32 ``[N]``; N is a
 multiple of 16; the result ``[M, N]`` is in x's dtype. Each raises RuntimeError for what the kernels
-do not take.
+do not take: in CUDA up to 8 rows, quantized on the way, or up to 1024 where tiles multiply
+(`questtrain.kernels.dispatch`), by a kernel that quantizes and one that multiplies.
 """
 
 from __future__ import annotations
@@ -46,6 +47,23 @@ def hadamard_quantize_linear(
 ) -> Tensor:
     """The product of `hadamard_quantize` of ``x [M, K]``."""
     op, matrix = "hadamard_quantize_linear", (weight, weight_scales, weight_levels)
+    check_operand(op, "x", x)
+    _check_product(op, x, x.shape[1], levels, alpha, *matrix)
+    return _product(hadamard_quantize(x, levels, alpha), *matrix, x.dtype)
+
+
+@register(f"hadamard_quantize_linear_tile(Tensor x, {_FORMAT}, {_WEIGHT}, int tile) -> Tensor")
+def hadamard_quantize_linear_tile(
+    x: Tensor,
+    levels: int,
+    alpha: float,
+    weight: Tensor,
+    weight_scales: Tensor,
+    weight_levels: int,
+    tile: int,
+) -> Tensor:
+    """`hadamard_quantize_linear` by one numbered tile of the CUDA kernel, for tuning."""
+    op, matrix = "hadamard_quantize_linear_tile", (weight, weight_scales, weight_levels)
     check_operand(op, "x", x)
     _check_product(op, x, x.shape[1], levels, alpha, *matrix)
     return _product(hadamard_quantize(x, levels, alpha), *matrix, x.dtype)
