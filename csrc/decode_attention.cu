@@ -7,8 +7,11 @@
 // softmax of their own, and these are joined: by shuffles, in shared memory, and in the first
 // block's. The last block takes the new key and value from registers and writes them to the cache,
 // where no block reads them; of heads that share keys and values, that of the first one writes.
-#include "launch.cuh"
-#include "softmax.cuh"
+//
+// Where each sequence has a position of its own, how many shares its keys make follows from that
+// alone, and a block takes several in turn, the last first, where there are fewer blocks: each share
+// has the same softmax, and all are joined in the same order, whatever else is in the batch.
+#include "decode_attention.cuh"
 #include "stable.h"
 
 namespace questtrain {
@@ -17,11 +20,12 @@ namespace {
 struct DecodeAttentionArguments {
   const void *q, *k, *v;                // [batch, heads · width], rows `…_stride` elements apart
   void *keys, *values;                  // [batch, heads / shared_by, capacity, width]
-  const int64_t* position;              // tokens cached: the new one's place
-  const float *cos, *sin;               // [width]
+  const int64_t* position;              // tokens cached: the new one's place; one, or [batch]
+  const float *cos, *sin;               // [width], or [batch, width]
   void* y;                              // [batch, heads · width]
   int64_t q_stride, k_stride, v_stride;
   int batch, heads, shared_by, capacity, width;  // heads of q, and how many share one of k and v
+  bool each;                                     // whether every sequence has its own position
 };
 
 constexpr int64_t kLargestCapacity = int64_t(1) << 20;
@@ -30,199 +34,7 @@ constexpr bool is_head_width(int64_t width) {
   return width == 32 || width == 64 || width == 128 || width == 256;
 }
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kBlocksOfSM = 2;      // leaves the kernels before and after half an SM
-constexpr int kSmallestSplit = 64;  // places of the cache worth a block
-constexpr float kLog2E = 1.44269504f;
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-
-// How a row of `width` elements lies in a group of lanes: lane l has the vectors l, l + group, …
-template <class T, int width>
-struct Layout {
-  static constexpr int kVector = 16 / sizeof(T);  // elements of one load
-  static constexpr int kVectors = width / kVector;
-  static constexpr int kGroup = kVectors < 32 ? kVectors : 32;
-  static constexpr int kLoads = kVectors / kGroup, kColumns = kLoads * kVector;
-  static constexpr int kAhead = 8 / kLoads;  // keys of a lane under way
-  static constexpr int kGroups = kThreads / kGroup;
-  static constexpr int kStep = kGroups * kAhead;  // keys of a block under way
-
-  static __device__ __forceinline__ int column(int load) {
-    return (load * kGroup + int(threadIdx.x) % kGroup) * kVector;
-  }
-  // Of the rotated pairs' other elements.
-  static __device__ __forceinline__ int partner(int load) {
-    return (column(load) + width / 2) % width;
-  }
-};
-
-// Zeros where `exists` is false. Volatile: issued here, not where it is used.
-__device__ __forceinline__ uint4 load_or_zero(const void* source, bool exists) {
-  uint4 x;
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %5, 0;\n"
-      "mov.b32 %0, 0;\n"
-      "mov.b32 %1, 0;\n"
-      "mov.b32 %2, 0;\n"
-      "mov.b32 %3, 0;\n"
-      "@p ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];\n"
-      "}\n"
-      : "=&r"(x.x), "=&r"(x.y), "=&r"(x.z), "=&r"(x.w)
-      : "l"(source), "r"(int(exists)));
-  return x;
-}
-
-__device__ __forceinline__ int64_t load_position(const int64_t* position) {
-  return *static_cast<const volatile int64_t*>(position);
-}
-
-template <class L, class T>
-__device__ __forceinline__ void load_row(uint4 (&row)[L::kLoads], const T* source, bool exists) {
-#pragma unroll
-  for (int i = 0; i < L::kLoads; ++i) row[i] = load_or_zero(source + L::column(i), exists);
-}
-
-template <class L, class T>
-__device__ __forceinline__ void store_row(T* target, const uint4 (&row)[L::kLoads]) {
-#pragma unroll
-  for (int i = 0; i < L::kLoads; ++i)
-    __stcg(reinterpret_cast<uint4*>(target + L::column(i)), row[i]);
-}
-
-template <class L>
-__device__ __forceinline__ void load_angles(const float* source, float (&angles)[L::kColumns]) {
-#pragma unroll
-  for (int i = 0; i < L::kColumns; i += 4)
-    *reinterpret_cast<float4*>(&angles[i]) = *reinterpret_cast<const float4*>(
-        source + L::column(i / L::kVector) + i % L::kVector);
-}
-
-// A row that is rotated: with every element its partner.
-template <class L, class T, int width>
-struct Pairs {
-  uint4 row[L::kLoads], partners[L::kLoads];
-
-  __device__ __forceinline__ void load(const T* source, bool exists) {
-    load_row<L>(row, source, exists);
-#pragma unroll
-    for (int i = 0; i < L::kLoads; ++i) partners[i] = load_or_zero(source + L::partner(i), exists);
-  }
-
-  // Two products and their sum, each rounded, then rounded to T: bit for bit the reference.
-  __device__ __forceinline__ void rotate(const float (&cos)[L::kColumns],
-                                         const float (&sin)[L::kColumns]) {
-    float x[L::kColumns], y[L::kColumns];
-    widen_row<T>(row, x);
-    widen_row<T>(partners, y);
-    T* out = reinterpret_cast<T*>(row);
-#pragma unroll
-    for (int i = 0; i < L::kColumns; ++i) {
-      const float partner = L::column(i / L::kVector) < width / 2 ? -y[i] : y[i];
-      out[i] = static_cast<T>(__fadd_rn(__fmul_rn(x[i], cos[i]), __fmul_rn(partner, sin[i])));
-    }
-  }
-};
-
-template <class L, class T>
-__device__ __forceinline__ float score_of(const float (&q)[L::kColumns],
-                                          const uint4 (&key)[L::kLoads]) {
-  float x[L::kColumns], sum = 0.f;
-  widen_row<T>(key, x);
-#pragma unroll
-  for (int i = 0; i < L::kColumns; ++i) sum = fmaf(q[i], x[i], sum);
-#pragma unroll
-  for (int offset = L::kGroup / 2; offset; offset /= 2)
-    sum += __shfl_xor_sync(kAllLanes, sum, offset);
-  return sum;
-}
-
-// A block's share of the cached keys.
-struct Range {
-  int begin, end;
-
-  __device__ __forceinline__ Range(int64_t position, int capacity, int rank, int blocks) {
-    const int cached = position >= 0 && position < capacity ? int(position) : 0;
-    const int share = (cached + blocks - 1) / blocks;
-    begin = min(rank * share, cached);
-    end = min(begin + share, cached);
-  }
-};
-
-// Into L2, which all that was written passes through: nothing read early is kept.
-template <int width, class T>
-__device__ __forceinline__ void prefetch(const T* cache, Range range) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr int kMost = 32768;  // of all blocks that a GPU holds this fits into L2
-  const int bytes = min(int((range.end - range.begin) * width * sizeof(T)), kMost);
-  if (bytes > 0)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(cache +
-                                                                    int64_t(range.begin) * width),
-                 "r"(bytes));
-#endif
-}
-
-// The keys that a lane has under way, and their values.
-template <class L, class T, int width>
-struct Window {
-  uint4 keys[L::kAhead][L::kLoads], values[L::kAhead][L::kLoads];
-
-  static __device__ __forceinline__ int key(int first, int i) {
-    return first + i * L::kGroups + int(threadIdx.x) / L::kGroup;
-  }
-
-  static __device__ __forceinline__ void load(uint4 (&rows)[L::kAhead][L::kLoads], const T* cache,
-                                              int first, int end) {
-#pragma unroll
-    for (int i = 0; i < L::kAhead; ++i) {
-      const int at = key(first, i);
-      load_row<L>(rows[i], cache + int64_t(at) * width, at < end);
-    }
-  }
-
-  __device__ __forceinline__ void load(const T* all_keys, const T* all_values, Range range) {
-    load(keys, all_keys, range.begin, range.end);
-    load(values, all_values, range.begin, range.end);
-  }
-
-  // All of `range`, of which the first have been loaded.
-  __device__ __forceinline__ void attend(Softmax<L::kColumns>& softmax,
-                                         const float (&q)[L::kColumns], const T* all_keys,
-                                         const T* all_values, Range range) {
-    for (int first = range.begin; first < range.end; first += L::kStep) {
-      float scores[L::kAhead];
-#pragma unroll
-      for (int i = 0; i < L::kAhead; ++i) {
-        const float score = score_of<L, T>(q, keys[i]);
-        scores[i] = key(first, i) < range.end ? score : -kInfinity;
-      }
-      load(keys, all_keys, first + L::kStep, range.end);
-      softmax.template add<T>(scores, values);
-      load(values, all_values, first + L::kStep, range.end);
-    }
-  }
-};
-
-// The block's softmax in the first 4 columns a thread.
-template <class L, int width>
-__device__ __forceinline__ Softmax<4> join_block(Softmax<L::kColumns>& softmax) {
-  __shared__ Parts<width, kWarps> warps;
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  softmax.template join_groups<L::kGroup>();
-  if (lane < L::kGroup)
-#pragma unroll
-    for (int i = 0; i < L::kColumns; i += 4)
-      *reinterpret_cast<float4*>(&warps.values[warp][L::column(i / L::kVector) + i % L::kVector]) =
-          *reinterpret_cast<const float4*>(&softmax.values[i]);
-  if (lane == 0) warps.totals[warp] = make_float2(softmax.largest, softmax.sum);
-  __syncthreads();
-  Softmax<4> part;
-  if (threadIdx.x < width / 4) part = warps.join(kWarps);
-  return part;
-}
-
-template <class T, int width>
+template <class T, int width, bool each>
 __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
     decode_attention_kernel(DecodeAttentionArguments a) {
   using L = Layout<T, width>;
@@ -234,29 +46,39 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
   const bool writes = head % a.shared_by == 0;
   T* keys = static_cast<T*>(a.keys) + kv_row * a.capacity * width;
   T* values = static_cast<T*>(a.values) + kv_row * a.capacity * width;
+  if (each) a.position += batch, a.cos += batch * width, a.sin += batch * width;
   allow_next();
-  blocks.begin();
+  if (each)
+    blocks.begin_unarmed();
+  else
+    blocks.begin();
   // Most often the position is long written: loads that believe the one read early start sooner.
   const int64_t believed = load_position(a.position);
-  Range range(believed, a.capacity, rank, splits);
+  Shares<each> shares(believed, a.capacity, splits);
+  int share = shares.last(rank, splits);
+  Range range = shares.range(share);
   if (threadIdx.x < 2) prefetch<width>(threadIdx.x ? values : keys, range);
   wait_for_previous();
 
   const int64_t position = load_position(a.position);
-  const bool appends = rank == splits - 1 && threadIdx.x < 32;
+  // Any block may turn out to have the last share of a sequence's own.
+  const bool may_append = (each || rank == splits - 1) && threadIdx.x < 32;
   const int64_t column = int64_t(head) * width, kv_column = int64_t(head / a.shared_by) * width;
   Pairs<L, T, width> query, new_key;
   uint4 new_value[1][L::kLoads];
   Window<L, T, width> window;
   float cos[L::kColumns], sin[L::kColumns], q[L::kColumns];
   query.load(static_cast<const T*>(a.q) + batch * a.q_stride + column, true);
-  new_key.load(static_cast<const T*>(a.k) + batch * a.k_stride + kv_column, appends);
-  load_row<L>(new_value[0], static_cast<const T*>(a.v) + batch * a.v_stride + kv_column, appends);
+  new_key.load(static_cast<const T*>(a.k) + batch * a.k_stride + kv_column, may_append);
+  load_row<L>(new_value[0], static_cast<const T*>(a.v) + batch * a.v_stride + kv_column,
+              may_append);
   window.load(keys, values, range);
   load_angles<L>(a.cos, cos);
   load_angles<L>(a.sin, sin);
   if (position != believed) {
-    range = Range(position, a.capacity, rank, splits);
+    shares = Shares<each>(position, a.capacity, splits);
+    share = shares.last(rank, splits);
+    range = shares.range(share);
     window.load(keys, values, range);
   }
 
@@ -266,7 +88,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
   for (int i = 0; i < L::kColumns; ++i) q[i] *= kLog2E * rsqrtf(float(width));
   const bool fits = position >= 0 && position < a.capacity;
   Softmax<L::kColumns> softmax;
-  if (appends) {
+  if (may_append && (!each || share == shares.count - 1)) {
     new_key.rotate(cos, sin);
     const float score[1] = {score_of<L, T>(q, new_key.row)};
     if (threadIdx.x < L::kGroup && fits) {
@@ -277,31 +99,47 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
       softmax.template add<T>(score, new_value);
     }
   }
-  window.attend(softmax, q, keys, values, range);
-
-  blocks.send(join_block<L, width>(softmax));
+  if constexpr (each) {
+    blocks.arm(shares.count);
+    blocks.meet();
+    for (; share >= 0; share -= splits) {
+      window.attend(softmax, q, keys, values, range);
+      blocks.put(join_block<L, width>(softmax), share);
+      if (share < splits) break;
+      softmax = {};
+      range = shares.range(share - splits);
+      window.load(keys, values, range);
+      __syncthreads();  // the warps' softmaxes have been joined
+    }
+  } else {
+    window.attend(softmax, q, keys, values, range);
+    blocks.send(join_block<L, width>(softmax));
+  }
   if (rank != 0 || threadIdx.x >= width / 4) return;
   blocks.wait();
-  const Softmax<4> all = blocks.parts.join(splits);
+  const Softmax<4> all = blocks.parts.join(shares.count);
   T* y = static_cast<T*>(a.y) + int64_t(row) * width + 4 * threadIdx.x;
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     y[i] = static_cast<T>(fits ? __fdividef(all.values[i], all.sum) : kNaN);
 }
 
+constexpr int kSmallestSplit = 64;  // places of the cache worth a block, where all have a position
+
 // As many blocks a head as the cache is worth and the GPU has SMs for.
 int choose_splits(const DecodeAttentionArguments& a) {
   const int64_t rows = int64_t(a.batch) * a.heads;
   const int64_t most = device_attribute(cudaDevAttrMultiProcessorCount);
+  const int smallest = a.each ? kSmallestShare : kSmallestSplit;
   int splits = kMostSplits;
-  while (splits > 1 && (rows * splits > most || a.capacity < splits * kSmallestSplit)) splits /= 2;
+  while (splits > 1 && (rows * splits > most || a.capacity < splits * smallest)) splits /= 2;
   return splits;
 }
 
 // Clusters need a GPU from sm_90 on, and code that was compiled for one: PTX of 80 knows none.
-template <class T, int width>
+template <class T, int width, bool each>
 cudaError_t launch(const DecodeAttentionArguments& a, cudaStream_t stream) {
-  const auto kernel = decode_attention_kernel<T, width>;
+  const auto kernel = decode_attention_kernel<T, width, each>;
   static const bool compiled_with_clusters = [kernel] {
     cudaFuncAttributes attributes{};
     return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.ptxVersion >= 90;
@@ -313,15 +151,20 @@ cudaError_t launch(const DecodeAttentionArguments& a, cudaStream_t stream) {
   return launch_clusters(kernel, splits, grid, dim3(kThreads), 0, stream, a);
 }
 
-template <class T>
+template <class T, bool each>
 cudaError_t launch_width(const DecodeAttentionArguments& a, cudaStream_t stream) {
   switch (a.width) {
-    case 32: return launch<T, 32>(a, stream);
-    case 64: return launch<T, 64>(a, stream);
-    case 128: return launch<T, 128>(a, stream);
-    case 256: return launch<T, 256>(a, stream);
+    case 32: return launch<T, 32, each>(a, stream);
+    case 64: return launch<T, 64, each>(a, stream);
+    case 128: return launch<T, 128, each>(a, stream);
+    case 256: return launch<T, 256, each>(a, stream);
     default: return cudaErrorInvalidValue;
   }
+}
+
+template <class T>
+cudaError_t launch_any(const DecodeAttentionArguments& a, cudaStream_t stream) {
+  return a.each ? launch_width<T, true>(a, stream) : launch_width<T, false>(a, stream);
 }
 
 // ---- the op
@@ -365,6 +208,18 @@ void* check_cache(const Check& check, const char* name, const Tensor& cache, con
   return data;
 }
 
+const int64_t* check_position(const Check& check, const Tensor& position, int64_t batch) {
+  if (position.dim() != 0 && (position.dim() != 1 || position.size(0) != batch))
+    check.fail("position must be a scalar or [", batch, "], not of shape ", shape_of(position));
+  return static_cast<const int64_t*>(check.dense("position", position, {ScalarType::Long}));
+}
+
+const float* check_angles(const Check& check, const char* name, const Tensor& angles, bool each,
+                          const Tensor& keys) {
+  if (each) return check.matrix<float>(name, angles, keys.size(0), keys.size(3));
+  return check.vector<float>(name, angles, keys.size(3));
+}
+
 Tensor attend(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor position,
               Tensor cos, Tensor sin) {
   const Check check("decode_attention", q);
@@ -376,9 +231,10 @@ Tensor attend(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor p
   a.v = check_rows(check, "v", v, k, q);
   a.keys = check_cache(check, "keys", keys, keys, q, k);
   a.values = check_cache(check, "values", values, keys, q, k);
-  a.position = check.scalar<int64_t>("position", position);
-  a.cos = check.vector<float>("cos", cos, keys.size(3));
-  a.sin = check.vector<float>("sin", sin, keys.size(3));
+  a.position = check_position(check, position, q.size(0));
+  a.each = position.dim() == 1;
+  a.cos = check_angles(check, "cos", cos, a.each, keys);
+  a.sin = check_angles(check, "sin", sin, a.each, keys);
   Tensor y = torch::stable::new_empty(q, {q.size(0), q.size(1)});
   if (q.size(0) * q.size(1) == 0) return y;
 
@@ -389,8 +245,8 @@ Tensor attend(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor p
   a.shared_by = static_cast<int>(q.size(1) / k.size(1));
   a.capacity = static_cast<int>(keys.size(2));
   a.width = static_cast<int>(keys.size(3));
-  const auto kernel = by_element(q.scalar_type(), launch_width<__nv_bfloat16>,
-                                 launch_width<__half>, launch_width<float>);
+  const auto kernel = by_element(q.scalar_type(), launch_any<__nv_bfloat16>,
+                                 launch_any<__half>, launch_any<float>);
   launch_op(check, kernel, a);
   return y;
 }

@@ -121,11 +121,11 @@ struct Blocks {
   Parts<width, kMostSplits> parts;
   uint64_t barrier;
 
-  __device__ __forceinline__ void keep(const Softmax<4>& part) {
+  __device__ __forceinline__ void keep(const Softmax<4>& part, int index = 0) {
     if (threadIdx.x < width / 4)
-      *reinterpret_cast<float4*>(&parts.values[0][4 * threadIdx.x]) =
+      *reinterpret_cast<float4*>(&parts.values[index][4 * threadIdx.x]) =
           make_float4(part.values[0], part.values[1], part.values[2], part.values[3]);
-    if (threadIdx.x == 0) parts.totals[0] = make_float2(part.largest, part.sum);
+    if (threadIdx.x == 0) parts.totals[index] = make_float2(part.largest, part.sum);
     __syncthreads();
   }
 
@@ -142,39 +142,46 @@ struct Blocks {
     return result;
   }
 
-  // By all threads of all blocks, before anything else.
+  // By all threads of all blocks, before anything else: every block is to send one part.
   __device__ __forceinline__ void begin() {
     if (count() == 1) return;
     if (threadIdx.x == 0 && rank() == 0) {
-      const int bytes = count() * int(sizeof(float) * width + sizeof(float2));
-      const uint32_t address = uint32_t(__cvta_generic_to_shared(&barrier));
-      asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
-      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address),
-                   "r"(bytes)
-                   : "memory");
+      initialize();
+      expect(count());
     }
-    __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    arrive();
   }
 
-  // By all threads; those below width / 4 send.
+  // The same where the first block says later, by `arm`, how many parts there will be.
+  __device__ __forceinline__ void begin_unarmed() {
+    if (count() == 1) return;
+    if (threadIdx.x == 0 && rank() == 0) initialize();
+    arrive();
+  }
+
+  // What arrives earlier is counted, too: a phase ends when it was armed and has all its bytes.
+  __device__ __forceinline__ void arm(int parts) {
+    if (count() > 1 && threadIdx.x == 0 && rank() == 0) expect(parts);
+  }
+
+  // By all threads, once: the first block has begun.
+  __device__ __forceinline__ void meet() {
+    if (count() == 1) return;
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+
+  // By all threads; those below width / 4 send. The block's part is that of its rank.
   __device__ __forceinline__ void send(const Softmax<4>& part) {
     if (count() == 1) return keep(part);
-    __syncwarp();
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");  // the first has begun
-    if (threadIdx.x >= width / 4) return;
-    const uint32_t to = of_first(&barrier);
-    asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-        ::"r"(of_first(&parts.values[rank()][4 * threadIdx.x])), "f"(part.values[0]),
-        "f"(part.values[1]), "f"(part.values[2]), "f"(part.values[3]), "r"(to)
-        : "memory");
-    if (threadIdx.x == 0)
-      asm volatile(
-          "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
-          ::"r"(of_first(&parts.totals[rank()])), "f"(part.largest), "f"(part.sum), "r"(to)
-          : "memory");
+    meet();
+    store(part, rank());
+  }
+
+  // The same after `meet`, of any part.
+  __device__ __forceinline__ void put(const Softmax<4>& part, int index) {
+    if (count() == 1) return keep(part, index);
+    store(part, index);
   }
 
   // By threads of the first block.
@@ -191,6 +198,41 @@ struct Blocks {
   }
 
  private:
+  __device__ __forceinline__ uint32_t own_barrier() const {
+    return uint32_t(__cvta_generic_to_shared(&barrier));
+  }
+
+  __device__ __forceinline__ void initialize() {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(own_barrier()) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+
+  __device__ __forceinline__ void expect(int parts) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(own_barrier()),
+                 "r"(parts * int(sizeof(float) * width + sizeof(float2)))
+                 : "memory");
+  }
+
+  static __device__ __forceinline__ void arrive() {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+  }
+
+  __device__ __forceinline__ void store(const Softmax<4>& part, int index) {
+    if (threadIdx.x >= width / 4) return;
+    const uint32_t to = of_first(&barrier);
+    asm volatile(
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+        ::"r"(of_first(&parts.values[index][4 * threadIdx.x])), "f"(part.values[0]),
+        "f"(part.values[1]), "f"(part.values[2]), "f"(part.values[3]), "r"(to)
+        : "memory");
+    if (threadIdx.x == 0)
+      asm volatile(
+          "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];"
+          ::"r"(of_first(&parts.totals[index])), "f"(part.largest), "f"(part.sum), "r"(to)
+          : "memory");
+  }
+
   static __device__ __forceinline__ uint32_t of_first(const void* shared) {
     uint32_t result;
     asm("mapa.shared::cluster.u32 %0, %1, 0;"
@@ -202,7 +244,11 @@ struct Blocks {
   static __device__ __forceinline__ int count() { return 1; }
   static __device__ __forceinline__ int rank() { return 0; }
   __device__ __forceinline__ void begin() {}
+  __device__ __forceinline__ void begin_unarmed() {}
+  __device__ __forceinline__ void arm(int) {}
+  __device__ __forceinline__ void meet() {}
   __device__ __forceinline__ void send(const Softmax<4>& part) { keep(part); }
+  __device__ __forceinline__ void put(const Softmax<4>& part, int index) { keep(part, index); }
   __device__ __forceinline__ void wait() {}
 #endif
 };

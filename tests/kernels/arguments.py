@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -199,6 +199,26 @@ def random_step(
     angles = torch.randn(width // 2, device=device, generator=generator).repeat(2)
     place = torch.tensor(position, device=device)
     return (*torch.split(qkv, sizes, 1), keys, values, place, angles.cos(), angles.sin())
+
+
+def random_steps(
+    positions: Sequence[int],
+    dtype: torch.dtype,
+    device: str = "cpu",
+    heads: int = 4,
+    width: int = 64,
+    capacity: int = 40,
+    seed: int = 0,
+    kv_heads: int | None = None,
+) -> tuple[Tensor, ...]:
+    """The same of sequences at positions of their own, each with angles of its own."""
+    batch, shape = len(positions), (heads, width, capacity, capacity, seed, kv_heads)
+    q, k, v, keys, values, *_ = random_step(batch, dtype, device, *shape)
+    for index, position in enumerate(positions):
+        for cache in (keys, values):
+            cache[index, :, max(position, 0) :] = torch.nan
+    places = torch.tensor(list(positions), dtype=torch.int64, device=device)
+    return (q, k, v, keys, values, places, *random_angles(batch, width, device, seed + 2))
 
 
 def _operands(form: str, device: str, rows: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:

@@ -29,6 +29,29 @@ def exact_decode_attention(
     return y.reshape(q.shape), keys, values
 
 
+def exact_attention_of_each(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    position: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`exact_decode_attention` of each sequence by itself, at its position ``[B]``; NaN, and the
+    cache as it is, where that is no place."""
+    y, keys, values = torch.full(q.shape, torch.nan).double(), keys.clone(), values.clone()
+    y = y.to(q.device)
+    for index, place in enumerate(position.tolist()):
+        if 0 <= place < keys.shape[2]:
+            one = slice(index, index + 1)
+            operands = (x[one] for x in (q, k, v, keys, values))
+            results = exact_decode_attention(*operands, position[index], cos[index], sin[index])
+            y[one], keys[one], values[one] = results
+    return y, keys, values
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Of (first half, second half) pairs; products and sum are rounded one by one."""
     first, second = x.float().chunk(2, dim=-1)

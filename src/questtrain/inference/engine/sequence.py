@@ -78,17 +78,22 @@ class Sequence:
         return Delta(self.request.id, finish="error", error=error)
 
     def _delta(self, text: str, generated: int, finish: Finish | None) -> Delta:
+        self.is_over = finish is not None
+        tokens = self._told_with_text() if self._told else ()
+        prompt, self._prompt = tuple(self._prompt), []
+        return Delta(self.request.id, text, generated, tokens, prompt, finish)
+
+    def _told_with_text(self) -> tuple[TokenInfo, ...]:
+        """Of those tokens whose text was given out."""
         given, stopped = self._stream.given, self._stream.stopped
         ready = [
-            begin < given if stopped else end <= given or finish is not None
+            begin < given if stopped else end <= given or self.is_over
             for begin, end, _ in self._told
         ]
         count = ready.index(False) if False in ready else len(ready)
         tokens = tuple(info for _, _, info in self._told[:count])
-        prompt, self._prompt = tuple(self._prompt), []
         del self._told[:count]
-        self.is_over = finish is not None
-        return Delta(self.request.id, text, generated, tokens, prompt, finish)
+        return tokens
 
     def _info(self, token: int, logprob: float | None, top: Top, is_first: bool) -> TokenInfo:
         """Of a token; ``is_first`` where no text is before it."""
