@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from questtrain.inference.engine import engine as engine_module
 from questtrain.inference.engine.engine import Engine
 from questtrain.inference.engine.requests import Request, Sampling
 from questtrain.kernels import RowFormat
@@ -46,9 +47,7 @@ def trained(compose, tmp_path_factory):
 
     def made(bits, packed, **changes):
         of_model = shape | changes
-        model = trained_model(compose("nano"), tokenizer, bits, packed, "cuda", **of_model)
-        model.model.bfloat16()
-        return model
+        return trained_model(compose("nano"), tokenizer, bits, packed, "cuda", **of_model)
 
     return made
 
@@ -78,6 +77,13 @@ def check_alone_or_among_others(model):
 @pytest.mark.parametrize(("bits", "packed"), [*KINDS, *OF_VALUES])
 def test_alone_or_among_others(trained, bits, packed):
     """Steps of one slot and of 40, in whichever slot, beside prompts of others."""
+    check_alone_or_among_others(trained(bits, packed))
+
+
+@pytest.mark.parametrize(("bits", "packed"), [("w4a4", True), ("bf16", False)])
+def test_prompts_in_pieces(trained, bits, packed, monkeypatch):
+    """The first of a prompt by a graph, the others behind a mask."""
+    monkeypatch.setattr(engine_module, "PIECE", 16)
     check_alone_or_among_others(trained(bits, packed))
 
 
@@ -144,6 +150,7 @@ def test_logprobs_are_the_models(trained):
     every = [*of_prompt, *told]
     assert len(every) <= CONTEXT
     tokens = torch.tensor([[info.token for info in every]], device="cuda")
+    assert model.model.embed_tokens.weight.dtype == BF16
     logprobs = model.model(tokens)[0].float().log_softmax(-1)
     expected = logprobs[range(len(every) - 1), tokens[0, 1:]]
     actual = torch.tensor([info.logprob for info in every[1:]], device="cuda")

@@ -34,7 +34,7 @@ class TrainedModel:
     tokenizer: Tokenizer
     config: TrainConfig
     step: int
-    weights_sha256: str
+    weights_sha256: str = ""
 
 
 def load(

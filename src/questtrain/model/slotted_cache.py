@@ -32,8 +32,9 @@ class SlottedCache:
     def __init__(self, config: ModelConfig, slots: int, capacity: int, like: Tensor) -> None:
         capacity = -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
         shape = (slots, num_kv_heads(config), capacity, head_dim(config))
-        self.keys = [like.new_zeros(shape) for _ in range(config.num_layers)]
-        self.values = [like.new_zeros(shape) for _ in range(config.num_layers)]
+        self._all = like.new_zeros(config.num_layers, 2, *shape)
+        self.keys, self.values = zip(*(layer.unbind() for layer in self._all), strict=True)
+        self.capacity = capacity
         places = torch.arange(capacity, device=like.device)
         self.cos_SK, self.sin_SK = rotary_angles(config, places)
         self.position = torch.full((slots,), FREE, dtype=torch.int64, device=like.device)
@@ -45,6 +46,10 @@ class SlottedCache:
     def filling(self, slot: int, start: int) -> FillingSlot:
         """One slot, whose first ``start`` tokens are there, for the prompt's next ones."""
         return FillingSlot(self, slot, start)
+
+    def copy(self, slot: int, other: SlottedCache, tokens: int) -> None:
+        """Into one slot the first ``tokens`` of the only one of ``other``."""
+        self._all[:, :, slot, :, :tokens] = other._all[:, :, 0, :, :tokens]
 
 
 class DecodingSlots:

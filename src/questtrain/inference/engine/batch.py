@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from questtrain.cuda_graph import GraphedCall
+from questtrain.inference.engine.prompt_graphs import PromptGraphs
 from questtrain.inference.engine.requests import Request, Sampling
 from questtrain.inference.engine.sampling import How, Told, how_of, tell
 from questtrain.inference.engine.slots import Slots
 from questtrain.model import Llama, StackedLlama
+
+PIECE = 512
+"""The most tokens of a prompt that are read at once."""
 
 
 class Piece(NamedTuple):
@@ -29,7 +33,8 @@ class Batch:
     """A model and the slots of ``count`` sequences, up to ``capacity`` tokens each.
 
     On CUDA a step is the replay of two graphs, of the model and of the drawing. There is one for
-    each power of two of slots, where that makes no other numbers: few sequences take less time.
+    each power of two of slots, where that makes no other numbers: few sequences take less time. The
+    beginnings of prompts have graphs, too.
     """
 
     def __init__(self, model: nn.Module, count: int, capacity: int) -> None:
@@ -43,9 +48,13 @@ class Batch:
         self._sizes = [*smaller, most] if self._slots.takes_any_rows else [most]
         # Of the slots themselves: a graph that is called with the tensor that it reads copies none.
         self._tokens = {size: self._slots.tokens[:size] for size in self._sizes}
+        self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self._graphs = dict(self._make_graphs())
+        self._prompts: PromptGraphs | None = None
         if self.device.type == "cuda":
-            self._capture()
+            most = min(PIECE, self._slots.cache.capacity)
+            self._prompts = PromptGraphs(model, most, self._pool)
+            self._capture(self._prompts)
 
     @torch.inference_mode()
     def read(self, slot: int, request: Request, begin: int, end: int) -> Piece:
@@ -54,7 +63,11 @@ class Batch:
         prompt, sampling = request.prompt, request.sampling
         if begin == 0:
             self._slots.claim(slot, sampling)
-        hidden_TD = self._slots.read(slot, self._on_device(prompt[begin:end]), begin)
+        tokens_T = self._on_device(prompt[begin:end])
+        if begin == 0 and self._prompts is not None:
+            hidden_TD = self._prompts.read(self._slots.cache, slot, tokens_T)
+        else:
+            hidden_TD = self._slots.read(slot, tokens_T, begin)
         told = []
         if sampling.prompt_logprobs:
             told = self._tell_prompt(hidden_TD, prompt[begin + 1 : end + 1], sampling)
@@ -98,18 +111,18 @@ class Batch:
         return there.to(self.device, non_blocking=True)
 
     def _make_graphs(self) -> Iterator[tuple[tuple[int, str], GraphedCall[None]]]:
-        pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         works = {"model": self._slots.forward}
         for how in _HOW:
             works[how] = partial(self._slots.draw, how)
         for size, tokens in self._tokens.items():
             for name, work in works.items():
-                yield (size, name), GraphedCall(work, tokens, warm_calls=1, pool=pool)
+                yield (size, name), GraphedCall(work, tokens, warm_calls=1, pool=self._pool)
 
     @torch.inference_mode()
-    def _capture(self) -> None:
+    def _capture(self, prompts: PromptGraphs) -> None:
         """While no slot takes part, so that nothing is changed: a call to warm up, and another."""
-        for (size, _), graph in self._graphs.items():
+        prompts.capture()
+        for (size, _), graph in reversed(self._graphs.items()):
             for _ in range(2):
                 graph(self._tokens[size])
 

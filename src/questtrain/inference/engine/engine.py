@@ -6,19 +6,16 @@ import heapq
 from collections import deque
 
 import torch
+from torch import nn
 
 from questtrain.errors import UserError
-from questtrain.inference.engine.batch import Batch
+from questtrain.inference.engine.batch import PIECE, Batch
 from questtrain.inference.engine.requests import Delta, Request
 from questtrain.inference.engine.results import Arrival, PieceResult, StepResult
 from questtrain.inference.engine.sequence import Sequence
 from questtrain.inference.engine.token_texts import TokenTexts
 from questtrain.inference.load import TrainedModel
-
-PIECE = 512
-"""Tokens of a prompt that are read at once, and at most so many, of one prompt or several, between
-two steps: a long prompt delays those who decode no longer. Where a prompt is cut depends on nothing
-else, and so do its numbers."""
+from questtrain.quant import QuantLinear
 
 
 class Engine:
@@ -34,15 +31,16 @@ class Engine:
     def __init__(
         self, trained: TrainedModel, max_batch_size: int, context: int | None = None
     ) -> None:
-        """``context`` is by default the length the model was trained on. UserError where the keys
-        and values of that many do not fit into the device's memory."""
+        """``context`` is by default the length the model was trained on. On a GPU a run of 16 bits
+        is served in bf16. UserError where the keys and values of that many do not fit into the
+        device's memory."""
         self.context = context or trained.config.sequence_length
         assert trained.config.model.vocab_size is not None
         self.vocab_size = trained.config.model.vocab_size
         self._texts = TokenTexts(trained.tokenizer)
         self._end = trained.tokenizer.bos_id
         try:
-            self._batch = Batch(trained.model, max_batch_size, self.context)
+            self._batch = Batch(_served(trained.model), max_batch_size, self.context)
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{max_batch_size} sequences of {self.context:,} tokens do not fit into the"
@@ -97,7 +95,7 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Ask the device for a token of each request, with prompts before where there are free
-        slots, and tell what the last step has made known."""
+        slots, and tell what the last step has made known, in up to two Deltas a request."""
         deltas = self._read_prompts()
         self._decode()
         arrived, self._arriving = self._arriving, Arrival.of(self._asked, self._batch.device)
@@ -109,7 +107,9 @@ class Engine:
         return deltas
 
     def _read_prompts(self) -> list[Delta]:
-        """Pieces of those who have waited longest; the ends of those whose prompt failed."""
+        """Pieces of those who have waited longest, `PIECE` tokens at most, so that a long prompt
+        delays those who decode no longer; the ends of those whose prompt failed. Where a prompt is
+        cut depends on nothing else."""
         failed, left = [], PIECE
         while self._waiting:
             sequence = self._waiting[0]
@@ -166,6 +166,15 @@ class Engine:
         self._decoding.pop(slot, None)
         self._batch.free(slot)
         heapq.heappush(self._free, slot)
+
+
+def _served(model: nn.Module) -> nn.Module:
+    """The model in the dtype it is served in. Packed ones are in bf16 on a GPU already, and values
+    that stand for codes stay as they are."""
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantLinear)]
+    quantized = any(layer.bits.quantized for layer in layers)
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    return model.bfloat16() if layers and on_gpu and not quantized else model
 
 
 def _explained(error: Exception, sequence: Sequence) -> str:

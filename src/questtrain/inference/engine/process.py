@@ -144,8 +144,8 @@ class EngineProcess:
         try:
             while isinstance(message := await self._read(), Turn | Refused):
                 self._take(message)
-        except Exception as error:  # of ours: whoever waits must not wait for ever
-            message = Failed(f"{type(error).__name__}: {error}")
+        except Exception as fault:  # of ours: whoever waits must not wait for ever
+            message = Failed(f"{type(fault).__name__}: {fault}")
         error = await self._why(message)
         self.died.set_result(error)
         self.fail_all(error)

@@ -105,48 +105,64 @@ async def _serve(
     async with EngineProcess.started(load) as engine:
         service = Service(engine, config, key_needed=key is not None)
         server = _Uvicorn(_uvicorn_config(make_app(service, hosts, key), config))
-        with _asked_to_stop() as stop:
+        with _asked_to_stop() as (stop, stop_now):
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             print(_greeting(service, listener, key), flush=True)
-            ends: set[asyncio.Future[Any]] = {stop, serving, engine.died}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            await _first(stop, serving, engine.died)
             if stop.done():
-                await _drain(service)
+                await _drain(service, stop_now)
             server.should_exit = True
+            await _first(serving, stop_now)
+            if stop_now.done():
+                name = signal.Signals(stop_now.result()).name
+                raise StopSignal(stop_now.result(), f"{name}; answers were cut off.")
             await serving
         if engine.died.done():
             raise engine.died.result()
 
 
-async def _drain(service: Service) -> None:
+async def _first(*futures: asyncio.Future[Any], seconds: float | None = None) -> None:
+    """Wait until one of them is done, or so long."""
+    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _drain(service: Service, stop_now: asyncio.Future[int]) -> None:
     """Let what is being answered be finished, in the time that there is for it."""
     service.draining = True
     seconds = service.config.drain
     with suppress(OSError):  # who read what we print may be gone
         print(f"stopping: {service.engine.open} answers are finished first", flush=True)
-    deadline = asyncio.get_running_loop().time() + seconds
-    while service.engine.open and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+    finished = asyncio.create_task(_until_idle(service))
+    await _first(finished, stop_now, seconds=seconds)
+    finished.cancel()
     service.engine.fail_all(
         ApiError(503, f"the server has ended; it waited {seconds:g} s.", code="draining")
     )
 
 
+async def _until_idle(service: Service) -> None:
+    while service.engine.open:
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
 @contextmanager
-def _asked_to_stop() -> Iterator[asyncio.Future[int]]:
-    """Done with the first stop signal; the second raises StopSignal where the process is."""
+def _asked_to_stop() -> Iterator[tuple[asyncio.Future[int], asyncio.Future[int]]]:
+    """Done with the first stop signal, and with the second: their numbers. (An exception that a
+    signal's handler raises would end in whatever runs then, which may catch it.)"""
     loop = asyncio.get_running_loop()
     first: asyncio.Future[int] = loop.create_future()
-    came: list[int] = []
+    second: asyncio.Future[int] = loop.create_future()
 
     def note(number: int) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise StopSignal(number, f"{signal.Signals(number).name}; answers were cut off.")
-        loop.call_soon_threadsafe(first.set_result, number)
+        later = second if first.done() else first
+        if not later.done():
+            later.set_result(number)
 
-    with on_stop_signals(note):
-        yield first
+    def handle(number: int) -> None:
+        loop.call_soon_threadsafe(note, number)
+
+    with on_stop_signals(handle):
+        yield first, second
 
 
 def _uvicorn_config(app: object, config: ServeConfig) -> uvicorn.Config:

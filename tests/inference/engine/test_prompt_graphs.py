@@ -1,0 +1,39 @@
+"""Prompts filled up to a length that has a graph: what comes behind them changes nothing."""
+
+import pytest
+import torch
+
+from questtrain.inference.engine.prompt_graphs import LENGTHS, PromptGraphs
+from questtrain.model import SlottedCache
+
+
+def cached(cache):
+    return torch.stack([torch.stack(cache.keys), torch.stack(cache.values)])
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 60, 64])
+@torch.no_grad()
+def test_a_prompt_is_read_as_without_filling(trained, count):
+    """A second one in another slot, too; what is not of the prompt's is left alone. In fp32, so
+    that sums of other lengths may differ by roundings."""
+    model = trained("bf16", False).model
+    prompts = PromptGraphs(model, 64, None)
+    generator = torch.Generator().manual_seed(count)
+    cache, expected = (SlottedCache(model.config, 3, 64, torch.ones(1)) for _ in range(2))
+    for cache_of in (cache, expected):
+        for tensor in (*cache_of.keys, *cache_of.values):
+            tensor.fill_(7.0)
+    for slot in (2, 0):
+        tokens = torch.randint(97, (count,), generator=generator)
+        hidden = prompts.read(cache, slot, tokens)
+        wanted = model.hidden(tokens.unsqueeze(0), expected.filling(slot, 0))[0]
+        torch.testing.assert_close(hidden, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached(cache), cached(expected), rtol=1e-4, atol=1e-4)
+    assert (cached(cache)[:, :, 1] == 7).all()
+    assert (cached(cache)[:, :, :, :, count:] == 7).all()
+
+
+def test_lengths_ascend_and_leave_little_to_fill():
+    assert list(LENGTHS) == sorted(LENGTHS)
+    pairs = zip(LENGTHS, LENGTHS[1:], strict=False)
+    assert all(length % 16 == 0 and after <= 2 * length for length, after in pairs)
