@@ -48,8 +48,8 @@ class RandomModel:
     def _model(self) -> nn.Module:
         import torch
 
-        from questtrain.bench.model.decode import compile_blocks
         from questtrain.bench.model.random_models import packed_model, stacked_model
+        from questtrain.bench.serve.compiled import compile_served_blocks
         from questtrain.device import choose_device
         from questtrain.model import PackedLlama
 
@@ -64,8 +64,7 @@ class RandomModel:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what the packed model was made from
         if self.compile and not isinstance(model, PackedLlama):
-            torch._dynamo.config.recompile_limit = 64  # for a step, and each piece of a prompt
-            compile_blocks(model)
+            compile_served_blocks(model)
         return model
 
 
