@@ -9,10 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 from aiohttp import web
 
+from questtrain.bench.model.random_models import stacked_model
 from questtrain.bench.serve import bench
 from questtrain.bench.serve.client import Client, Stream, Work
+from questtrain.bench.serve.compiled import compile_served_blocks
 from questtrain.bench.serve.load import Window, closed_loop, open_loop
 from questtrain.bench.serve.numbers import numbers_of, tokens_in
 from questtrain.bench.serve.server import running_server
@@ -20,6 +23,7 @@ from questtrain.bench.settings import ServeLoadConfig
 from questtrain.cli.arguments import Arguments, own_config
 from questtrain.cli.bench_models import served_cases
 from questtrain.cli.main import main
+from questtrain.config import ModelConfig
 from questtrain.errors import UserError
 from questtrain.inference.engine.loading import ServedRun
 
@@ -172,6 +176,20 @@ def test_numbers_of_a_window():
     assert numbers["token_p99"] == pytest.approx(750, rel=0.01)
     assert numbers["gap_p50"] == pytest.approx(500)
     assert numbers["client_busy"] == pytest.approx(0.25)
+
+
+def test_blocks_compiled_for_a_server_compute_the_same():
+    """Of steps (a row a sequence) and of prompts, which are compiled apart."""
+    torch.manual_seed(0)
+    shape = ModelConfig("tiny", 1, 2, 64, 2, intermediate_size=128, vocab_size=32)
+    model = stacked_model(shape, torch.device("cpu"))
+    prompts = [torch.randint(32, size) for size in ((2, 1), (1, 7), (3, 4))]
+    with torch.inference_mode():
+        before = [model(tokens) for tokens in prompts]
+        compile_served_blocks(model)
+        with torch.compiler.set_stance("force_eager"):  # the compiler's own tests are its own
+            after = [model(tokens) for tokens in prompts]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_servers_of_random_models(tmp_path, monkeypatch, capsys):
