@@ -47,12 +47,30 @@ def guarded(max_bytes: int = 8) -> Guard:
 
 def test_a_body_is_read_whole_and_up_to_its_limit() -> None:
     """Whatever Content-Length says, or does not."""
-    host = {"host": "localhost"}
+    host = {"host": "localhost", "content-type": "application/json"}
     assert ask(guarded(), [b"1234", b"5678"], host) == (200, b"12345678")
     assert ask(guarded(), [b"1234", b"56789"], host)[0] == 413
     assert ask(guarded(), [b"1"], host | {"content-length": "9"})[0] == 413
     assert ask(guarded(), [b"1"], host | {"content-length": "9" * 5000})[0] == 413
     assert ask(guarded(), [b"1"], host | {"content-length": "-1"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json", 200),
+        ("Application/JSON; charset=utf-8", 200),
+        ("text/plain", 415),
+        ("text/plain;application/json", 415),
+        ("application/x-www-form-urlencoded", 415),
+        (None, 415),
+    ],
+)
+def test_what_a_page_may_send_without_asking_is_refused(kind: str | None, status: int) -> None:
+    """The content types of forms, and none."""
+    headers = {"host": "localhost"} | ({} if kind is None else {"content-type": kind})
+    assert ask(guarded(), [b"{}"], headers)[0] == status
+    assert ask(guarded(), [b""], headers)[0] == 200
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

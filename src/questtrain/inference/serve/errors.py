@@ -52,7 +52,7 @@ class ApiError(Exception):
         return JSONResponse(self.content(), self.status, self.headers)
 
 
-def validation_error(error: dict[str, Any], request: Request) -> ApiError:
+def validation_error(error: dict[str, Any]) -> ApiError:
     """What pydantic found, in words."""
     where = [str(part) for part in error["loc"] if part != "body"]
     param, kind = ".".join(where) or None, error["type"]
@@ -60,8 +60,6 @@ def validation_error(error: dict[str, Any], request: Request) -> ApiError:
         what = error.get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is no JSON: {what} (character {where[0]}).")
     if param is None and kind != "value_error":
-        if "json" not in request.headers.get("content-type", ""):
-            return ApiError(415, "the body must be JSON, with Content-Type: application/json.")
         return ApiError(400, "the body must be a JSON object.")
     if kind == "extra_forbidden":
         close = suggestion(where[-1], FIELDS)

@@ -85,6 +85,7 @@ class Guard:
             self.hosts.check(headers)
             self._check_key(scope["path"], headers)
             body = await self._body(headers, receive)
+            _check_type(body, headers)
         except ApiError as error:
             return await error.response()(scope, receive, with_headers)
         await self.app(scope, _replay(body, receive), with_headers)
@@ -126,6 +127,14 @@ class Guard:
             code="request_too_large",
             headers={"Connection": "close"},
         )
+
+
+def _check_type(body: bytes, headers: Headers) -> None:
+    """ApiError for what is not said to be JSON: a browser lets a page of any origin send that,
+    without asking the server first."""
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and kind != "application/json":
+        raise ApiError(415, "the body must be JSON, with Content-Type: application/json.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
