@@ -63,7 +63,7 @@ def inference_models(
 
 def served_cases(config: ServeLoadConfig) -> ServedCases:
     """How servers are set up, and model → case → what it is, first ``bf16``."""
-    check_packages()
+    check_packages("bench serve", ["aiohttp"])
 
     from questtrain.bench.serve.bench import ServedCases
 

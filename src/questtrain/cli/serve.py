@@ -55,12 +55,13 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def check_packages() -> None:
-    """UserError where the extra ``serve`` is not installed."""
+def check_packages(command: str = "serve", more: Sequence[str] = ()) -> None:
+    """UserError where the extra ``serve`` is not installed; ``more``: what the command needs of it
+    besides what a server does."""
     from importlib.util import find_spec
 
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+    missing = [name for name in (*PACKAGES, *more) if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"questtrain serve needs {', '.join(missing)}: pip install 'questtrain[serve]'"
+            f"questtrain {command} needs {', '.join(missing)}: pip install 'questtrain[serve]'"
         )
