@@ -18,10 +18,10 @@ namespace questtrain {
 // width is a multiple of it.
 constexpr int tile_block(int bits) { return bits == 4 ? 128 : 256; }
 
-// `rows` of x at a time, the largest first 8 that hold them, `groups` of 4 warps with `slabs` of 64
-// weight rows each, `stages` of `quads` of 128 codes in flight, x fetched together by `neighbours`.
+// `rows` of x at a time, `groups` of 4 warps with 64 weight rows each, steps of `quads` of 128 codes, a
+// multiprocessor's memory for so many `blocks`.
 struct PackedTile {
-  int rows, groups, slabs, quads, stages, neighbours;
+  int rows, groups, quads, blocks;
 };
 
 constexpr PackedTile kPackedTiles[] = {

@@ -1,6 +1,7 @@
 // The quantizers: rows in memory → codes, scales, sums and mask in memory.
 //
 // An object for each ELEMENT: __nv_bfloat16 __half float
+#include <cstdlib>
 #include "quantize.cuh"
 
 namespace questtrain {
@@ -184,7 +185,7 @@ cudaError_t launch_rows(const QuantizeArguments& a, cudaStream_t stream) {
     return launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream, a,
                             warps);
   const auto kernel = quantize_rows<T, Rotation, operand, true>;
-  if (a.tile_bits)
+  if (a.tile_bits && !getenv("NOCARVE"))
     if (const cudaError_t error = prefer_shared_memory(kernel); error != cudaSuccess) return error;
   return launch_dependent(kernel, grid, block, 0, stream, a, warps);
 }
