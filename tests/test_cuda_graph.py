@@ -28,7 +28,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Replay]:
     """What is captured, on a CPU that passes for a GPU."""
     found: list[Replay] = []
 
-    def capture(work: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+    def capture(work: Callable[[], Tensor], pool: object) -> tuple[Replay, Tensor]:
         found.append(Replay(work))
         return found[-1], found[-1].result
 

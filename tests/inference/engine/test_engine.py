@@ -1,5 +1,6 @@
 """The engine: what requests are answered, in which order, and how each of them ends."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -225,6 +226,25 @@ def test_bad_requests_are_refused(packed):
     with pytest.raises(ValueError, match="the engine has a request 1"):
         engine.add(Request(1, PROMPT, greedy()))
     assert engine.waiting == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"max_tokens": -1}, "max_tokens must be 0 or more, not -1"),
+        ({"temperature": -0.5}, "temperature must be a number from 0 on, not -0.5"),
+        ({"temperature": math.inf}, "temperature must be a number from 0 on, not inf"),
+        ({"temperature": math.nan}, "temperature must be a number from 0 on, not nan"),
+        ({"top_p": 0.0}, "top_p must be over 0 and at most 1, not 0.0"),
+        ({"top_p": 1.5}, "top_p must be over 0 and at most 1, not 1.5"),
+        ({"top_p": math.nan}, "top_p must be over 0 and at most 1, not nan"),
+        ({"logprobs": -1}, "logprobs must be None or 0 and more, not -1"),
+        ({"stop": ("a", "")}, "a stop string must not be empty"),
+    ],
+)
+def test_bad_samplings_are_refused(wrong, words):
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        Sampling(**{"max_tokens": 1, **wrong})
 
 
 def test_a_cache_too_large_is_a_message(packed, monkeypatch):

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from questtrain.inference.engine.engine import Engine
+from questtrain.inference.engine.prompt_graphs import PromptGraphs
 from questtrain.inference.engine.requests import Request, Sampling
 from tests.inference.engine.engines import alone, answer, drive, random_prompt, random_request
 
@@ -38,3 +39,17 @@ def test_alone_or_among_others(trained, bits, packed, sampling):
         arrivals, cancelled = others(rng, engine.vocab_size)
         arrivals.setdefault(at, []).insert(rng.randrange(3), request)
         assert answer(drive(engine, arrivals, cancelled)[1]) == expected
+
+
+def test_prompts_filled_up_for_graphs(trained):
+    """As a GPU reads them."""
+    model = trained("w4a4", True)
+    engine, rng = Engine(model, 8), random.Random(1)
+    batch = engine._batch
+    batch._prompts = PromptGraphs(model.model, 64, None)
+    batch._capture(batch._prompts)
+    request = Request(1, random_prompt(rng, engine.vocab_size, 30), NUCLEUS)
+    expected = alone(engine, request)
+    arrivals, cancelled = others(rng, engine.vocab_size)
+    arrivals.setdefault(5, []).insert(0, request)
+    assert answer(drive(engine, arrivals, cancelled)[1]) == expected

@@ -1,5 +1,7 @@
 """Prompts filled up to a length that has a graph: what comes behind them changes nothing."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -35,5 +37,5 @@ def test_a_prompt_is_read_as_without_filling(trained, count):
 
 def test_lengths_ascend_and_leave_little_to_fill():
     assert list(LENGTHS) == sorted(LENGTHS)
-    pairs = zip(LENGTHS, LENGTHS[1:], strict=False)
-    assert all(length % 16 == 0 and after <= 2 * length for length, after in pairs)
+    assert all(length % 16 == 0 for length in LENGTHS)
+    assert all(after <= 2 * length for length, after in pairwise(LENGTHS))

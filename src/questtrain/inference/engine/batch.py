@@ -21,6 +21,10 @@ PIECE = 512
 """The most tokens of a prompt that are read at once."""
 
 
+TOLD_AT_ONCE = 128
+"""Tokens of a prompt whose logits are there at once."""
+
+
 class Piece(NamedTuple):
     """A piece of a prompt that was read: what its tokens, but the prompt's first, were to the
     model, where that was asked for; and the answer's first token, where it was the last piece."""
@@ -73,7 +77,7 @@ class Batch:
             told = self._tell_prompt(hidden_TD, prompt[begin + 1 : end + 1], sampling)
         if end < len(prompt) or not sampling.max_tokens:
             return Piece(tuple(told), None)
-        logits_1V = self._slots.head(hidden_TD[-1:])
+        logits_1V = self._slots.logits(hidden_TD[-1:])
         first = self._slots.begin(slot, logits_1V, len(prompt), how_of([sampling]))
         return Piece(tuple(told), _to_host(tell(logits_1V, first, sampling.logprobs)))
 
@@ -95,12 +99,12 @@ class Batch:
     def _tell_prompt(
         self, hidden_TD: Tensor, following: Sequence[int], sampling: Sampling
     ) -> list[Told]:
-        """Of the tokens that followed, in parts as large as the head takes."""
-        told, size = [], self._slots.head_rows
+        """Of the tokens that followed, some at a time: logits are large."""
+        told = []
         tokens_T = self._on_device(following)  # none follows the prompt's last token
-        for begin in range(0, len(hidden_TD), size):
-            tokens = tokens_T[begin : begin + size]
-            logits = self._slots.head(hidden_TD[begin : begin + len(tokens)])
+        for begin in range(0, len(hidden_TD), TOLD_AT_ONCE):
+            tokens = tokens_T[begin : begin + TOLD_AT_ONCE]
+            logits = self._slots.logits(hidden_TD[begin : begin + len(tokens)])
             told.append(_to_host(tell(logits, tokens, sampling.logprobs or 0)))
         return told
 

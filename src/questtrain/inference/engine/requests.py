@@ -3,6 +3,7 @@ another. Nothing here imports torch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,12 +18,12 @@ class Sampling:
 
     ``max_tokens`` may be 0: the prompt is read, for its log-probabilities, and nothing follows.
     ``temperature`` 0 takes the most likely token; ``top_p`` in (0, 1] keeps the fewest tokens whose
-    probability reaches it, the most likely one always. The token drawn is a function of the model,
-    the tokens so far, ``seed`` (any int, of which the low 64 bits count) and these numbers.
+    probability reaches it, equally likely ones together. The token drawn is a function of the
+    model, the tokens so far, ``seed`` (any int, of which the low 64 bits count) and these numbers.
     ``logprobs``: how many alternatives to tell for each token, 0 for the chosen one's
     log-probability alone, None for none. ``prompt_logprobs``: the same of the prompt's tokens, for
-    as many alternatives. A generation ends before the first of the ``stop`` strings, none of which
-    is empty.
+    as many alternatives. A generation ends before the first of the ``stop`` strings. ValueError for
+    numbers out of their range, and for an empty stop string.
     """
 
     max_tokens: int
@@ -32,6 +33,18 @@ class Sampling:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 0:
+            raise ValueError(f"max_tokens must be 0 or more, not {self.max_tokens}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be a number from 0 on, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be over 0 and at most 1, not {self.top_p}")
+        if self.logprobs is not None and self.logprobs < 0:
+            raise ValueError(f"logprobs must be None or 0 and more, not {self.logprobs}")
+        if "" in self.stop:
+            raise ValueError("a stop string must not be empty")
 
 
 @dataclass(frozen=True)

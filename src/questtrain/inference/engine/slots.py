@@ -31,15 +31,15 @@ class Slots:
     - prompts are read one at a time, in pieces whose borders follow from the prompt;
     - a step's norms, quantizers, attention and drawing go row by row, and products of integers are
       exact: a step of the first slots gives for them what one of all gives;
-    - where a sum's order may depend on the number of rows, that is always the same: in the head,
-      and in all of a step where some layer multiplies no integers (`takes_any_rows`).
+    - where a sum's order may depend on the number of rows, that is always the same: in a
+      step's head, and in all of a step where some layer multiplies no integers (`takes_any_rows`).
     """
 
     def __init__(self, model: Llama | StackedLlama, count: int, capacity: int) -> None:
         weight = model.embed_tokens.weight
         self.model = model
-        self.head_rows = max(FEWEST_ROWS, 1 << (count - 1).bit_length())
-        self.count = count if weight.is_cuda else self.head_rows
+        self._head_rows = max(FEWEST_ROWS, 1 << (count - 1).bit_length())
+        self.count = count if weight.is_cuda else self._head_rows
         self.cache = SlottedCache(model.config, self.count, capacity, weight)
         self.tokens = self.cache.position.new_zeros(self.count)
         self._seeds, self._numbers = (torch.zeros_like(self.tokens) for _ in range(2))
@@ -84,7 +84,8 @@ class Slots:
         """Add ``tokens_B``, the first slots', to their sequences: the logits of what follows."""
         count = len(tokens_B)
         hidden_B1D = self.model.hidden(tokens_B.unsqueeze(1), self.cache.decoding(count))
-        self._logits[:count] = self.head(hidden_B1D[:, 0])
+        x_ND = F.pad(hidden_B1D[:, 0], (0, 0, 0, self._head_rows - count))
+        self._logits[:count] = self.logits(x_ND)[:count]
 
     def draw(self, how: How, tokens_B: Tensor) -> None:
         """Replace ``tokens_B``, the first slots', by those that the logits give."""
@@ -103,9 +104,7 @@ class Slots:
         counted = self._seeds[of_slots], self._numbers[of_slots]
         return Rows(*counted, self._temperatures[of_slots], self._top_ps[of_slots])
 
-    def head(self, hidden_ND: Tensor) -> Tensor:
-        """Logits fp32 ``[N, V]`` of at most ``head_rows`` rows, by a product of as many."""
-        rows = hidden_ND.shape[0]
-        x_ND = F.pad(hidden_ND, (0, 0, 0, self.head_rows - rows))
-        logits_NV: Tensor = self.model.lm_head(self.model.norm(x_ND))
-        return logits_NV[:rows].float()
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """fp32 ``[N, V]``, by a product of N rows."""
+        logits_NV: Tensor = self.model.lm_head(self.model.norm(hidden_ND))
+        return logits_NV.float()
