@@ -45,7 +45,12 @@ REFUSED = {
     "n 0": ('{"prompt": "a", "n": 0}', 400, "n", None),
     "n too large": ('{"prompt": "a", "n": 9}', 400, "n", None),
     "five stops": ('{"prompt": "a", "stop": ["a", "b", "c", "d", "e"]}', 400, "stop", None),
-    "an empty stop": ('{"prompt": "a", "stop": ""}', 400, "stop", None),
+    "an empty stop": ('{"prompt": "a", "stop": ""}', 400, "stop.0", None),
+    "a long stop": (json.dumps({"prompt": "a", "stop": ["b", "c" * 2000]}), 400, "stop.1", None),
+    "a huge max_tokens": (
+        '{"prompt": "a", "max_tokens": 1' + "0" * 900 + "}",
+        400, "max_tokens", "context_length_exceeded",
+    ),
     "no stop": ('{"prompt": "a", "stop": []}', 400, "stop", None),
     "logprobs": ('{"prompt": "a", "logprobs": true}', 400, "logprobs", None),
     "suffix": ('{"prompt": "a", "suffix": "b"}', 400, "suffix", None),
@@ -203,7 +208,7 @@ def test_pages_of_other_origins_and_other_names_are_refused(fake: Server) -> Non
     ):
         response = fake.http.get("/v1/models", headers={"Host": name})
         assert response.status_code == 403, name
-    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{port + 1}"):
+    for origin in ("https://evil.example", "null", "http://[", "", f"http://127.0.0.1:{port + 1}"):
         response = fake.http.get("/v1/models", headers={"Origin": origin})
         assert response.status_code == 403, origin
         assert not any("access-control" in name for name in response.headers)

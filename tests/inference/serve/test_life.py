@@ -52,8 +52,14 @@ def test_sigterm_finishes_what_streams_and_takes_nothing_new(tokenizer: Path) ->
         assert server.errors == []
 
 
-def test_what_takes_longer_than_the_drain_is_told_so(tokenizer: Path) -> None:
-    with running(fake_command(tokenizer, seconds=0.1, drain=0.2)) as server:
+def test_what_takes_too_long_is_told_so(tokenizer: Path) -> None:
+    """Longer than a request may, and longer than there is at the end."""
+    with running(fake_command(tokenizer, seconds=0.1, timeout=1, drain=0.2)) as server:
+        late = server.post(prompt="a", max_tokens=50)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
+        with server.http.stream("POST", "/v1/completions", json=LONG) as response:
+            *_, last = (line for line in response.iter_lines() if line)
+        assert json.loads(last[6:])["error"]["type"] == "timeout_error"
         with server.http.stream("POST", "/v1/completions", json=LONG) as response:
             lines = (line for line in response.iter_lines() if line)
             next(lines)

@@ -28,7 +28,7 @@ def _add_handlers(app: FastAPI, service: Service) -> None:
     """Whatever is wrong with a request, its answer has the shape of OpenAI's errors."""
 
     def answer(request: Request, error: ApiError) -> JSONResponse:
-        service.count(request.url.path, outcome_of(error))
+        service.count(request.scope["path"], outcome_of(error))
         return error.response()
 
     @app.exception_handler(ApiError)

@@ -29,6 +29,7 @@ PASSED_OVER = ("user", "safety_identifier", "prompt_cache_key", "metadata")
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 1000
 MAX_LOGPROBS = 20
 
 STEEP = 1e-3
@@ -37,11 +38,8 @@ infinities of them."""
 
 
 def _stops(value: Any) -> Any:
-    """A single stop string is a list of one; none of them is empty."""
-    stops = [value] if isinstance(value, str) else value
-    if isinstance(stops, list) and "" in stops:
-        raise ValueError("a stop string must not be empty")
-    return stops
+    """A single stop string is a list of one."""
+    return [value] if isinstance(value, str) else value
 
 
 def _temperature(value: float) -> float:
@@ -50,7 +48,8 @@ def _temperature(value: float) -> float:
     return value
 
 
-Stops = Annotated[list[str], BeforeValidator(_stops), Field(min_length=1, max_length=MAX_STOPS)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Stops = Annotated[list[Stop], BeforeValidator(_stops), Field(min_length=1, max_length=MAX_STOPS)]
 Temperature = Annotated[float, Field(ge=0, le=2), AfterValidator(_temperature)]
 SEEDS = 2**63
 

@@ -76,7 +76,7 @@ def validation_error(error: dict[str, Any]) -> ApiError:
 
 def http_error(error: HTTPException, request: Request) -> ApiError:
     """What the framework refuses: a path, a method, a body that cannot be parsed."""
-    headers, path = dict(error.headers or {}), shown(request.url.path)
+    headers, path = dict(error.headers or {}), shown(request.scope["path"])
     words = {
         404: f"there is no {path} here.",
         405: f"{path} takes {headers.get('Allow', 'another method')}, not {request.method}.",

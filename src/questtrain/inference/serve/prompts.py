@@ -71,7 +71,7 @@ class Encoder:
         if max_tokens is None and room > 0:
             return room if default is None else min(default, room)
         if max_tokens is None or max_tokens > room:
-            asked = "" if max_tokens is None else f" and {max_tokens} for the answer"
+            asked = "" if max_tokens is None else f" and {shown(max_tokens)} for the answer"
             raise ApiError(
                 400,
                 f"the context is {self.context} tokens, and you asked for"
