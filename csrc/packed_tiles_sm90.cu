@@ -47,9 +47,8 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
                 CU_TENSOR_MAP_SWIZZLE_NONE))
       return cudaErrorInvalidValue;
     const auto kernel = packed_tile_kernel<T>;
-    cudaError_t error = cudaFuncSetAttribute(
+    const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
-    if (error == cudaSuccess && !getenv("NOCARVE")) error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
     const dim3 grid((a.columns + T::kColumns - 1) / T::kColumns, split,
                     (a.rows + T::rows - 1) / T::rows);

@@ -8,7 +8,8 @@
 //
 // Of a quad, 128 codes of a row, the quad's lane t takes a quarter that lies together (`kLaneWords`
 // words of one row, for two quads where a byte holds more than two codes). wgmma wants codes 4t … 4t+3
-// and 16+4t … of each 32 from it: x is in the order that makes these the same (`tile_place`).
+// and 16+4t … of each 32 from it: x is in the order that makes these the same (`store_for_tiles` in
+// quantize.cu).
 #pragma once
 
 #include <cuda.h>
