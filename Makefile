@@ -8,6 +8,7 @@ CUTLASS := $(VENV)/.cutlass
 NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc $(CUDA_PATH)/bin/nvcc /usr/local/cuda/bin/nvcc)
 NVCC += $(shell command -v nvcc)
 RUN := runs/first
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: help train kernels test test-all test-gpu test-browser test-slurm lint clean
 
@@ -48,7 +49,7 @@ kernels: $(if $(or $(CUTLASS_PATH),$(if $(strip $(NVCC)),,none)),$(READY),$(CUTL
 	@$(BIN)/python csrc/build.py $(if $(ARCHS),--archs "$(ARCHS)") $(if $(JOBS),--jobs $(JOBS))
 
 test: $(CPU)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not browser and not slurm"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not gpu and not browser and not slurm"
 
 test-all: $(CPU)
 	$(BIN)/python -m pytest -m "not gpu and not browser and not slurm"

@@ -4,7 +4,9 @@ nvcc, src/questtrain/kernels/questtrain_kernels.so.
 The latter needs nvcc, CUTLASS' headers and an installed torch; no GPU. A source's name says what
 it is compiled for: ``…sm90…`` for 90a only, ``…sm80…`` for the architectures below 90, any other
 one for every architecture; both of these also as PTX of 80, which every GPU from sm_80 on can run.
-A source with the line ``// … an object for each MACRO: values`` is compiled once for each of them.
+A source with the line ``// … an object for each MACRO: values`` is compiled once for each of them,
+with ``… for each 4 of MACRO: values`` once for 4 together, defined as ``MACROS``: what they share,
+like CUTLASS' headers, is read once.
 What has not changed (command, source, headers, also those of CUDA, CUTLASS and torch) is not
 compiled again.
 
@@ -59,16 +61,16 @@ class Toolkit:
 
 @dataclass(frozen=True)
 class Job:
-    """One source to compile, ``macro`` being one of those that it asks for, or empty."""
+    """One source to compile, ``instance`` telling its objects apart, or empty."""
 
     source: Path
-    macro: str
+    instance: str
     target: Path
     command: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        return f"{self.source.relative_to(SOURCES)} {self.macro}".strip()
+        return f"{self.source.relative_to(SOURCES)} {self.instance}".strip()
 
 
 def find_nvcc() -> str | None:
@@ -173,29 +175,41 @@ def jobs(toolkit: Toolkit, architectures: Sequence[str]) -> list[Job]:
         elif source.suffix != ".cu" or not (codes := code_flags(source.name, architectures)):
             continue
         extra = ["-DCUTLASS_ENABLE_GDC_FOR_SM90=1"] if "sm90" in source.name else []
-        result += [_job(source, macro, (*common, *codes, *extra)) for macro in instances(source)]
+        command = (*common, *codes, *extra)
+        result += [_job(source, name, macro, command) for name, macro in instances(source).items()]
     return sorted(result, key=lambda job: ("sm" not in job.source.name, job.name))
 
 
-def instances(source: Path) -> list[str]:
-    """``MACRO=value`` for each value that its line ``// … an object for each MACRO: …`` lists, or
-    the ``…MACRO(value, …)`` of the file that it names; an empty one where there is no such line."""
-    asked = re.search(r"^//.*\ban object for each (\w+): (.+)$", source.read_text(), re.M | re.I)
+def instances(source: Path) -> dict[str, str]:
+    """The name of each object of a source → the macro that makes it.
+
+    ``MACRO=value`` for each value that its line ``// … an object for each MACRO: …`` lists, or the
+    ``…MACRO(value, …)`` of the file that it names; ``MACROS=MACRO(value) MACRO(value)`` for each 2
+    of them. Both are empty where there is no such line."""
+    line = r"^//.*\ban object for each (?:(\d+) of )?(\w+): (.+)$"
+    asked = re.search(line, source.read_text(), re.M | re.I)
     if not asked:
-        return [""]
-    macro, values = asked[1], asked[2].split()
+        return {"": ""}
+    macro, values = asked[2], asked[3].split()
     if (listed := source.with_name(values[0])).is_file():
         values = re.findall(rf"^\w*{macro}\((\w+)", listed.read_text(), re.M)
-    return [f"{macro}={value}" for value in values]
+    if not asked[1]:
+        return {f"{macro}={value}": f"{macro}={value}" for value in values}
+    size, result = int(asked[1]), {}
+    for start in range(0, len(values), size):
+        group = values[start : start + size]
+        name = f"{macro}={group[0]}" + (f"+{len(group) - 1}" if len(group) > 1 else "")
+        result[name] = f"{macro}S=" + " ".join(f"{macro}({value})" for value in group)
+    return result
 
 
-def _job(source: Path, macro: str, command: Sequence[str]) -> Job:
-    name = ".".join(part for part in (source.name, macro, "o") if part)
+def _job(source: Path, instance: str, macro: str, command: Sequence[str]) -> Job:
+    name = ".".join(part for part in (source.name, instance, "o") if part)
     target = OBJECTS / source.relative_to(SOURCES).with_name(name)
     dependencies = ["-MD", "-MF", str(target.with_suffix(".d"))]
     defines = [f"-D{macro}"] if macro else []
     compiled = ["-c", str(source), "-o", str(target)]
-    return Job(source, macro, target, (*command, *defines, *dependencies, *compiled))
+    return Job(source, instance, target, (*command, *defines, *dependencies, *compiled))
 
 
 def _sources() -> list[Path]:

@@ -27,14 +27,6 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// All of a multiprocessor's L1 as shared memory. Kernels that divide it otherwise do not run beside each
-// other there, and the next one could not begin.
-template <class Kernel>
-cudaError_t prefer_shared_memory(Kernel kernel) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                              cudaSharedmemCarveoutMaxShared);
-}
-
 // Blocks of a `cluster` share their memory; 1 for none, more needs sm_90.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_clusters(void (*kernel)(Parameters...), dim3 cluster, dim3 grid, dim3 block,

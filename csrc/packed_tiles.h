@@ -14,15 +14,14 @@
 
 namespace questtrain {
 
-// Codes after which the order of a row of x repeats (see `tile_place` in packed_tiles_sm90.cuh); the
+// Codes after which the order of a row of x repeats (`store_for_tiles` in quantize.cu); the
 // width is a multiple of it.
 constexpr int tile_block(int bits) { return bits == 4 ? 128 : 256; }
 
-// `rows` of x at a time, the largest first 8 that hold them, `groups` of 4 warps with `slabs` of 64
-// weight rows each, steps of `quads` of 128 codes, a multiprocessor's memory for so many `blocks`, x
-// fetched together by `neighbours`.
+// `rows` of x at a time, `groups` of 4 warps with 64 weight rows each, steps of `quads` of 128 codes, a
+// multiprocessor's memory for so many `blocks`.
 struct PackedTile {
-  int rows, groups, slabs, quads, blocks, neighbours;
+  int rows, groups, quads, blocks;
 };
 
 constexpr PackedTile kPackedTiles[] = {
@@ -63,7 +62,7 @@ inline int packed_tile_for(int bits, int rows, int columns, int width) {
   return best;
 }
 
-// `a.x` in the order of `tile_place`. cudaErrorInvalidConfiguration for a tile that does not take the
+// `a.x` in the order of `store_for_tiles`. cudaErrorInvalidConfiguration for a tile that does not take the
 // shape.
 template <int bits>
 cudaError_t launch_packed_tile(int tile, const PackedLinearArguments& a, cudaStream_t);

@@ -39,22 +39,20 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
   if constexpr (!T::kIsValid) {
     return cudaErrorInvalidConfiguration;
   } else {
-    split = std::min({split, 8 / T::neighbours, a.width / (128 * T::quads)});
+    split = std::min(split, a.width / (128 * T::quads));
     if (split == 0 || a.width % tile_block(T::bits)) return cudaErrorInvalidConfiguration;
     CUtensorMap x, weight;
-    if (!encode(x, a.x, a.width, a.rows, 128, T::rows / T::neighbours, CU_TENSOR_MAP_SWIZZLE_128B) ||
+    if (!encode(x, a.x, a.width, a.rows, 128, T::rows, CU_TENSOR_MAP_SWIZZLE_128B) ||
         !encode(weight, a.weight, a.width * T::bits / 8, a.columns, T::kRowBytes, T::kColumns,
                 CU_TENSOR_MAP_SWIZZLE_NONE))
       return cudaErrorInvalidValue;
     const auto kernel = packed_tile_kernel<T>;
-    cudaError_t error = cudaFuncSetAttribute(
+    const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
-    if (error == cudaSuccess) error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
-    constexpr int together = T::neighbours * T::kColumns;
-    const dim3 grid((a.columns + together - 1) / together * T::neighbours, split,
+    const dim3 grid((a.columns + T::kColumns - 1) / T::kColumns, split,
                     (a.rows + T::rows - 1) / T::rows);
-    return launch_clusters(kernel, dim3(T::neighbours, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
+    return launch_clusters(kernel, dim3(1, split, 1), grid, dim3(T::kThreads), T::kSharedBytes,
                            stream, x, weight, a);
   }
 }

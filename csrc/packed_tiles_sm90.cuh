@@ -2,14 +2,14 @@
 // weight's codes go through registers, where masks and shifts make bytes of them, to wgmma, which
 // takes that operand from registers and x from shared memory.
 //
-// A block has `groups` of 4 warps, each with `slabs` of 64 weight rows, all with the same rows of x,
-// and one warp that fetches. `split` blocks of a cluster share a tile's width, and add up through each
-// other's shared memory: integers, in any order. A cluster's `neighbours`, tiles side by side, have the
-// same rows of x: each fetches its share of them for all.
+// A block has `groups` of 4 warps, each with 64 weight rows, all with the same rows of x, and one warp
+// that fetches. `split` blocks, a cluster, share a tile's width, and add up through each other's shared
+// memory: integers, in any order.
 //
 // Of a quad, 128 codes of a row, the quad's lane t takes a quarter that lies together (`kLaneWords`
 // words of one row, for two quads where a byte holds more than two codes). wgmma wants codes 4t … 4t+3
-// and 16+4t … of each 32 from it: x is in the order that makes these the same (`tile_place`).
+// and 16+4t … of each 32 from it: x is in the order that makes these the same (`store_for_tiles` in
+// quantize.cu).
 #pragma once
 
 #include <cuda.h>
@@ -38,7 +38,6 @@ QUESTTRAIN_WGMMA(16)
 QUESTTRAIN_WGMMA(32)
 QUESTTRAIN_WGMMA(64)
 QUESTTRAIN_WGMMA(128)
-QUESTTRAIN_WGMMA(256)
 #undef QUESTTRAIN_WGMMA
 
 template <int rows, size_t... i>
@@ -57,14 +56,12 @@ __device__ __forceinline__ void init_barrier(uint32_t barrier, uint32_t arrivals
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
 }
 
-// At the barrier in the same place of the cluster's block `rank`, if `does`: no branch, which would keep
-// the compiler from running wgmma asynchronously.
-__device__ __forceinline__ void arrive_at(uint32_t barrier, int rank, bool does) {
+// If `does`: no branch, which would keep the compiler from running wgmma asynchronously.
+__device__ __forceinline__ void arrive_if(bool does, uint32_t barrier) {
   asm volatile(
-      "{\n.reg .pred does;\n.reg .u32 there;\nsetp.ne.u32 does, %2, 0;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "@does mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier),
-      "r"(rank), "r"(static_cast<uint32_t>(does))
+      "{\n.reg .pred does;\nsetp.ne.u32 does, %1, 0;\n"
+      "@does mbarrier.arrive.shared.b64 _, [%0];\n}" ::"r"(barrier),
+      "r"(static_cast<uint32_t>(does))
       : "memory");
 }
 
@@ -94,17 +91,6 @@ __device__ __forceinline__ void copy_box(const CUtensorMap& map, uint32_t barrie
       : "memory");
 }
 
-// To the same place of all blocks in the `mask` of cluster ranks, with news at each one's barrier.
-__device__ __forceinline__ void copy_box_to_all(const CUtensorMap& map, uint32_t barrier, uint32_t to,
-                                                int column, int row, uint16_t mask,
-                                                uint64_t keep) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(column), "r"(row), "h"(mask), "l"(keep)
-      : "memory");
-}
-
 __device__ __forceinline__ void sync_cluster() {
   asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
@@ -116,11 +102,10 @@ __device__ __forceinline__ void sync_threads() {
 
 // ---- a tile
 
-template <int bits_, int rows_, int groups_, int slabs_, int quads_, int blocks_, int neighbours_>
+template <int bits_, int rows_, int groups_, int quads_, int blocks_>
 struct Tile {
-  static constexpr int bits = bits_, rows = rows_, groups = groups_, slabs = slabs_;
-  static constexpr int quads = quads_, neighbours = neighbours_;
-  static constexpr int kColumns = 64 * groups * slabs;            // weight rows
+  static constexpr int bits = bits_, rows = rows_, groups = groups_, quads = quads_;
+  static constexpr int kColumns = 64 * groups;                    // weight rows
   static constexpr int kBoxCodes = tile_block(bits);              // of a weight row, in one copy
   static constexpr int kBoxes = 128 * quads / kBoxCodes;          // copies of the weight a stage
   static constexpr int kRowBytes = kBoxCodes * bits / 8;
@@ -142,11 +127,9 @@ struct Tile {
   static constexpr int kWorkBytes = kStageBytes > kSumBytes ? kStageBytes : kSumBytes;
   static constexpr int kSharedBytes = kAlignment + kWorkBytes + kBarriers;
   static constexpr int kWorkers = 128 * groups;
-  // Wide tiles take the registers of the warps that only fetch.
-  static constexpr bool kTakesRegisters = rows * slabs > 128;
-  static constexpr int kThreads = kWorkers + (kTakesRegisters ? 128 : 32);
+  static constexpr int kThreads = kWorkers + 32;
   static constexpr bool kIsValid =
-      kSharedBytes <= kMemory && weights >= xs && (bits == 4 || quads == 2) && kColumns <= 256;
+      kSharedBytes <= kMemory && weights >= xs && (bits == 4 || quads == 2);
 };
 
 // A block's shared memory: stages of x, of the weight, and their barriers.
@@ -186,12 +169,6 @@ struct Work {
   int column, row, first, count;
 };
 
-// The rank in the cluster of its block in column `x` and row `y`.
-template <class T>
-__device__ __forceinline__ int cluster_rank(int x, int y) {
-  return x + T::neighbours * y;
-}
-
 template <class T>
 __device__ __forceinline__ Work work_of(const PackedLinearArguments& a) {
   const int stages = (a.width + 128 * T::quads - 1) / (128 * T::quads);
@@ -217,20 +194,12 @@ __device__ __forceinline__ void fetch(const CUtensorMap& x_map, const CUtensorMa
     next_weight.advance();
     ++ahead;
   };
-  const int first_row = blockIdx.x % T::neighbours * (T::rows / T::neighbours);
-  const auto all = static_cast<uint16_t>(((1 << T::neighbours) - 1) << cluster_rank<T>(0, blockIdx.y));
   const auto fetch_x = [&](int step, int stage) {
-    const uint32_t full = memory.x_full(stage);
-    arrive_expecting(full, T::kXBytes);
+    arrive_expecting(memory.x_full(stage), T::kXBytes);
 #pragma unroll
-    for (int j = 0; j < T::quads; ++j) {
-      const uint32_t to = memory.x(stage) + j * T::kQuadBytes + first_row * 128;
-      const int column = ((work.first + step) * T::quads + j) * 128, row = work.row + first_row;
-      if constexpr (T::neighbours > 1)
-        copy_box_to_all(x_map, full, to, column, row, all, kReadAgain);
-      else
-        copy_box(x_map, full, to, column, row, kReadAgain);
-    }
+    for (int j = 0; j < T::quads; ++j)
+      copy_box(x_map, memory.x_full(stage), memory.x(stage) + j * T::kQuadBytes,
+               ((work.first + step) * T::quads + j) * 128, work.row, kReadAgain);
   };
   while (ahead < min(work.count, T::weights)) fetch_weight();
   wait_for_previous();
@@ -269,48 +238,40 @@ __device__ __forceinline__ void split_codes(const uint32_t (&words)[2][T::kLaneW
 // The sums of level indices by codes of x, of a thread's part of the tile.
 template <class T>
 __device__ __forceinline__ void multiply(const Work& work, const Memory<T>& memory,
-                                         uint32_t (&sums)[T::slabs][T::rows / 2]) {
+                                         uint32_t (&sums)[T::rows / 2]) {
   // K-major rows of 128 bytes, swizzled: 8 of them are 1,024 bytes.
   constexpr uint64_t kDescriptor = (1ull << 62) | (64ull << 32) | (1ull << 16);
   constexpr int kBoxQuads = T::quads / T::kBoxes;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int row = 64 * T::slabs * (warp / 4) + 16 * (warp % 4) + lane / 4;
-  const uint32_t of_lane = row * T::kRowBytes + lane % 4 * (4 * T::kLaneWords);
-  // A step is left for all neighbours, by one thread of each 4 warps for each.
-  const bool arrives = threadIdx.x % 128 < T::neighbours;
-  const int owner = cluster_rank<T>(threadIdx.x % T::neighbours, blockIdx.y);
-  uint32_t codes[T::quads][T::slabs][4][4];
+  const uint32_t of_lane = (16 * warp + lane / 4) * T::kRowBytes + lane % 4 * (4 * T::kLaneWords);
+  uint32_t codes[T::quads][4][4];
   Place<T::xs> x;
   Place<T::weights> weight;
   for (int i = 0; i < work.count; ++i) {
     wait_for(memory.weight_full(weight.stage), weight.parity);
-    uint32_t words[T::slabs][2][T::kLaneWords];
+    uint32_t words[2][T::kLaneWords];
 #pragma unroll
     for (int quad = 0; quad < T::quads; ++quad) {
+      if (quad % kBoxQuads == 0)
 #pragma unroll
-      for (int s = 0; s < T::slabs; ++s) {
-        if (quad % kBoxQuads == 0)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            load_shared(memory.weight(weight.stage) + quad / kBoxQuads * T::kBoxBytes + of_lane +
-                            (64 * s + 8 * half) * T::kRowBytes,
-                        words[s][half]);
-        split_codes<T>(words[s], quad % kBoxQuads * T::kQuadWords, codes[quad][s]);
-      }
+        for (int half = 0; half < 2; ++half)
+          load_shared(memory.weight(weight.stage) + quad / kBoxQuads * T::kBoxBytes + of_lane +
+                          8 * half * T::kRowBytes,
+                      words[half]);
+      split_codes<T>(words, quad % kBoxQuads * T::kQuadWords, codes[quad]);
       if (quad == 0) wait_for(memory.x_full(x.stage), x.parity);
       asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-#pragma unroll
-        for (int s = 0; s < T::slabs; ++s)
-          wgmma<T::rows>(codes[quad][s][step],
-                         kDescriptor | (memory.x(x.stage) + quad * T::kQuadBytes + 32 * step) >> 4,
-                         sums[s], std::make_index_sequence<T::rows / 2>());
+        wgmma<T::rows>(codes[quad][step],
+                       kDescriptor | (memory.x(x.stage) + quad * T::kQuadBytes + 32 * step) >> 4,
+                       sums, std::make_index_sequence<T::rows / 2>());
       asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
       // While a quad's products run the next one's codes are split, in registers of their own.
       asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(T::quads - 1) : "memory");
       const int left = T::quads == 1 ? x.stage : x.stage ? x.stage - 1 : T::xs - 1;
-      if (quad == 0) arrive_at(memory.left(left), owner, arrives && (T::quads == 1 || i > 0));
+      if (quad == 0)
+        arrive_if(threadIdx.x % 128 == 0 && (T::quads == 1 || i > 0), memory.left(left));
     }
     x.advance();
     weight.advance();
@@ -320,18 +281,16 @@ __device__ __forceinline__ void multiply(const Work& work, const Memory<T>& memo
 
 // A thread's sums to shared memory, which the stages have left: [rows, kPitch].
 template <class T>
-__device__ __forceinline__ void store_sums(const uint32_t (&sums)[T::slabs][T::rows / 2],
-                                           uint32_t to) {
+__device__ __forceinline__ void store_sums(const uint32_t (&sums)[T::rows / 2], uint32_t to) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  const int column = 64 * T::slabs * (warp / 4) + 16 * (warp % 4) + lane / 4;
 #pragma unroll
-  for (int s = 0; s < T::slabs; ++s)
-#pragma unroll
-    for (int i = 0; i < T::rows / 2; ++i) {
-      const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2;
-      const int place = row * T::kPitch + column + 64 * s + 8 * (i / 2 % 2);
-      asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * place), "r"(sums[s][i]) : "memory");
-    }
+  for (int i = 0; i < T::rows / 2; ++i) {
+    const int row = i / 4 * 8 + 2 * (lane % 4) + i % 2;
+    const int column = 16 * warp + lane / 4 + 8 * (i / 2 % 2);
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * (row * T::kPitch + column)),
+                 "r"(sums[i])
+                 : "memory");
+  }
 }
 
 // 4 sums of the cluster's block `rank`, added to `total`.
@@ -386,9 +345,8 @@ __device__ __forceinline__ void finish(const PackedLinearArguments& a, const Wor
     int32_t total[8] = {};
     for (int other = 0; other < split; ++other) {
       const uint32_t from = sums + 4 * (row * T::kPitch + column);
-      const int rank = cluster_rank<T>(blockIdx.x % T::neighbours, other);
-      add_part(from, rank, total);
-      add_part(from + 16, rank, total + 4);
+      add_part(from, other, total);
+      add_part(from + 16, other, total + 4);
     }
     if (a.output == Output::half)
       store_results<__half>(a, work.row + row, work.column + column, total);
@@ -408,23 +366,18 @@ __global__ void __launch_bounds__(T::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < T::xs; ++i) {
       init_barrier(memory.x_full(i), 1);
-      init_barrier(memory.left(i), T::groups * T::neighbours);
+      init_barrier(memory.left(i), T::groups);
     }
     for (int i = 0; i < T::weights; ++i) init_barrier(memory.weight_full(i), 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  if constexpr (T::neighbours > 1)
-    sync_cluster();  // the neighbours' barriers are there
-  else
-    __syncthreads();
+  __syncthreads();
   if (threadIdx.x >= T::kWorkers) {
-    if constexpr (T::kTakesRegisters) asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
     if (threadIdx.x == T::kWorkers) fetch<T>(x_map, weight_map, work, memory);
     __syncwarp();
     sync_cluster();
   } else {
-    if constexpr (T::kTakesRegisters) asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-    uint32_t sums[T::slabs][T::rows / 2] = {};
+    uint32_t sums[T::rows / 2] = {};
     wait_for_previous();
     multiply<T>(work, memory, sums);
     sync_threads<1, T::kWorkers>();

@@ -180,13 +180,11 @@ cudaError_t launch_rows(const QuantizeArguments& a, cudaStream_t stream) {
   const int rows_per_block = warps < 4 ? 4 / warps : 1;
   const dim3 grid(static_cast<unsigned>((a.rows + rows_per_block - 1) / rows_per_block));
   const dim3 block(32 * warps * rows_per_block);
-  if (a.container_bits == 8 && a.tile_bits == 0)
-    return launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream, a,
-                            warps);
-  const auto kernel = quantize_rows<T, Rotation, operand, true>;
-  if (a.tile_bits)
-    if (const cudaError_t error = prefer_shared_memory(kernel); error != cudaSuccess) return error;
-  return launch_dependent(kernel, grid, block, 0, stream, a, warps);
+  return a.container_bits == 8 && a.tile_bits == 0
+             ? launch_dependent(quantize_rows<T, Rotation, operand, false>, grid, block, 0, stream,
+                                a, warps)
+             : launch_dependent(quantize_rows<T, Rotation, operand, true>, grid, block, 0, stream,
+                                a, warps);
 }
 
 template <class T, class Rotation>

@@ -42,7 +42,7 @@ TILES = [
     tuple(map(int, re.findall(r"\d+", line)))
     for line in (HERE / "packed_tiles.inc").read_text().splitlines()
 ]
-"""Rows, groups, slabs, quads, blocks, neighbours, as packed_tiles.h names them."""
+"""Rows, groups, quads, blocks, as packed_tiles.h names them."""
 SPLITS = 8
 FILLS, CROWDS = 0.6, 4.0
 """Blocks for each multiprocessor."""
@@ -107,14 +107,13 @@ def candidates(rows: int, columns: int, multiprocessors: int) -> list[int]:
     """The numbers of tiles that hold all rows, or are the largest, and whose blocks are neither
     too few nor too many."""
     sizes = sorted({tile[0] for tile in TILES})
-    fitting = [size for size in sizes if size >= rows][:1]
-    wanted = set(fitting) | ({128, 256} if rows > 128 else set())
+    wanted = next((size for size in sizes if size >= rows), sizes[-1])
     found = []
-    for number, (size, groups, slabs, _, _, neighbours) in enumerate(TILES):
-        tiles = math.ceil(columns / (64 * groups * slabs)) * math.ceil(rows / size)
-        for split in range(1, SPLITS // neighbours + 1):
+    for number, (size, groups, *_) in enumerate(TILES):
+        tiles = math.ceil(columns / (64 * groups)) * math.ceil(rows / size)
+        for split in range(1, SPLITS + 1):
             filled = tiles * split / multiprocessors
-            if size in wanted and (FILLS <= filled <= CROWDS or (split == SPLITS // neighbours and filled < 1)):
+            if size == wanted and (FILLS <= filled <= CROWDS or (split == SPLITS and filled < 1)):
                 found.append(number + len(TILES) * (split - 1))
     return found
 

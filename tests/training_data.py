@@ -21,8 +21,8 @@ TINY = (
 )
 
 
-def make_corpus(folder: Path) -> list[str]:
-    """Copy some standard-library sources, train a small tokenizer; returns ``data=`` settings."""
+def make_corpus(folder: Path) -> None:
+    """Copy some standard-library sources, train a small tokenizer."""
     from tokenizers import ByteLevelBPETokenizer
 
     texts = folder / "texts"
@@ -38,9 +38,13 @@ def make_corpus(folder: Path) -> list[str]:
         show_progress=False,
     )
     tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def corpus_settings(folder: Path) -> list[str]:
+    """``data=`` settings of what `make_corpus` made."""
     return [
         "data=text",
-        f"data.files={texts}/*.txt",
+        f"data.files={folder / 'texts'}/*.txt",
         f"data.tokenizer={folder / 'tokenizer.json'}",
         f"data.cache_dir={folder / 'cache'}",
         "data.validation_fraction=0.3",

@@ -1,4 +1,4 @@
-// INT8 products on sm_90, an object for each TILE: configurations_sm90.inc
+// INT8 products on sm_90, an object for each 4 of TILE: configurations_sm90.inc
 #include "int8_sm90.cuh"
 
 namespace questtrain {
@@ -10,14 +10,13 @@ namespace {
                                std::is_same_v<Arguments, OffsetArguments>>;
 #include "configurations_sm90.inc"
 
-#define JOINED(name, suffix) name##suffix
-#define GEMM_OF(name) JOINED(name, _gemm)
-
 }  // namespace
 
-// Of all of them, this one is compiled.
-cudaError_t TILE(const GEMM_OF(TILE)::Arguments& arguments, cudaStream_t stream) {
-  return GEMM_OF(TILE)::run(arguments, stream);
-}
+// Of all of them, these are compiled.
+#define TILE(name)                                                                   \
+  cudaError_t name(const name##_gemm::Arguments& arguments, cudaStream_t stream) {   \
+    return name##_gemm::run(arguments, stream);                                      \
+  }
+TILES
 
 }  // namespace questtrain

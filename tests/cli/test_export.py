@@ -124,10 +124,11 @@ def test_of_two_exports_the_second_overwrites_nothing(tmp_path, write_to, monkey
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path, write_to, monkeypatch):
-    monkeypatch.setattr("os.getpid", lambda: 7)
-    (tmp_path / ".output.7.tmp").mkdir()
-    (tmp_path / ".output.7.tmp" / "half").touch()
+def test_what_a_killed_process_left_goes_with_the_next_export(tmp_path, write_to):
+    left = tmp_path / ".output.ab_12.tmp"
+    (left / "folder").mkdir(parents=True)
+    (left / "folder" / "half").touch()
+    (left / "lock").touch()
     write_to(tmp_path / "output")
     assert [path.name for path in tmp_path.rglob("*")] == ["output", "model"]
 

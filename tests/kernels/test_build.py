@@ -148,19 +148,36 @@ def test_an_object_for_each_value_that_a_source_asks_for(checkout):
     checkout.write("csrc/gemm/tile_sm90.cu", "// Tiles, an object for each TILE: tiles.inc\n")
     listed = checkout.write("csrc/gemm/tiles.inc", "NUMBERED_TILE(a, 1)\nOTHER_TILE(b, 2)\n")
     jobs = checkout.build.jobs(checkout.build.find_toolkit(()), ("90a",))
-    several = [job for job in jobs if job.macro]
+    several = [job for job in jobs if job.instance]
     assert [job.name for job in several] == [
         "gemm/tile_sm90.cu TILE=a",
         "gemm/tile_sm90.cu TILE=b",
         "rows.cu BITS=1",
         "rows.cu BITS=2",
     ]
-    assert all(f"-D{job.macro}" in job.command for job in several)
+    assert all(f"-D{job.instance}" in job.command for job in several)
     assert len({job.target for job in jobs}) == len(jobs)
     everything = ["ops.cpp", "rows.cu", "rows.cu", "rows.cu", "tile_sm80.cu"]
     assert checkout.run() == (0, [*everything, "tile_sm90.cu", "tile_sm90.cu"])
     listed.write_text(listed.read_text() + "OTHER_TILE(c, 3)\n")
     assert checkout.run() == (0, ["tile_sm90.cu"])
+
+
+def test_an_object_for_several_values_together(checkout):
+    """As CUTLASS' tiles are: its headers cost as much as a tile. The last object may have fewer."""
+    checkout.write("csrc/gemm/tile_sm90.cu", "// Tiles, an object for each 2 of TILE: tiles.inc\n")
+    checkout.write(
+        "csrc/gemm/tiles.inc", "NUMBERED_TILE(a, 1)\nOTHER_TILE(b, 2)\nOTHER_TILE(c, 3)\n"
+    )
+    jobs = checkout.build.jobs(checkout.build.find_toolkit(()), ("90a",))
+    several = {job.name: job.command for job in jobs if job.instance}
+    assert list(several) == ["gemm/tile_sm90.cu TILE=a+1", "gemm/tile_sm90.cu TILE=c"]
+    defines = [[word for word in command if "TILE" in word] for command in several.values()]
+    assert [words[0] for words in defines] == ["-DTILES=TILE(a) TILE(b)", "-DTILES=TILE(c)"]
+    assert checkout.run() == (
+        0,
+        ["ops.cpp", "rows.cu", "tile_sm80.cu", "tile_sm90.cu", "tile_sm90.cu"],
+    )
 
 
 def test_other_flags_and_lost_objects_compile_again(checkout):

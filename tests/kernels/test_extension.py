@@ -2,6 +2,7 @@
 
 import json
 import logging
+import operator
 import re
 import shutil
 import subprocess
@@ -159,3 +160,26 @@ def test_doctor_says_which_backend_is_chosen(monkeypatch, tmp_path):
     state, text = finding(monkeypatch, loaded, (9, 0))
     assert state == "problem"
     assert "Did you mean 'auto'?" in text
+
+
+def test_never_compiled_runs_as_it_is_in_a_compiled_caller():
+    """Once for each call, between two graphs, and not one operation of it in them."""
+    compiling = []
+
+    @extension.never_compiled
+    def doubled(x):
+        compiling.append(torch.compiler.is_compiling())
+        return 2 * x
+
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([node.target for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    compiled = torch.compile(lambda x: doubled(x + 1) - 1, backend=backend)
+    x = torch.arange(3.0)
+    for _ in range(2):
+        assert torch.equal(compiled(x), 2 * (x + 1) - 1)
+    assert compiling == [False, False]
+    assert graphs == [[operator.add], [operator.sub]]

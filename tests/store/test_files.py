@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from questtrain.store.files import (
     LineFile,
     atomic_write,
     copy_file,
+    folder_to_publish,
     output_for,
     publish_folder,
     remove_folder,
@@ -172,3 +176,31 @@ def test_what_raises_inside_leaves_the_old_file(tmp_path):
         half_written(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_hidden_folder_goes_once_its_process_is_killed(tmp_path: Path) -> None:
+    """One whose process lives stays, whatever number that has; so does what is none of ours."""
+    final = tmp_path / "new" / "model[1]"
+    probe = (
+        "import sys, time; from pathlib import Path;"
+        "from questtrain.store.files import folder_to_publish\n"
+        "with folder_to_publish(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch(); print(folder, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", probe, str(final)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        other = Path(process.stdout.readline().strip())
+        (final.parent / ".model[1].json.tmp").touch()
+        (final.parent / ".model[1].foreign.tmp").mkdir()
+        kept = sorted(final.parent.iterdir())
+        with folder_to_publish(final) as folder:
+            assert sorted(folder.iterdir()) == []
+            assert (other / "half").exists()
+            (folder / "file").touch()
+            publish_folder(folder, final)
+        assert sorted(final.parent.iterdir()) == sorted([*kept, final])
+        process.send_signal(signal.SIGKILL)
+    with folder_to_publish(final):
+        pass
+    assert sorted(final.parent.iterdir()) == sorted({*kept, final} - {other.parent})

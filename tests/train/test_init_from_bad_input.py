@@ -93,6 +93,11 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def exported(folder: Path) -> None:
+    config(quantization={"group_size": 64, "bits": 4})(folder)
+    (folder / "certificate.json").touch()
+
+
 def other_tokenizer(folder: Path) -> None:
     content = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = content["model"]["vocab"]
@@ -108,6 +113,9 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "empty": (emptied, "there is nothing to start from. It can be a run's folder"),
     "no llama": (config(model_type="gpt2"), "model_type='gpt2' is no model of the Llama family"),
     "quantized": (config(quantization_config={"bits": 4}), "quantization_config"),
+    "our layers": (config(quantization_config={"quant_method": "questtrain", "bits": "w4a4"}),
+                   "is an export of quantized weights: give the run that it was made of"),
+    "exported": (exported, "or an export of that run with format=packed"),
     "no configuration": (text("config.json", "[]"), "config.json holds no configuration"),
     "no JSON": (text("config.json", "{"), "config.json cannot be read"),
     "other depth": (config(num_hidden_layers=3),

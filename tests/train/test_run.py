@@ -23,11 +23,21 @@ RUN = (*TINY, f"max_steps={STEPS}", "log_every=1", "eval_every=8", "checkpoint_e
 
 @pytest.fixture(scope="module")
 def unbroken(corpus, tmp_path_factory) -> Path:
-    """The run that was never stopped."""
+    """The run that was never stopped; ``imports`` beside it is what its process imported."""
     runs = tmp_path_factory.mktemp("unbroken")
-    result = questtrain("train", *RUN, *corpus, f"runs_dir={runs}", "name=run")
+    environment = {**os.environ, "PYTHONPROFILEIMPORTTIME": "1"}
+    words = ["train", *RUN, *corpus, f"runs_dir={runs}", "name=run"]
+    result = questtrain(*words, env=environment)
     assert result.returncode == 0, result.stderr
+    (runs / "imports").write_text(result.stderr)
     return runs / "run"
+
+
+def test_a_run_on_a_cpu_does_not_import_the_compiler_of_torch(unbroken):
+    """It would begin a second or two later."""
+    imported = (unbroken.parent / "imports").read_text().split()
+    assert "torch.optim.adamw" in imported
+    assert "torch._dynamo" not in imported
 
 
 def same_run(one: Path, other: Path) -> None:

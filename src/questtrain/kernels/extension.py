@@ -8,11 +8,12 @@ there: importing this starts nothing, and a process that uses no GPU loads nothi
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,9 +96,15 @@ def constant_when_compiled(function: Function) -> Function:
 
 
 def never_compiled(function: Function) -> Function:
-    """`torch.compiler.disable`, which would import the compiler: here the first call does."""
-    wrapped: Function = _disable_dynamo(function)  # type: ignore[assignment]
-    return wrapped
+    """`torch.compiler.disable`, which would import the compiler: a second or two. Calls where it is
+    not imported, where nothing is compiled, go without."""
+    disabled = _disable_dynamo(function)
+
+    @functools.wraps(function)
+    def called(*args: Any, **keywords: Any) -> Any:
+        return (disabled if "torch._dynamo" in sys.modules else function)(*args, **keywords)
+
+    return called  # type: ignore[return-value]
 
 
 @constant_when_compiled
@@ -138,6 +145,6 @@ def _newest_gpu() -> tuple[int, int] | None:
     return max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
 
 
-@cache
+@functools.cache
 def _say(level: int, error: str) -> None:
     log.log(level, "CUDA kernels: %s; the plain-torch references serve", error)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,6 +135,37 @@ class LineFile:
     def close(self) -> None:
         """Close the file; nothing is buffered."""
         self._file.close()
+
+
+@contextmanager
+def folder_to_publish(final: Path) -> Iterator[Path]:
+    """An empty folder for `publish_folder`, in a hidden one beside ``final``; its parents are made.
+    Nothing of it is left at the end. What killed processes left of theirs goes first: one that
+    lives, on whatever machine, holds a lock in its own."""
+    if not final.parent.exists():  # of a file mkdtemp says what is wrong
+        final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        _remove_unlocked(left)
+    hidden = Path(tempfile.mkdtemp(".tmp", f".{final.name}.", final.parent))
+    try:
+        with (hidden / "unlocked").open("w") as lock:
+            with suppress(OSError):  # without file locks nobody removes it
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            os.replace(hidden / "unlocked", hidden / _LOCK)  # there it is locked from the start
+            (hidden / "folder").mkdir()
+            yield hidden / "folder"
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+_LOCK = "lock"
+
+
+def _remove_unlocked(hidden: Path) -> None:
+    """Remove a folder of `folder_to_publish`, unless its process lives or nothing tells."""
+    with suppress(OSError), (hidden / _LOCK).open("r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(hidden)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

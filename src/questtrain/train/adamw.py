@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,11 @@ class AdamW(torch.optim.AdamW):
     """
 
     grad_scale: Tensor | None = None
+
+    # torch wraps these so that a compiled program leaves them alone, and imports its compiler for
+    # that: a second before a run on a CPU, which compiles nothing, could begin.
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
 
     def __init__(
         self,

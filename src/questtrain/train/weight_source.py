@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from questtrain.config import ModelConfig, non_embedding_params
 from questtrain.config.loading import read_config
 from questtrain.data.tokenizer import FILENAMES
 from questtrain.errors import UserError
+from questtrain.model.hf_quantization import METHOD
 from questtrain.model.huggingface import hf_names, model_config_of
 from questtrain.packed import MANIFEST, PackedFolder, is_packed_folder
 from questtrain.store.checkpoint import Checkpoint, latest_checkpoint
@@ -140,6 +141,7 @@ class HuggingFaceWeights(WeightSource):
 
     def __init__(self, folder: Path) -> None:
         config = _config_json(folder / "config.json")
+        _refuse_export_of_codes(folder, config)
         try:
             model = model_config_of(config)
         except UserError as error:
@@ -184,6 +186,18 @@ def _config_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"init_from: {path} holds no configuration.")
     return content
+
+
+def _refuse_export_of_codes(folder: Path, config: Mapping[str, Any]) -> None:
+    """UserError for what `questtrain export` wrote with codes in place of weights: layers of ours,
+    or another program's."""
+    written = config.get("quantization_config") or config.get("quantization")  # the latter: mlx
+    ours = isinstance(written, dict) and written.get("quant_method") == METHOD
+    if written and (ours or (folder / "certificate.json").is_file()):
+        raise UserError(
+            f"init_from: {folder} is an export of quantized weights: give the run that it was made"
+            " of, or an export of that run with format=packed."
+        )
 
 
 def _size_name(model: ModelConfig) -> str:

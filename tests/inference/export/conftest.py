@@ -1,4 +1,4 @@
-"""Trained runs to export: each is trained once a session, when the first test asks for it."""
+"""Trained runs to export: each is trained once, by the worker whose test first asks for it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from torch import Tensor
 
 from questtrain.cli.main import main
-from questtrain.inference.export import write
+from questtrain.inference.export import written
 from questtrain.inference.export.runtime import Answer
 
 FORMATS = ("bf16", "w4a16", "w2a16", "w1a16", "w1.58a16", "w4a4", "w1a1")
@@ -80,22 +81,23 @@ def answer_here(
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports are certified by `answer_here`."""
-    monkeypatch.setattr(write, "ask", answer_here)
+    monkeypatch.setattr(written, "ask", answer_here)
 
 
 @pytest.fixture(scope="session")
-def trained(corpus: list[str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(corpus: list[str], shared_folder: Path) -> Trained:
     """``trained("w4a4", "quest", **{"quant.grid": "int"})`` → the folder of a completed run, the
     same for the same words."""
-    runs = tmp_path_factory.mktemp("trained")
+    runs = shared_folder / "trained"
 
     def run(bits: str, method: str = "quest", **settings: object) -> Path:
         chosen = [f"{key}={value}" for key, value in sorted(settings.items())]
         name = "-".join((bits, method, *chosen)).translate(str.maketrans("[]*,/=", "......"))
         folder = runs / name
-        if not folder.exists():
-            words = [*SMALL, *corpus, f"bits={bits}", f"method={method}", *chosen]
-            assert main(["train", *words, f"runs_dir={runs}", f"name={name}"]) == 0
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not folder.exists():
+                words = [*SMALL, *corpus, f"bits={bits}", f"method={method}", *chosen]
+                assert main(["train", *words, f"runs_dir={runs}", f"name={name}"]) == 0
         return folder
 
     return run

@@ -11,7 +11,8 @@ from questtrain.inference.export import export_format, gguf_file
 from questtrain.inference.export.certificate import Certificate
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.source import Source
-from questtrain.inference.export.write import CertificateFailed, certify, export
+from questtrain.inference.export.write import export
+from questtrain.inference.export.written import CertificateFailed, Written
 from tests.inference.export.conftest import MATRIX, Trained
 
 pytest.importorskip("xllamacpp")
@@ -189,4 +190,4 @@ def test_a_file_in_another_order_fails(
     monkeypatch.setattr(gguf_file, "is_reordered", lambda kind, name: False)
     form.write(source, tmp_path, Options())
     with pytest.raises(CertificateFailed, match=r"does not compute .* layers\.0"):
-        certify(form, source, tmp_path, Options(), runtime, "cpu")
+        Written(form, source, tmp_path, Options(), runtime).certify()

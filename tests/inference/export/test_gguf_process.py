@@ -9,7 +9,7 @@ import pytest
 
 from questtrain.cli.main import main
 from questtrain.errors import UserError
-from questtrain.inference.export import write
+from questtrain.inference.export import written
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.export.write import export
@@ -31,7 +31,7 @@ def test_export_and_verify(
     shown = capsys.readouterr().out
     assert "llama.cpp (xllamacpp " in shown
     assert "token ids" in shown
-    monkeypatch.setattr(write, "ask", answer_here)
+    monkeypatch.setattr(written, "ask", answer_here)
     assert main(["verify", str(output), f"run={run}", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["runtime"] == "llama.cpp"

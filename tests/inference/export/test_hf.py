@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from questtrain.cli.main import main
-from questtrain.inference.export import write
+from questtrain.inference.export import write, written
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.passages import PASSAGES, TEXTS
 from questtrain.inference.export.source import Source
@@ -57,7 +57,7 @@ def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Expo
         if run not in made:
             output = tmp_path_factory.mktemp("hf") / "model"
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(write, "ask", answer_here)
+                patch.setattr(written, "ask", answer_here)
                 write.export(Source.open(run), "hf", output, Options())
             made[run] = output
         return made[run]

@@ -17,7 +17,8 @@ from questtrain.inference.export.onnx_graph import MODEL, OPSET, Graph
 from questtrain.inference.export.onnx_rows import RowQuantizers
 from questtrain.inference.export.onnx_run import OnnxModel
 from questtrain.inference.export.source import Source
-from questtrain.inference.export.write import CertificateFailed, export
+from questtrain.inference.export.write import export
+from questtrain.inference.export.written import CertificateFailed
 from questtrain.inference.generate import generate_tokens
 from questtrain.inference.load import load_run
 from tests.inference.export.conftest import MATRIX

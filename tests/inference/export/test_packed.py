@@ -103,7 +103,7 @@ def test_what_is_no_code_in_16_bits(trained, tmp_path):
 
 def test_a_code_that_differs_is_found(trained, tmp_path, monkeypatch):
     """One code of one layer, changed on the way."""
-    from questtrain.inference.export.write import CertificateFailed
+    from questtrain.inference.export.written import CertificateFailed
     from questtrain.quant import stored_weight
 
     right = stored_weight.pack_codes

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from questtrain.cli.main import main
 from questtrain.errors import UserError
-from questtrain.inference.export import write
+from questtrain.inference.export import write, written
 from questtrain.inference.export.compressed_tensors import CompressedTensorsFormat
 from questtrain.inference.export.format import Options
 from questtrain.inference.export.integers import integers
@@ -46,8 +46,8 @@ def here(monkeypatch):
             warnings.simplefilter("ignore")
             return answer_here(*words)
 
-    monkeypatch.setattr(write, "ask", ask)
-    monkeypatch.setattr(write, "prompts", lambda *words: prompts(*words)[:3])
+    monkeypatch.setattr(written, "ask", ask)
+    monkeypatch.setattr(written, "prompts", lambda *words: prompts(*words)[:3])
 
 
 def exported(run, name, place, **options):
@@ -107,7 +107,7 @@ def test_a_qwen2_is_given_the_tokenizer_of_qwen(trained, tmp_path, here):
     assert "PreTrainedTokenizerFast" in (tmp_path / "compressed-tensors/README.md").read_text()
     check(run, "mlx", "model.head_dim=32: mlx-lm's model", tmp_path)
     run = trained("w4a16", "quest-noht", **{"model.qkv_bias": "true"})
-    with pytest.raises(write.CertificateFailed, match="mlx-lm encodes text otherwise"):
+    with pytest.raises(written.CertificateFailed, match="mlx-lm encodes text otherwise"):
         exported(run, "mlx", tmp_path)
     assert not (tmp_path / "mlx").exists()
 
@@ -122,7 +122,7 @@ def test_a_model_of_no_class_of_transformers(trained, tmp_path, here):
 @pytest.mark.parametrize("name", FORMS)
 def test_sixteen_bits(name, dtype, trained, tmp_path, here, monkeypatch):
     """Scales are rounded, too: the codes are not. Short prompts: MLX's CPU has no such numbers."""
-    monkeypatch.setattr(write, "prompts", lambda *words: [prompts(*words)[0][:8]])
+    monkeypatch.setattr(written, "prompts", lambda *words: [prompts(*words)[0][:8]])
     certificate = exported(trained("w4a16", "quest-noht"), name, tmp_path, dtype=dtype)
     assert certificate.codes_different == 0
     assert certificate.comparison.largest_logit_difference > 0

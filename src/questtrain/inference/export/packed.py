@@ -15,7 +15,7 @@ from questtrain.inference.export.card import write_card
 from questtrain.inference.export.format import Bound, ExportFormat, Options
 from questtrain.inference.export.source import Source
 from questtrain.inference.load import load
-from questtrain.packed import Manifest, PackedFolder, Skeleton
+from questtrain.packed import Manifest, PackedFolder
 from questtrain.quant.quantizer import Quantizer
 from questtrain.store.tensor_files import TensorFiles
 from questtrain.store.weight_files import WeightFiles
@@ -48,7 +48,7 @@ class PackedFormat(ExportFormat):
         return None
 
     def write(self, source: Source, folder: Path, options: Options) -> None:
-        skeleton, dtype = Skeleton(source.config), options.torch_dtype
+        skeleton, dtype = source.skeleton, options.torch_dtype
         planned = skeleton.planned(dtype)
         with TensorFiles(folder, planned, options.shard_bytes) as files:
             for name, each in skeleton.tensors(dtype).items():
@@ -77,7 +77,7 @@ class PackedFormat(ExportFormat):
         return self._open(folder).values(name), False
 
     def is_packed(self, source: Source) -> bool:
-        return bool(Skeleton(source.config).weights)
+        return bool(source.skeleton.weights)
 
     def bound(self, source: Source, options: Options, runtime: str) -> Bound:
         return ROUNDED.get(options.dtype, Bound(0.0, 0.0, 1.0))

@@ -22,8 +22,7 @@ from questtrain.errors import UserError
 from questtrain.inference.load import for_use, tokenizer_of
 from questtrain.inference.pack import pack
 from questtrain.model import Llama
-from questtrain.model.meta import without_numbers
-from questtrain.packed.folder import is_packed_folder
+from questtrain.packed import Skeleton, is_packed_folder
 from questtrain.quant import QuantLinear
 from questtrain.quant.grid import Grid
 from questtrain.quant.packing import rotation_block
@@ -131,24 +130,22 @@ class Source:
         return self.checkpoint.folder / "model.safetensors"
 
     @cached_property
-    def _skeleton(self) -> Llama:
+    def skeleton(self) -> Skeleton:
         """The model without its weights."""
-        with without_numbers():
-            return Llama(self.config.model, self.config.bits, self.config.quant)
+        return Skeleton(self.config)
 
     def linear_names(self) -> list[str]:
         """The blocks' linear layers in the order of the model: ``layers.0.attention.q_proj``, …"""
-        modules = self._skeleton.named_modules()
-        return [name for name, module in modules if isinstance(module, QuantLinear)]
+        return list(self.skeleton.linears)
 
     def tensor_names(self) -> list[str]:
         """All other tensors of the model: embedding, norms, head, …"""
         of_linears = tuple(f"{name}." for name in self.linear_names())
-        return [n for n in self._skeleton.state_dict() if not n.startswith(of_linears)]
+        return [n for n in self.skeleton.model.state_dict() if not n.startswith(of_linears)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor, without reading it."""
-        return tuple(self._skeleton.state_dict()[name].shape)
+        return tuple(self.skeleton.model.state_dict()[name].shape)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor of the checkpoint, as it is stored (fp32)."""
@@ -156,8 +153,7 @@ class Source:
 
     def meta_linear(self, name: str) -> QuantLinear:
         """One layer without its numbers."""
-        layer: QuantLinear = copy.deepcopy(self._skeleton.get_submodule(name))  # type: ignore[assignment]
-        return layer
+        return copy.deepcopy(self.skeleton.linears[name])
 
     def linear(self, name: str) -> QuantLinear:
         """One layer as it was trained, with its weight and its quantizers, on the CPU."""
