@@ -58,6 +58,12 @@ class Server:
         health: dict[str, Any] = self.http.get("/health").json()
         return health
 
+    def metric(self, line: str) -> float:
+        """What `/metrics` says in the first line that begins so; 0 without one."""
+        text = self.http.get("/metrics", headers={"Authorization": f"Bearer {self.key}"}).text
+        rows = [row for row in text.splitlines() if row.startswith(line)]
+        return float(rows[0].split()[-1]) if rows else 0.0
+
     def end(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.terminate()

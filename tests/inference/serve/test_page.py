@@ -87,12 +87,14 @@ def test_an_answer_streams_in(page: Browser) -> None:
 
 
 def test_stopping_frees_the_slot(page: Browser, server: Server) -> None:
+    before = server.metric("questtrain_generated_tokens_total")
     ask(page, max_tokens="60")
     wait_for(lambda: page.texts("#made")[0] != "")
     page.find("#halt").click()
     wait_for(lambda: done(page))
     assert page.texts("#status") == ["stopped by you."]
-    wait_for(lambda: server.health()["running"] == 0, 0.5)
+    wait_for(lambda: server.health()["running"] == 0)
+    assert server.metric("questtrain_generated_tokens_total") - before < 60
 
 
 def test_errors_are_told_in_words(page: Browser) -> None:
