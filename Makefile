@@ -18,7 +18,7 @@ help:
 	@echo "make test-gpu  kernels, GPU tests make lint       ruff and mypy; edits nothing"
 	@echo "make kernels   the kernels: a C++ compiler for the CPU's, nvcc (no GPU) for CUDA's"
 	@echo "               [ARCHS=\"80;89;90a\" JOBS=2]"
-	@echo "make test-browser  the report page's tests, in headless Chromium"
+	@echo "make test-browser  the tests of our pages, in headless Chromium"
 	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
 
 $(READY): requirements.lock pyproject.toml setup.py

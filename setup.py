@@ -68,6 +68,7 @@ setup(
     | {
         "questtrain": ["py.typed"],
         "questtrain.scaling.report": ["assets/*"],
+        "questtrain.inference.serve": ["assets/*"],
         "questtrain.kernels": LIBRARIES,
     },
     **(PLATFORM if WITH_KERNELS else {}),

@@ -35,7 +35,8 @@ from questtrain.bench.environment import environment
 from questtrain.bench.results import Results, timing_row
 from questtrain.bench.timing import measure
 from questtrain.config import ModelConfig
-from questtrain.inference import Decoder, pack
+from questtrain.inference.decode import Decoder
+from questtrain.inference.pack import pack
 from questtrain.kernels import container_bits, hadamard_quantize
 from questtrain.model import Llama
 from questtrain.quant import PackedLinear, QuantLinear, pack_linear

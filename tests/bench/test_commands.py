@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from questtrain.bench.layer import block as bench_block
+from questtrain.bench.layer.bf16_block import Bf16Block
 from questtrain.bench.layer.block import BlockBenchmark
 from questtrain.bench.layer.random_tensors import Format
 from questtrain.cli.main import main
@@ -120,7 +121,7 @@ def test_what_the_linears_compute():
     """Four products of the same rows: ours are those of its operands, quantized one by one."""
     torch.manual_seed(0)
     model, formats = ModelConfig("tiny", 1, 1, 128, 2, intermediate_size=256), Format(2, 16)
-    block = BlockBenchmark(model, formats, torch.device("cpu"))
+    block = BlockBenchmark(model, formats, Bf16Block(torch.device("cpu")))
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, module in (("mm", torch), ("hadamard_linear", bench_block)):
@@ -153,11 +154,18 @@ def test_bytes_of_the_quantizers(tmp_path):
     assert wide["swiglu"]["bytes"] == 32 * 512 * 5 + extra
 
 
-@pytest.mark.parametrize("bits", ["w1a4", "w1.58a4", "w2a4"])
-def test_few_bit_weights(tmp_path, capsys, bits):
-    rows = run(tmp_path, *LAYER, "tokens=[2,65]", "parts=[block,products]", f"bits={bits}")["rows"]
-    assert cases(rows, part="block", tokens=2)["linears"]["weights"] == "packed"
-    assert f"nano, {bits.upper()}: one linear" in capsys.readouterr().out
+def test_few_bit_weights(tmp_path, capsys):
+    """Several formats in one run: BF16 is measured beside each."""
+    formats = ("w1a4", "w1.58a4", "w2a4")
+    words = ("tokens=[2,65]", "parts=[block,products]", f"bits=[{','.join(formats)}]")
+    rows = run(tmp_path, *LAYER, *words)["rows"]
+    shown = capsys.readouterr().out
+    for bits in formats:
+        block = cases(rows, part="block", tokens=2, bits=bits)
+        assert block["linears"]["weights"] == "packed"
+        ratio = block["bf16 products"]["median"] / block["linears"]["median"]
+        assert block["linears"]["speedup"] == pytest.approx(ratio)
+        assert f"nano, {bits.upper()}: one linear" in shown
 
 
 def test_six_bit_weights_cannot_be_packed_but_measured(tmp_path):
@@ -289,6 +297,11 @@ def test_a_shape_too_large_for_memory_is_left_out(tmp_path, caplog):
         (["prefill", "prefill=int4"], "unknown prefill 'int4'"),
         (["decode", "layers=40"], "800M has 1 to 16"),
         (["decode", "vocab_size=0"], "must be at least 1"),
+        (["serve", "bits=bf16"], "always measured"),
+        (["serve", "vocab_size=8"], "a server needs 16"),
+        (["serve", "clients=[]"], "one number or more"),
+        (["serve", "rate=0"], "rate=0.0 must be positive"),
+        (["serve", "run=none"], "none"),
         (["train", "models=7B"], "unknown model '7B'"),
         (["train", "models=[]"], "models=[]: choose from"),
         (["train", "cases=w4a44"], "Did you mean 'w4a16'?"),
@@ -308,7 +321,7 @@ def test_bad_input_is_one_message(capsys, words, message):
     assert shown.count("\n") == 1
 
 
-@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "train"])
+@pytest.mark.parametrize("action", ["layer", "prefill", "decode", "serve", "train"])
 def test_help_names_every_setting(capsys, action):
     assert main(["bench", action, "--cfg", "job"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if line[0] != "-"]

@@ -22,7 +22,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from questtrain.bench.settings import DecodeConfig, LayerConfig, PrefillConfig, TrainStepConfig
+from questtrain.bench.settings import (
+    DecodeConfig,
+    LayerConfig,
+    PrefillConfig,
+    ServeLoadConfig,
+    TrainStepConfig,
+)
 from questtrain.cli.arguments import parse_arguments, train_config
 from questtrain.cli.diagnose import DiagnoseConfig
 from questtrain.cli.eval import EvalConfig
@@ -36,6 +42,7 @@ from questtrain.config import RopeScaling, TrainConfig, validate
 from questtrain.config.loading import config_from_mapping, group_kind, setting_names
 from questtrain.config.ranges import Interval, about, rules_of
 from questtrain.config.schema import GROUPS
+from questtrain.config.serve import ServeConfig
 from questtrain.data.sources import KINDS
 from questtrain.errors import UserError
 from questtrain.scaling.fit import FitOptions
@@ -51,12 +58,14 @@ COMMANDS = {
     "bench_layer": LayerConfig,
     "bench_prefill": PrefillConfig,
     "bench_decode": DecodeConfig,
+    "bench_serve": ServeLoadConfig,
     "bench_train": TrainStepConfig,
     "diagnose": DiagnoseConfig,
     "eval": EvalConfig,
     "fit": FitOptions,
     "generate": GenerateConfig,
     "plan": PlanConfig,
+    "serve": ServeConfig,
     "sweep": SweepConfig,
 }
 """The other commands' own settings: file of ``conf/`` → what it is read as."""

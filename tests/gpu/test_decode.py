@@ -8,8 +8,9 @@ import torch
 from questtrain.bench.model.decode import compile_blocks
 from questtrain.bench.model.dense import stacked
 from questtrain.config import ModelConfig
-from questtrain.inference import Decoder, pack
+from questtrain.inference.decode import Decoder
 from questtrain.inference.generate import generate_tokens
+from questtrain.inference.pack import pack
 from questtrain.kernels.extension import serves
 from questtrain.model import Llama, StaticCache
 from questtrain.quant.method import method_config

@@ -5,7 +5,8 @@ import torch
 
 from questtrain.bench.model.dense import stacked
 from questtrain.config import ModelConfig
-from questtrain.inference import Decoder, pack
+from questtrain.inference.decode import Decoder
+from questtrain.inference.pack import pack
 from questtrain.model import Llama, PackedLlama, StaticCache
 from questtrain.quant import convert
 from questtrain.quant.method import method_config

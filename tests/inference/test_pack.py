@@ -7,7 +7,7 @@ from torch import nn
 import questtrain
 from questtrain.config import ModelConfig
 from questtrain.errors import UserError
-from questtrain.inference import block_weight_bytes, pack
+from questtrain.inference.pack import block_weight_bytes, pack
 from questtrain.model import Llama, PackedLlama
 from questtrain.quant import PackedLinear
 from questtrain.quant.method import method_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def draw(record: dict[str, Any], path: Path) -> bool:
     ``speedup``."""
     if not any("speedup" in row for row in record["rows"]):
         return False
-    makers = {"layer": _draw_layer, "train": _draw_train}
+    makers = {"layer": _draw_layer, "serve": _draw_serve, "train": _draw_train}
     figure = makers.get(record["benchmark"], _draw_models)(record)
     with output_for(path), atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)
@@ -41,12 +42,16 @@ def draw(record: dict[str, Any], path: Path) -> bool:
 
 def _draw_layer(record: dict[str, Any]) -> Figure:
     """Each linear and a block's four, quantizers included, and, dashed, without the Hadamard
-    transform."""
+    transform; of several formats, the block's four alone."""
     label = "speed-up over BF16 products\n(dashed: without Hadamard)"
     return _speed_ups(record, "tokens", _layer_lines, label)
 
 
 def _layer_lines(rows: Sequence[Row]) -> Iterator[Line]:
+    formats = list(dict.fromkeys(row["bits"] for row in rows))
+    if len(formats) > 1:
+        yield from _format_lines(rows, formats)
+        return
     for linear, (name, colour, marker) in LOOKS.items():
         part = [row for row in rows if row.get("linear") == linear]
         yield part, "quest", name, colour, marker
@@ -54,6 +59,21 @@ def _layer_lines(rows: Sequence[Row]) -> Iterator[Line]:
     block = [row for row in rows if row["part"] == "block"]
     yield block, "linears", "the block's four", BLOCK_COLOUR, "X"
     yield block, "linears no-hadamard", None, BLOCK_COLOUR, ""
+
+
+def _format_lines(rows: Sequence[Row], formats: Sequence[str]) -> Iterator[Line]:
+    for bits, (colour, marker) in zip(formats, cycle(ORDER)):
+        block = [row for row in rows if row["part"] == "block" and row["bits"] == bits]
+        yield block, "linears", f"{bits}, the block's four", colour, marker
+        yield block, "linears no-hadamard", None, colour, ""
+
+
+def _draw_serve(record: dict[str, Any]) -> Figure:
+    """Speed-up of tokens a second over the clients; a load by its rate has no place there."""
+    loads = [row for row in record["rows"] if row["clients"] is not None]
+    bits = [case for case in dict.fromkeys(row["case"] for row in loads) if case != "bf16"]
+    drawn = {**record, "rows": loads, "settings": {"bits": bits}}
+    return _speed_ups(drawn, "clients", _case_lines, "tokens a second, over BF16's server")
 
 
 def _draw_models(record: dict[str, Any]) -> Figure:
@@ -130,7 +150,8 @@ def _draw_line(
     marker: str,
 ) -> None:
     """One case's speed-up over ``x``; a line without a label is dashed."""
-    points = sorted((row[x], row["speedup"]) for row in rows if row["case"] == case)
+    of_case = [row for row in rows if row["case"] == case and row["speedup"] is not None]
+    points = sorted((row[x], row["speedup"]) for row in of_case)
     if points:
         xs, ys = zip(*points, strict=True)
         style = "-" if label else "--"

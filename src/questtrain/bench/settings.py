@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from questtrain.config.ranges import SIZE, Choices, Interval
+from questtrain.config.ranges import SEED, SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE
 
 MILLISECONDS = Interval("(0, 1e9]")
@@ -34,16 +34,15 @@ class LayerConfig(BenchConfig):
     """Each linear layer of a model's block, the four together, and the quantizers, against BF16."""
 
     tokens: Annotated[list[int], Interval(SIZE), "rows of the activation"]
-    bits: Annotated[str, "integers of 1 to 7 bits, weights and activations"]
+    bits: Annotated[list[str], "integers of 1 to 7 bits, weights and activations; one or several"]
     parts: Annotated[list[str], PARTS, "what is measured"]
     milliseconds: Annotated[float, MILLISECONDS, "a sample lasts"]
 
 
 @dataclass
 class InferenceConfig(BenchConfig):
-    """What prefill and decoding share."""
+    """What benchmarks of whole models in use share."""
 
-    batch_sizes: Annotated[list[int], Interval(SIZE), "sequences"]
     vocab_size: Annotated[int, Interval(SIZE), "of embedding and head"]
     layers: Annotated[int | None, Interval(SIZE), "only so many blocks; null builds all"]
 
@@ -53,6 +52,7 @@ class PrefillConfig(InferenceConfig):
     """Batches of prompts up to the logits of their last tokens: packed Llamas against a BF16 one of
     as many products, all compiled."""
 
+    batch_sizes: Annotated[list[int], Interval(SIZE), "sequences"]
     sequence_length: Annotated[int, Interval(SIZE), "tokens a sequence"]
     bits: Annotated[str, "of the packed model"]
     prefill: Annotated[
@@ -69,10 +69,37 @@ class DecodeConfig(InferenceConfig):
     """One token a sequence a step after a context, as CUDA graphs: packed Llamas against a BF16 one
     of as many products. A model or batch that does not fit into memory is left out."""
 
+    batch_sizes: Annotated[list[int], Interval(SIZE), "sequences"]
     context: Annotated[int, Interval(SIZE), "tokens before the first step"]
     steps: Annotated[int, Interval(SIZE), "a sample lasts"]
     bits: Annotated[list[str], "of the packed models, one or several"]
     compile: Annotated[bool, "of BF16 blocks, and packed ones that no kernel multiplies"]
+
+
+@dataclass
+class ServeLoadConfig(InferenceConfig):
+    """Servers of packed models against one of BF16, each alone under the same load of clients that
+    stream: tokens a second of all of them, and how long they wait. Weights are random, or a run's
+    beside BF16 ones of its shape."""
+
+    run: Annotated[
+        str | None, "a run's folder or a packed export, in place of models, bits and vocab_size"
+    ]
+    bits: Annotated[list[str], "of the packed models, one or several"]
+    clients: Annotated[
+        list[int], Interval("[1, 4096]"), "at a time; each asks again when it is answered"
+    ]
+    rate: Annotated[
+        float | None,
+        Interval("(0, 1e5]"),
+        "requests a second, by chance, as a load of its own besides; null: none",
+    ]
+    prompt_tokens: Annotated[int, Interval("[1, 2^20]"), "of every request, random"]
+    output_tokens: Annotated[int, Interval("[1, 2^20]"), "of every answer"]
+    temperature: Annotated[float, Interval("[0, 2]"), "0: the most likely token"]
+    seconds: Annotated[float, Interval("(0, 3600]"), "a window lasts, after all have warmed up"]
+    seed: Annotated[int, Interval(SEED), "of prompts and arrivals"]
+    compile: Annotated[bool, "of BF16 blocks"]
 
 
 @dataclass

@@ -22,14 +22,20 @@ def tables(record: dict[str, Any]) -> Iterator[Table]:
         "layer": _layer_tables,
         "prefill": _prefill_tables,
         "decode": _decode_tables,
+        "serve": _serve_tables,
         "train": _train_tables,
     }
     for model, rows in _grouped(record["rows"], "model"):
         yield from makers[record["benchmark"]](model, rows, record)
 
 
-def _layer_tables(model: str, rows: Sequence[Row], record: dict[str, Any]) -> Iterator[Table]:
-    title = f"{model}, {record['settings']['bits'].upper()}"
+def _layer_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterator[Table]:
+    for bits, of_bits in _grouped(rows, "bits"):
+        yield from _format_tables(f"{model}, {bits.upper()}", of_bits)
+
+
+def _format_tables(title: str, rows: Sequence[Row]) -> Iterator[Table]:
+    """The tables of one format."""
     for part, of_part in _grouped(rows, "part"):
         match part:
             case "block":
@@ -116,6 +122,33 @@ def _decode_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterat
     layers, context = rows[0]["layers"], rows[0]["context"]
     title = f"{model}, {layers} layers: decoding after {context} tokens, µs a step"
     yield _batch_table(title, rows, "median")
+
+
+def _serve_tables(model: str, rows: Sequence[Row], _: dict[str, Any]) -> Iterator[Table]:
+    """A line for each load and case; the three numbers of a latency are its 50th, 95th and 99th
+    percentile."""
+    table = _table(
+        f"{model}, {rows[0]['layers']} layers: a server that streams",
+        ("load", "case", "tokens/s", "× (bf16)", "requests/s"),
+        ("first token ms", "a token ms", "gap ms", "errors", "GiB"),
+    )
+    for row in rows:
+        rate, memory = row["rate"], row["memory_bytes"]
+        latencies = (
+            " ".join(_cell(row, f"{name}_p{p}") for p in (50, 95, 99))
+            for name in ("first_token", "token", "gap")
+        )
+        table.add_row(
+            f"{row['clients']} clients" if rate is None else f"{rate:g} a second",
+            row["case"],
+            _cell(row, "tokens_per_second"),
+            _cell(row, "speedup", ".2f"),
+            _cell(row, "requests_per_second"),
+            *latencies,
+            str(row["errors"]),
+            "" if memory is None else f"{memory / 2**30:.1f}",
+        )
+    yield table
 
 
 def _batch_table(title: str, rows: Sequence[Row], key: str) -> Table:

@@ -1,4 +1,4 @@
-"""``questtrain bench layer``, ``prefill``, ``decode`` and ``train``."""
+"""``questtrain bench layer``, ``prefill``, ``decode``, ``serve`` and ``train``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from questtrain.bench.settings import (
     DecodeConfig,
     LayerConfig,
     PrefillConfig,
+    ServeLoadConfig,
     TrainStepConfig,
 )
 from questtrain.cli.arguments import own_config, parse_arguments
-from questtrain.cli.bench_models import inference_models, layer_models, training_cases
+from questtrain.cli.bench_models import (
+    inference_models,
+    layer_models,
+    served_cases,
+    training_cases,
+)
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import print_json
 from questtrain.config.ranges import Choices, Text, rules_of
@@ -33,13 +39,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = """usage: questtrain bench layer|prefill|decode|train [key=value …] [--json]
+HELP = """usage: questtrain bench layer|prefill|decode|serve|train [key=value …] [--json]
 
 Speed against BF16 on this machine, with the device's own limits measured in the same run.
 
   layer     linear layers, quantization included, and the quantizers alone (figure 6)
   prefill   a whole model over many tokens (figure 7)
   decode    a whole model, a token a step
+  serve     a server that clients ask at the same time
   train     a whole optimizer step
 
 Each writes a JSON file as it goes, and a picture beside it; --json prints the JSON.
@@ -67,6 +74,7 @@ ACTIONS = {
         layer_models,
         (
             "models=[800M,7B] output=benchmarks/results/layer.json",
+            "models=7B parts=block tokens=[1,16,64,256] bits=[w4a4,w2a2,w1a1]",
             "models=nano tokens=[1,16] device=cpu",
         ),
     ),
@@ -81,6 +89,16 @@ ACTIONS = {
         ("model.decode", "bench_decode"),
         inference_models,
         ("models=7B batch_sizes=1 bits=[w4a4,w2a4]",),
+    ),
+    "serve": Action(
+        ServeLoadConfig,
+        ("serve.bench", "bench_serve"),
+        served_cases,
+        (
+            "models=[7B,800M] clients=[1,16,64]",
+            "run=runs/first clients=8 rate=4",
+            "models=nano clients=[1,4] seconds=2 output_tokens=16 compile=false",
+        ),
     ),
     "train": Action(
         TrainStepConfig,

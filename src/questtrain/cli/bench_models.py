@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from questtrain.bench.settings import (
     LARGE_MODEL,
@@ -12,29 +14,41 @@ from questtrain.bench.settings import (
     DecodeConfig,
     LayerConfig,
     PrefillConfig,
+    ServeLoadConfig,
     TrainStepConfig,
 )
 from questtrain.bench.shapes import LARGER_MODELS
 from questtrain.cli.hydra_config import compose_mapping, group_choices
+from questtrain.cli.serve import check_packages
 from questtrain.config import Bits, ModelConfig, TrainConfig, parse_bits, validate
 from questtrain.config.loading import config_from_mapping
+from questtrain.config.serve import ServeConfig
 from questtrain.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from questtrain.bench.serve.bench import ServedCases
 
 SHARED = ("model", "bits", "batch_size", "sequence_length", "device", "compile")
 """Settings of training that all cases share."""
 
+SERVED_VOCABULARY = 16
+"""Of fewer random tokens, the one that ends a document might be the likeliest."""
+
 
 def layer_models(config: LayerConfig) -> list[ModelConfig]:
-    """Models whose linear layers are measured, in a format that the integer kernels have."""
-    models, bits = models_named(config.models), parse_bits(config.bits)
+    """Models whose linear layers are measured, in formats that the integer kernels have."""
+    models, formats = models_named(config.models), [parse_bits(text) for text in config.bits]
 
     from questtrain.bench.layer.random_tensors import format_of
 
-    format_of(bits)
+    for bits in formats:
+        format_of(bits)
     return models
 
 
-def inference_models(config: PrefillConfig | DecodeConfig) -> list[ModelConfig]:
+def inference_models(
+    config: PrefillConfig | DecodeConfig | ServeLoadConfig,
+) -> list[ModelConfig]:
     """Models that are packed whole, of ``layers`` blocks."""
     models = models_named(config.models)
     for model in models:
@@ -45,6 +59,59 @@ def inference_models(config: PrefillConfig | DecodeConfig) -> list[ModelConfig]:
     for bits in [config.bits] if isinstance(config.bits, str) else config.bits:
         _packable(bits)
     return models
+
+
+def served_cases(config: ServeLoadConfig) -> ServedCases:
+    """How servers are set up, and model → case → what it is, first ``bf16``."""
+    check_packages("bench serve", ["aiohttp"])
+
+    from questtrain.bench.serve.bench import ServedCases
+
+    if config.vocab_size < SERVED_VOCABULARY:
+        raise UserError(f"vocab_size={config.vocab_size}: a server needs {SERVED_VOCABULARY}.")
+    if config.run is None:
+        any_run = compose_mapping("train", TrainConfig, [f"device={config.device}"])
+        typed = config_from_mapping(TrainConfig, any_run)
+        models = {
+            model.name: {
+                str(bits): replace(typed, model=model, bits=str(bits))
+                for bits in map(parse_bits, ["bf16", *config.bits])
+            }
+            for model in inference_models(config)
+        }
+    else:
+        run = _config_of_run(config.run)
+        bits = str(_packable(run.bits))
+        models = {run.name or run.model.name: {"bf16": replace(run, bits="bf16"), bits: run}}
+    settings = {
+        "run": "bench",
+        "port": 0,
+        "max_batch_size": max(config.clients, default=1),
+        "max_queue": 1_000_000,
+        "context": config.prompt_tokens + config.output_tokens,
+    }
+    words = [f"{key}={value}" for key, value in settings.items()]
+    server = config_from_mapping(ServeConfig, compose_mapping("serve", ServeConfig, words))
+    return ServedCases(server, models)
+
+
+def _config_of_run(run: str) -> TrainConfig:
+    """The config of a run's newest checkpoint, or of a packed export."""
+    from questtrain.config import at_step
+    from questtrain.config.loading import read_config
+    from questtrain.packed import PackedFolder, is_packed_folder
+    from questtrain.store.checkpoint import latest_checkpoint
+    from questtrain.store.files import no_such_folder
+
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise no_such_folder(f"run={run}", folder)
+    if is_packed_folder(folder):
+        return PackedFolder.open(folder).config
+    config, checkpoint = read_config(folder / "config.yaml"), latest_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError(f"{folder} holds no checkpoint yet.")
+    return at_step(config, checkpoint.step)
 
 
 def training_cases(config: TrainStepConfig) -> dict[str, dict[str, TrainConfig]]:

@@ -5,6 +5,7 @@ COMMANDS = {
     "sweep": "train a whole grid of runs, on this machine or on a Slurm cluster",
     "generate": "continue a prompt with a trained model",
     "eval": "put tasks to a trained model, in the bits that it was trained in",
+    "serve": "answer requests of the OpenAI API with a trained model",
     "export": "a trained model in the format of another program, with a certificate",
     "verify": "compare an export with its run again",
     "diagnose": "what quantization does to a run's gradients: alignment, masks, persistence",

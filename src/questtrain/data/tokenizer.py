@@ -76,6 +76,10 @@ class Tokenizer(ABC):
     def vocabulary(self) -> dict[str, int]:
         """The id of every token, by the token's own spelling."""
 
+    @abstractmethod
+    def special_tokens(self) -> dict[str, int]:
+        """Tokens that no text makes, BOS among them: their ids by their spelling."""
+
     def lost_characters(self, texts: Sequence[str]) -> int:
         """Characters, white space aside, that leave no trace in the ids of the texts."""
         return 0
@@ -125,6 +129,7 @@ class JsonTokenizer(Tokenizer):
         own = post_processor_bos(content.get("post_processor"))
         token = choose_bos(bos, own, path.parent, vocabulary, special, name)
         self.bos_id = vocabulary[token]
+        self._special = {name: vocabulary[name] for name in (*special, token)}
         for entry in added:  # a token that is added and not special is found in any text
             if entry["content"] == token and not entry.get("special"):
                 entry["special"] = True
@@ -145,6 +150,9 @@ class JsonTokenizer(Tokenizer):
     def vocabulary(self) -> dict[str, int]:
         tokens: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return tokens
+
+    def special_tokens(self) -> dict[str, int]:
+        return self._special
 
     def lost_characters(self, texts: Sequence[str]) -> int:
         if not self._loses:
@@ -196,10 +204,15 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = self.vocabulary()
         special = [piece for piece, i in pieces.items() if processor.is_control(i)]
         own = processor.id_to_piece(processor.bos_id()) if processor.bos_id() >= 0 else None
-        self.bos_id = pieces[choose_bos(bos, own, path.parent, pieces, special, name)]
+        token = choose_bos(bos, own, path.parent, pieces, special, name)
+        self.bos_id = pieces[token]
+        self._special = {name: pieces[name] for name in (*special, token)}
 
     def vocabulary(self) -> dict[str, int]:
         return {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+
+    def special_tokens(self) -> dict[str, int]:
+        return self._special
 
     def _encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._processor.encode(list(texts))

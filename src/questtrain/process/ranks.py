@@ -17,7 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from questtrain.errors import TrainingStopped
-from questtrain.process.signals import STOP_SIGNALS, StopRequests, on_stop_signals
+from questtrain.process.signals import (
+    STOP_SIGNALS,
+    StopRequests,
+    on_stop_signals,
+    stop_signals_blocked,
+)
 
 SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -71,7 +76,7 @@ def _ranks(command: Sequence[str], size: int, task: str) -> Iterator[list[subpro
     }
     ranks: list[subprocess.Popen[str]] = []
     try:
-        with _stop_signals_blocked():
+        with stop_signals_blocked():
             for rank in map(str, range(size)):
                 own = {"RANK": rank, "LOCAL_RANK": rank}
                 # A session of its own: Ctrl-C on the terminal reaches a rank once, through us.
@@ -129,17 +134,6 @@ def read_task() -> str:
 def _stop_with_parent() -> None:
     os.read(0, 1)  # nothing more is written: it returns when the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Processes started inside the block have them blocked: one that has hardly begun would die of
-    them without a word."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _free_port() -> int:

@@ -94,6 +94,17 @@ def stops_raise() -> Iterator[StopRequests]:
         yield requests
 
 
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Processes started inside the block have them blocked: one that has hardly begun would die of
+    them without a word."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _is_ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) is signal.SIG_IGN
 

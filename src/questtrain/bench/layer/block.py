@@ -18,14 +18,12 @@ BF16 products alone too: the harder rival, without norms, addition and SiLU·mul
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from questtrain.bench.layer.bf16_block import Bf16Block, Inputs, bf16_products
 from questtrain.bench.layer.products import Cases
 from questtrain.bench.layer.quantizers import EPS
 from questtrain.bench.layer.random_tensors import (
@@ -52,31 +50,13 @@ from questtrain.kernels import (
 from questtrain.kernels.dispatch import most_packed_rows
 
 
-class Inputs(NamedTuple):
-    """bf16 rows: ``x`` and ``attention [M, hidden]``, ``inner [M, ffn]``; ``norm_weight [hidden]``.
-    The linears take ``x, attention, x, inner``."""
-
-    x: Tensor
-    attention: Tensor
-    inner: Tensor
-    norm_weight: Tensor
-
-    @property
-    def of_linears(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The rows of each linear, in their order."""
-        return self.x, self.attention, self.x, self.inner
-
-
 class BlockBenchmark:
-    """One model's block; ``compiled`` parts are shared by all row counts."""
+    """One model's block in one format; ``bf16_block`` is the rival, which all formats share."""
 
-    def __init__(self, model: ModelConfig, formats: Format, device: torch.device) -> None:
-        self.model, self.formats, self.device = model, formats, device
+    def __init__(self, model: ModelConfig, formats: Format, bf16_block: Bf16Block) -> None:
+        self.model, self.formats, self.bf16_block = model, formats, bf16_block
+        self.device = bf16_block.device
         self.products = block_products(model)
-        torch.compiler.reset()  # static widths for each model: only the rows may become dynamic
-        self.norm = compiled(_norm, device)
-        self.add_norm = compiled(_add_norm, device)
-        self.swiglu = compiled(_swiglu, device)
 
     def measure(self, tokens: int, sample: Sampler) -> list[Row]:
         """A row for each case: microseconds, how its ``weights`` lie (bf16, packed or int8),
@@ -84,7 +64,7 @@ class BlockBenchmark:
         ``block_speedup``, over ``bf16 block``."""
         timings = sample(self.cases(tokens))
         operations = sum(product.operations(tokens) for product in self.products)
-        usual, *others = self._weight_kinds(tokens)
+        usual, *others = weight_kinds(self.formats, tokens, self.device)
         weights = {"bf16 products": "bf16", "bf16 block": "bf16"}
         weights |= {f"linears {kind}": kind for kind in others}
         rows = []
@@ -108,10 +88,10 @@ class BlockBenchmark:
         ]
         dense = rotating(tuple(weights), self.device)
         cases: Cases = {
-            "bf16 products": [partial(_bf16_products, inputs, w) for w in dense],
-            "bf16 block": [partial(self._bf16_block, inputs, w) for w in dense],
+            "bf16 products": [partial(bf16_products, inputs, w) for w in dense],
+            "bf16 block": [partial(self.bf16_block, inputs, w) for w in dense],
         }
-        usual, *others = self._weight_kinds(tokens)
+        usual, *others = weight_kinds(self.formats, tokens, self.device)
         operands = rotating(self._quantized_weights(weights, usual), self.device)
         cases["linears"] = [partial(self._linears, True, inputs, w) for w in operands]
         cases["linears no-hadamard"] = [partial(self._linears, False, inputs, w) for w in operands]
@@ -130,14 +110,6 @@ class BlockBenchmark:
             norm_weight=1 + normal(1, hidden, device, std=0.1).flatten(),
         )
 
-    def _weight_kinds(self, tokens: int) -> tuple[str, ...]:
-        """How quantized weights can lie, first what inference uses for so many rows."""
-        if not self.formats.packable:
-            return ("int8",)
-        if tokens <= most_packed_rows(self.device):
-            return ("packed", "int8")
-        return ("int8", "packed")
-
     def _quantized_weights(self, weights: list[Tensor], kind: str) -> Tensors:
         """Codes, scales and sums of the four weights, one after the other."""
         levels, packed = self.formats.weight_levels, kind == "packed"
@@ -148,13 +120,6 @@ class BlockBenchmark:
             matrix_of(*parts, self.formats)
             for parts in zip(weights[::3], weights[1::3], weights[2::3], strict=True)
         ]
-
-    def _bf16_block(self, inputs: Inputs, weights: Tensors) -> Tensor:
-        x, attention, _, norm_weight = inputs
-        qkv, o, gate_up, down = (weight.t() for weight in weights)
-        torch.mm(self.norm(x, norm_weight), qkv)
-        _, normed = self.add_norm(torch.mm(attention, o), x, norm_weight)
-        return torch.mm(self.swiglu(torch.mm(normed, gate_up)), down)
 
     def _linears(self, rotate: bool, inputs: Inputs, weights: Tensors) -> None:
         for rows, matrix in zip(inputs.of_linears, self._matrices(weights), strict=True):
@@ -171,25 +136,8 @@ class BlockBenchmark:
         return swiglu_linear(y, wide, down)
 
 
-def _bf16_products(inputs: Inputs, weights: Tensors) -> None:
-    for rows, weight in zip(inputs.of_linears, weights, strict=True):
-        torch.mm(rows, weight.t())
-
-
-def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, EPS)
-
-
-def _add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    hidden = x + residual
-    return hidden, F.rms_norm(hidden, weight.shape, weight, EPS)
-
-
-def _swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Compiled for a GPU; a CPU's runs are for correctness and need no compiler."""
-    return torch.compile(function) if device.type == "cuda" else function
+def weight_kinds(formats: Format, tokens: int, device: torch.device) -> tuple[str, ...]:
+    """How quantized weights can lie, first what inference uses for so many rows."""
+    if not formats.packable:
+        return ("int8",)
+    return ("packed", "int8") if tokens <= most_packed_rows(device) else ("int8", "packed")

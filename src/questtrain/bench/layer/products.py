@@ -28,7 +28,7 @@ from questtrain.bench.results import Row, timing_row
 from questtrain.bench.shapes import ProductShape
 from questtrain.bench.timing import Sampler
 from questtrain.kernels import RowFormat, hadamard_linear
-from questtrain.kernels.dispatch import MAX_PACKED_ROWS
+from questtrain.kernels.dispatch import MAX_PACKED_ROWS, most_packed_rows
 from questtrain.kernels.ops.linear import int8_linear, packed_linear
 
 Cases = dict[str, list[Callable[[], object]]]
@@ -117,7 +117,7 @@ def _integer_operations(x: Tensor, weight: Tensor, formats: Format) -> Operation
 def _layers(x: Tensor, weight: Tensor, formats: Format) -> Operations:
     """Ours from bf16 to bf16: ``quest``, and the same without the Hadamard transform."""
     tokens, width = x.shape
-    is_packed = tokens <= MAX_PACKED_ROWS and formats.packable
+    is_packed = tokens <= most_packed_rows(x.device) and formats.packable
     matrix = quantized(weight, formats.weight_levels, packed=is_packed)
     return {
         case: (partial(_layer, row_format(width, formats, rotate), formats), (x, *matrix))

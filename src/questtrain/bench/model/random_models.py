@@ -10,7 +10,7 @@ from torch import nn
 
 from questtrain.bench.model.dense import stacked
 from questtrain.config import Bits, ModelConfig, QuantConfig
-from questtrain.inference import pack
+from questtrain.inference.pack import pack
 from questtrain.model import Llama
 
 

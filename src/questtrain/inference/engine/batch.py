@@ -3,7 +3,7 @@ here, and what comes of it is read from the host's memory when it has arrived.""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,9 +36,9 @@ class Piece(NamedTuple):
 class Batch:
     """A model and the slots of ``count`` sequences, up to ``capacity`` tokens each.
 
-    On CUDA a step is the replay of two graphs, of the model and of the drawing. There is one for
-    each power of two of slots, where that makes no other numbers: few sequences take less time. The
-    beginnings of prompts have graphs, too.
+    A step is of the first slots, the next power of two, so that few sequences take less time; the
+    model's is of all where that would make other numbers. On CUDA it is the replay of two graphs,
+    of the model and of the drawing, and the beginnings of prompts have graphs, too.
     """
 
     def __init__(self, model: nn.Module, count: int, capacity: int) -> None:
@@ -48,8 +48,8 @@ class Batch:
         self._slots = Slots(model, count, capacity)
         self.device = self._slots.tokens.device
         most = self._slots.count
-        smaller = [1 << n for n in range(most.bit_length()) if 1 << n < most]
-        self._sizes = [*smaller, most] if self._slots.takes_any_rows else [most]
+        self._sizes = [*(1 << n for n in range((most - 1).bit_length())), most]
+        self._model_sizes = self._sizes if self._slots.takes_any_rows else [most]
         # Of the slots themselves: a graph that is called with the tensor that it reads copies none.
         self._tokens = {size: self._slots.tokens[:size] for size in self._sizes}
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
@@ -85,10 +85,10 @@ class Batch:
     def step(self, slots: Sequence[int], samplings: Sequence[Sampling]) -> Told:
         """Add a token to all slots that take part, which ``slots`` are, drawn as ``samplings`` say:
         what was drawn for the first slots, free ones among them."""
-        size = next(size for size in self._sizes if size > max(slots))
-        tokens = self._tokens[size]
-        self._graphs[size, "model"](tokens)
-        self._graphs[size, how_of(samplings)](tokens)
+        used = max(slots) + 1
+        size, of_model = (_least(sizes, used) for sizes in (self._sizes, self._model_sizes))
+        self._graphs[of_model, "model"](self._tokens[of_model])
+        self._graphs[size, how_of(samplings)](self._tokens[size])
         asked = [s.logprobs for s in samplings if s.logprobs is not None]
         return _to_host(self._slots.tell(size, max(asked, default=None)))
 
@@ -115,12 +115,14 @@ class Batch:
         return there.to(self.device, non_blocking=True)
 
     def _make_graphs(self) -> Iterator[tuple[tuple[int, str], GraphedCall[None]]]:
-        works = {"model": self._slots.forward}
-        for how in _HOW:
-            works[how] = partial(self._slots.draw, how)
         for size, tokens in self._tokens.items():
-            for name, work in works.items():
-                yield (size, name), GraphedCall(work, tokens, warm_calls=1, pool=self._pool)
+            if size in self._model_sizes:
+                yield (size, "model"), self._graph(self._slots.forward, tokens)
+            for how in _HOW:
+                yield (size, how), self._graph(partial(self._slots.draw, how), tokens)
+
+    def _graph(self, work: Callable[[Tensor], None], tokens: Tensor) -> GraphedCall[None]:
+        return GraphedCall(work, tokens, warm_calls=1, pool=self._pool)
 
     @torch.inference_mode()
     def _capture(self, prompts: PromptGraphs) -> None:
@@ -132,6 +134,11 @@ class Batch:
 
 
 _HOW: tuple[How, ...] = ("greedy", "chance", "nucleus")
+
+
+def _least(sizes: Sequence[int], count: int) -> int:
+    """The first of ascending ``sizes`` that holds so many."""
+    return next(size for size in sizes if size >= count)
 
 
 def _to_host(told: Told) -> Told:

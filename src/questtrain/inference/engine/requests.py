@@ -92,7 +92,7 @@ class Delta:
     string. ``generated`` counts the tokens that the model gave since the last Delta, those of a
     stop string and the document's end included; text may come later than its tokens are counted.
     ``tokens`` tells of each token of ``text`` where ``logprobs`` were asked for, in the Delta whose
-    text has the end of it: none of the document's end, nor of what begins in a stop string.
+    text has the end of it, and of the document's end: none of what begins in a stop string.
     ``prompt`` tells of all tokens of the prompt, in the request's first Delta, where
     ``prompt_logprobs`` were asked for. ``finish`` is set in the last Delta, which there is of each
     request but a cancelled one; ``error`` says what went wrong where it is "error".

@@ -111,17 +111,18 @@ def _smallest_kept(p_BV: Tensor, weights_BV: Tensor, needed: Tensor) -> Tensor:
     weights that have each digit: no row is sorted.
     """
     size = 1 << DIGIT_BITS
-    bits_BV = p_BV.view(torch.int32).long()
+    bits_BV = p_BV.view(torch.int32)
     found_B1, needed_B1 = torch.zeros_like(needed).unsqueeze(-1), needed.unsqueeze(-1)
     for shift in (2 * DIGIT_BITS, DIGIT_BITS, 0):
-        digits_BV = size - 1 - ((bits_BV >> shift) & (size - 1))  # the largest first
+        digits_BV = (bits_BV >> shift) & (size - 1)
         among_BV = (bits_BV >> (shift + DIGIT_BITS)) == found_B1
         sums = weights_BV.new_zeros(len(needed), size)
-        sums.scatter_add_(1, digits_BV, weights_BV * among_BV)
+        sums.scatter_add_(1, digits_BV.long(), weights_BV * among_BV)
+        sums = sums.flip(1)  # the largest digit first
         ends = sums.cumsum(1)
-        digit = (ends < needed_B1).sum(1, keepdim=True).clamp(max=size - 1)
-        needed_B1 = needed_B1 - (ends - sums).gather(1, digit)
-        found_B1 = (found_B1 << DIGIT_BITS) + (size - 1 - digit)
+        steps = (ends < needed_B1).sum(1, keepdim=True).clamp(max=size - 1)
+        needed_B1 = needed_B1 - (ends - sums).gather(1, steps)
+        found_B1 = (found_B1 << DIGIT_BITS) + (size - 1 - steps)
     return found_B1.squeeze(-1).int().view(torch.float32)
 
 

@@ -48,16 +48,26 @@ class Sequence:
         """What the answer's next token makes known."""
         self._answered += 1
         if token == self._end:
-            return self._delta(self._stream.add(b"", is_last=True), 1, "stop")
+            text = self._stream.add(b"", is_last=True)
+            self._tell(token, logprob, top, is_first=False)
+            return self._delta(text, 1, "stop")
         is_first = self._answered == 1 and len(self.request.prompt) == 1
         data = (self._texts.bytes_of_first if is_first else self._texts.bytes_of)(token)
         begin, is_last = self._stream.length, self._answered == self.limit
         text = self._stream.add(data or b"", is_last)
-        if self.sampling.logprobs is not None:
-            end = self._stream.length + self._stream.is_within_character
-            self._told.append((begin, end, self._info(token, logprob, top, is_first)))
+        self._tell(token, logprob, top, is_first, begin)
         finish: Finish | None = "length" if is_last else None
         return self._delta(text, 1, "stop" if self._stream.stopped else finish)
+
+    def _tell(
+        self, token: int, logprob: float | None, top: Top, is_first: bool, begin: int | None = None
+    ) -> None:
+        """Keep what is to be told of a token, whose text has been added, until that is given out.
+        ``begin``: where its text does; None where it has none."""
+        if self.sampling.logprobs is not None:
+            end = self._stream.length + self._stream.is_within_character
+            told = self._info(token, logprob, top, is_first)
+            self._told.append((end if begin is None else begin, end, told))
 
     def end_of_prompt(self) -> Delta:
         """Of a request for no tokens."""

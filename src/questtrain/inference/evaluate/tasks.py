@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -215,7 +216,7 @@ def _said(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the harness' words about settings that a task leaves to it, and bars of files that
-    are read."""
+    are read; what a task prints is no result."""
     import datasets
 
     logger = logging.getLogger("lm_eval")
@@ -223,7 +224,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         logger.setLevel(before)
         if had_bars:

@@ -1,0 +1,1 @@
+"""A server under load: the tokens a second of all clients together, and how long each waits."""

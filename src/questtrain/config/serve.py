@@ -1,0 +1,59 @@
+"""What `questtrain serve` is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from questtrain.config.ranges import SIZE, Interval, Text
+from questtrain.config.schema import DEVICE, SWITCH
+
+
+@dataclass
+class ServeConfig:
+    """A run, where it is served, and how much it takes on."""
+
+    run: Annotated[
+        str, "the run's folder, as `questtrain train` printed it, or a packed export of it"
+    ]
+    port: Annotated[int, Interval("[0, 65_535]"), "where it listens; 0: any free one"]
+    host: Annotated[
+        str, Text(longest=255), "the address; beyond loopback (0.0.0.0, …) only with a key"
+    ]
+    device: Annotated[str, DEVICE, "what it runs on"]
+    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
+    packed: Annotated[
+        str,
+        SWITCH,
+        "weights as packed codes, in the low-bit kernels; auto: where the kernels run and the"
+        " model's weights are quantized",
+    ]
+    context: Annotated[
+        int | None, Interval(SIZE), "tokens of prompt and answer; null: the trained length"
+    ]
+    max_batch_size: Annotated[int, Interval("[1, 4096]"), "answers that are made at a time"]
+    max_queue: Annotated[
+        int, Interval("[0, 1e6]"), "answers that may wait besides; beyond them it says 429"
+    ]
+    timeout: Annotated[
+        float, Interval("(0, 1e6]"), "seconds that a request may take, its wait included"
+    ]
+    drain: Annotated[
+        float, Interval("[0, 1e6]"), "seconds in which answers are finished after SIGTERM or Ctrl-C"
+    ]
+    max_request_bytes: Annotated[int, Interval("[1024, 2^30]"), "of a request's body"]
+    model_name: Annotated[
+        str | None, Text(longest=255), "what clients call the model; null: the run's name"
+    ]
+    api_key_file: Annotated[
+        str | None, "a file that holds the key of clients; null: what QUESTTRAIN_API_KEY says"
+    ]
+    chat_template: Annotated[
+        str | None, "a file in Jinja that writes a chat as text; null: that beside the tokenizer"
+    ]
+    allowed_hosts: Annotated[
+        list[str],
+        Text(longest=255),
+        "names by which clients may call the server; []: on loopback its own, else any",
+    ]
+    access_log: Annotated[bool, "a line a request; neither prompts nor keys stand in it"]
