@@ -32,8 +32,11 @@ class SlottedCache:
     def __init__(self, config: ModelConfig, slots: int, capacity: int, like: Tensor) -> None:
         capacity = -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
         shape = (slots, num_kv_heads(config), capacity, head_dim(config))
-        self._all = like.new_zeros(config.num_layers, 2, *shape)
-        self.keys, self.values = zip(*(layer.unbind() for layer in self._all), strict=True)
+        # Each in memory of its own: what is written to through views of one tensor is that whole
+        # tensor to torch.compile.
+        self.keys, self.values = (
+            [like.new_zeros(shape) for _ in range(config.num_layers)] for _ in range(2)
+        )
         self.capacity = capacity
         places = torch.arange(capacity, device=like.device)
         self.cos_SK, self.sin_SK = rotary_angles(config, places)
@@ -49,7 +52,8 @@ class SlottedCache:
 
     def copy(self, slot: int, other: SlottedCache, tokens: int) -> None:
         """Into one slot the first ``tokens`` of the only one of ``other``."""
-        self._all[:, :, slot, :, :tokens] = other._all[:, :, 0, :, :tokens]
+        there = [x[slot, :, :tokens] for x in (*self.keys, *self.values)]
+        torch._foreach_copy_(there, [x[0, :, :tokens] for x in (*other.keys, *other.values)])
 
 
 class DecodingSlots:
