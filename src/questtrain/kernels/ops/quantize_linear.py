@@ -46,10 +46,8 @@ def hadamard_quantize_linear(
     weight_levels: int,
 ) -> Tensor:
     """The product of `hadamard_quantize` of ``x [M, K]``."""
-    op, matrix = "hadamard_quantize_linear", (weight, weight_scales, weight_levels)
-    check_operand(op, "x", x)
-    _check_product(op, x, x.shape[1], levels, alpha, *matrix)
-    return _product(hadamard_quantize(x, levels, alpha), *matrix, x.dtype)
+    matrix = (weight, weight_scales, weight_levels)
+    return _plain("hadamard_quantize_linear", x, levels, alpha, *matrix)
 
 
 @register(f"hadamard_quantize_linear_tile(Tensor x, {_FORMAT}, {_WEIGHT}, int tile) -> Tensor")
@@ -63,10 +61,8 @@ def hadamard_quantize_linear_tile(
     tile: int,
 ) -> Tensor:
     """`hadamard_quantize_linear` by one numbered tile of the CUDA kernel, for tuning."""
-    op, matrix = "hadamard_quantize_linear_tile", (weight, weight_scales, weight_levels)
-    check_operand(op, "x", x)
-    _check_product(op, x, x.shape[1], levels, alpha, *matrix)
-    return _product(hadamard_quantize(x, levels, alpha), *matrix, x.dtype)
+    matrix = (weight, weight_scales, weight_levels)
+    return _plain("hadamard_quantize_linear_tile", x, levels, alpha, *matrix)
 
 
 @register(
@@ -129,6 +125,14 @@ def swiglu_quantize_linear(
     width = check_swiglu(op, gate_up)
     _check_product(op, gate_up, width, levels, alpha, *matrix)
     return _product(quantized_swiglu(gate_up, levels, alpha, 128, False), *matrix, gate_up.dtype)
+
+
+def _plain(
+    op: str, x: Tensor, levels: int, alpha: float, weight: Tensor, scales: Tensor, of_weight: int
+) -> Tensor:
+    check_operand(op, "x", x)
+    _check_product(op, x, x.shape[1], levels, alpha, weight, scales, of_weight)
+    return _product(hadamard_quantize(x, levels, alpha), weight, scales, of_weight, x.dtype)
 
 
 def _check_product(
