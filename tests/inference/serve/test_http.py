@@ -78,6 +78,26 @@ def test_wrong_requests_are_told_what_is_wrong(fake: Server, case: str) -> None:
     assert "body" in error["message"] or "Traceback" not in response.text
 
 
+CONTENTS = {
+    "nothing": (None, "messages.0.content", "parts of type text"),
+    "a number": (1, "messages.0.content", "parts of type text"),
+    "a picture": (
+        [{"type": "image_url", "image_url": {"url": "x"}}], "messages.0.content.0.type", "'text'"
+    ),
+    "a part without text": ([{"type": "text"}], "messages.0.content.0.text", "missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_what_a_message_may_hold_is_named(fake: Server, case: str) -> None:
+    content, param, reason = CONTENTS[case]
+    body = {"messages": [{"role": "user", "content": content}]}
+    response = fake.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert reason in response.json()["error"]["message"]
+
+
 def test_what_changes_nothing_may_be_said(fake: Server) -> None:
     """Neutral values of what is not supported, and who asks."""
     said = {"suffix": None, "best_of": 1, "logit_bias": {}, "presence_penalty": 0, "user": "me"}
