@@ -98,6 +98,15 @@ def test_what_a_message_may_hold_is_named(fake: Server, case: str) -> None:
     assert reason in response.json()["error"]["message"]
 
 
+def test_another_parameter_is_proposed_for_a_slip_only(fake: Server) -> None:
+    """Not for one of OpenAI's that is not supported."""
+    messages = [
+        fake.post(prompt="a", **given).json()["error"]["message"]
+        for given in ({"logit_bias": {"1": 5}}, {"max_token": 5})
+    ]
+    assert ["Did you mean" in message for message in messages] == [False, True]
+
+
 def test_what_changes_nothing_may_be_said(fake: Server) -> None:
     """Neutral values of what is not supported, and who asks."""
     said = {"suffix": None, "best_of": 1, "logit_bias": {}, "presence_penalty": 0, "user": "me"}
