@@ -192,6 +192,17 @@ def test_bad_input(run, places, capsys, words, part, monkeypatch):
     assert content(run) == before
 
 
+def test_a_task_file_that_is_no_yaml_is_named(run, places, capsys, tmp_path, monkeypatch):
+    """The harness passes over it: its task is unknown, and the user would not learn why."""
+    monkeypatch.setattr(tasks, "_manager", only_own(tasks._manager))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "good.yaml").write_text("task: good\ndoc_to_text: !function own.text\n")
+    (tmp_path / "own" / "quiz.yaml").write_text("task: quiz\nmetric_list: [acc\n")
+    words = [f"run={run}", "tasks=quiz", *places, f"include_path={tmp_path}/own"]
+    error = refused(words, capsys)
+    assert f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, is passed over" in error
+
+
 def only_own(manager: Callable[..., Any]) -> Callable[..., Any]:
     """The harness' task manager without the harness' tasks, which take seconds to list."""
     return lambda include_path, include_defaults=True: manager(include_path, False)
