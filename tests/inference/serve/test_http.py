@@ -174,6 +174,18 @@ def test_a_stream_is_the_whole_in_pieces(fake: Server) -> None:
         assert [each for choice in choices for each in choice["logprobs"][key]] == values
 
 
+def test_an_answer_says_when_it_was_made(fake: Server) -> None:
+    """All events of a stream say the same; the model is as old as the server."""
+    while (asked := int(time.time())) <= fake.http.get("/v1/models/fake").json()["created"]:
+        time.sleep(0.1)
+    body = {"prompt": "a", "max_tokens": 9}
+    whole = fake.post(**body).json()["created"]
+    with fake.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        *chunks, _ = events(response)
+    (streamed,) = {json.loads(chunk)["created"] for chunk in chunks}
+    assert asked <= whole <= streamed <= time.time()
+
+
 def test_a_stream_tells_of_an_error_in_it(fake: Server) -> None:
     """One before the first token has a status; one within is an event, and nothing is done."""
     assert fake.post(prompt=[0, 15], stream=True).status_code == 500
