@@ -16,7 +16,7 @@ from questtrain.cli.output import number_text, plain_table, print_json
 from questtrain.config.eval_tasks import EvalTask, parse_eval_tasks, suite_name
 from questtrain.config.ranges import SEED, SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE, SWITCH
-from questtrain.errors import UserError
+from questtrain.errors import UserError, suggestion
 from questtrain.store.evaluations import Evaluation
 from questtrain.store.files import no_such_folder
 from questtrain.sweep.console import console
@@ -248,6 +248,8 @@ def _list(words: Sequence[str]) -> int:
 
     names = task_names(_path(own[0]) if own else None)
     found = [name for name in names if fnmatch(name, patterns[0])] if patterns else names
+    if not found:
+        raise UserError(f"no task is called like {patterns[0]!r}.{suggestion(patterns[0], names)}")
     if "--json" in words:
         print_json(found)
     else:

@@ -57,7 +57,8 @@ def content(folder: Path) -> dict[str, str]:
 
 def test_results_are_printed_kept_and_in_the_table_of_runs(run, places, capsys, tmp_path):
     assert main(["eval", f"run={run}", "tasks=endings,texts", "packed=true", *places]) == 0
-    printed = capsys.readouterr().out
+    printed, told = capsys.readouterr()
+    assert "it/s" not in told  # bars are for terminals
     file = Path(printed.splitlines()[-1])
     assert file.parent == run / "evaluations"
     written = json.loads(file.read_text())
@@ -176,6 +177,7 @@ def test_hellaswag_of_the_harness_from_a_local_copy_of_its_dataset(
         (["run={run}", "tasks=endings", "include_path={run}y"], "there is no such folder"),
         (["run={run}", "tasks=endings", "output={run}/run.json"], "output=FOLDER takes"),
         (["--tasks", "a*", "b*"], "--tasks takes one pattern"),
+        (["--tasks", "endigs"], "no task is called like 'endigs'. Did you mean 'endings'?"),
         (["--tasks", "--jsn"], "Did you mean '--json'?"),
     ],
 )
@@ -184,11 +186,22 @@ def test_bad_input(run, places, capsys, words, part, monkeypatch):
     monkeypatch.setattr(tasks, "_manager", only_own(tasks._manager))
     before = content(run)
     words = [word.format(run=run) for word in words]
-    assert main(["eval", *([] if "--tasks" in words else places), *words]) == 2
+    assert main(["eval", *(places[:1] if "--tasks" in words else places), *words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ")
     assert part.format(run=run) in error
     assert content(run) == before
+
+
+def test_a_task_file_that_is_no_yaml_is_named(run, places, capsys, tmp_path, monkeypatch):
+    """The harness passes over it: its task is unknown, and the user would not learn why."""
+    monkeypatch.setattr(tasks, "_manager", only_own(tasks._manager))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "good.yaml").write_text("task: good\ndoc_to_text: !function own.text\n")
+    (tmp_path / "own" / "quiz.yaml").write_text("task: quiz\nmetric_list: [acc\n")
+    words = [f"run={run}", "tasks=quiz", *places, f"include_path={tmp_path}/own"]
+    error = refused(words, capsys)
+    assert f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, is passed over" in error
 
 
 def only_own(manager: Callable[..., Any]) -> Callable[..., Any]:

@@ -78,6 +78,35 @@ def test_wrong_requests_are_told_what_is_wrong(fake: Server, case: str) -> None:
     assert "body" in error["message"] or "Traceback" not in response.text
 
 
+CONTENTS = {
+    "nothing": (None, "messages.0.content", "parts of type text"),
+    "a number": (1, "messages.0.content", "parts of type text"),
+    "a picture": (
+        [{"type": "image_url", "image_url": {"url": "x"}}], "messages.0.content.0.type", "'text'"
+    ),
+    "a part without text": ([{"type": "text"}], "messages.0.content.0.text", "missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTENTS)
+def test_what_a_message_may_hold_is_named(fake: Server, case: str) -> None:
+    content, param, reason = CONTENTS[case]
+    body = {"messages": [{"role": "user", "content": content}]}
+    response = fake.http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert reason in response.json()["error"]["message"]
+
+
+def test_another_parameter_is_proposed_for_a_slip_only(fake: Server) -> None:
+    """Not for one of OpenAI's that is not supported."""
+    messages = [
+        fake.post(prompt="a", **given).json()["error"]["message"]
+        for given in ({"logit_bias": {"1": 5}}, {"max_token": 5})
+    ]
+    assert ["Did you mean" in message for message in messages] == [False, True]
+
+
 def test_what_changes_nothing_may_be_said(fake: Server) -> None:
     """Neutral values of what is not supported, and who asks."""
     said = {"suffix": None, "best_of": 1, "logit_bias": {}, "presence_penalty": 0, "user": "me"}
@@ -143,6 +172,18 @@ def test_a_stream_is_the_whole_in_pieces(fake: Server) -> None:
     assert [choice["finish_reason"] for choice in choices][-1] == "length"
     for key, values in expected["logprobs"].items():
         assert [each for choice in choices for each in choice["logprobs"][key]] == values
+
+
+def test_an_answer_says_when_it_was_made(fake: Server) -> None:
+    """All events of a stream say the same; the model is as old as the server."""
+    while (asked := int(time.time())) <= fake.http.get("/v1/models/fake").json()["created"]:
+        time.sleep(0.1)
+    body = {"prompt": "a", "max_tokens": 9}
+    whole = fake.post(**body).json()["created"]
+    with fake.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as response:
+        *chunks, _ = events(response)
+    (streamed,) = {json.loads(chunk)["created"] for chunk in chunks}
+    assert asked <= whole <= streamed <= time.time()
 
 
 def test_a_stream_tells_of_an_error_in_it(fake: Server) -> None:

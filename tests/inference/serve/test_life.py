@@ -70,6 +70,7 @@ def test_what_takes_too_long_is_told_so(tokenizer: Path) -> None:
 
 
 def test_a_second_signal_ends_at_once(tokenizer: Path) -> None:
+    """Nor does it say that the server waited, as long as it might have."""
     with (
         running(fake_command(tokenizer, seconds=1)) as server,
         server.http.stream("POST", "/v1/completions", json=LONG) as response,
@@ -80,6 +81,7 @@ def test_a_second_signal_ends_at_once(tokenizer: Path) -> None:
             pass
         server.process.terminate()
         assert server.process.wait(10) == 128 + signal.SIGTERM
+        assert "waited" not in response.read().decode()
 
 
 @pytest.mark.parametrize(("token", "reason"), [(13, "SIGKILL"), (14, "the device is gone")])

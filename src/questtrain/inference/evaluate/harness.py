@@ -8,12 +8,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable
+from tqdm import tqdm
 
 from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.evaluate.adapter import HarnessModel, decoding
@@ -170,7 +173,13 @@ def no_questions(loaded: LoadedTasks, error: Exception) -> UserError:
 @contextmanager
 def alone(seed: int | None) -> Iterator[None]:
     """Random numbers as the harness seeds them, and those of before afterwards; what it prints goes
-    to stderr, and its bootstrap starts no processes."""
+    to stderr, its bars to terminals only, and its bootstrap starts no processes."""
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    with drawn_with(seed), redirect_stdout(sys.stderr):
+    bar = partial(tqdm, disable=None, leave=False)
+    with (
+        drawn_with(seed),
+        redirect_stdout(sys.stderr),
+        patch("lm_eval.api.task.tqdm", bar),
+        patch("tqdm.tqdm", bar),  # its metrics import it when they draw
+    ):
         yield

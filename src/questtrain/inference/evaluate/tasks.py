@@ -21,6 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
 from questtrain.inference.evaluate.drawn import drawn_with
@@ -132,10 +134,25 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
 
 def _unknown_task(name: str, known: Sequence[str], include_path: Path | None) -> UserError:
     where = "" if include_path is None else f", those in {include_path} among them"
+    damaged = "" if include_path is None else _damaged_files(include_path)
     return UserError(
-        f"unknown task {name!r}.{suggestion(name, known)} There are {len(known):,}{where}:"
-        " `questtrain eval --tasks` lists them, and include_path=FOLDER adds YAML files of yours."
+        f"unknown task {name!r}.{damaged or suggestion(name, known)} There are"
+        f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and include_path=FOLDER"
+        " adds YAML files of yours."
     )
+
+
+def _damaged_files(folder: Path) -> str:
+    """The first YAML file in a folder that is none: the harness passes over it in silence."""
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = "" if mark is None else f", line {mark.line + 1}"
+            reason = getattr(error, "problem", None) or _said(error)
+            return f" {path}{line}, is passed over, since it is no YAML: {reason}."
+    return ""
 
 
 def _refuse(name: str, task: Any) -> None:

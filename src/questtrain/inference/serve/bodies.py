@@ -129,19 +129,26 @@ class Part(BaseModel):
     text: str
 
 
+def _parts(value: Any) -> Any:
+    """A text is one part: a union of both would name the wrong one in its errors."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise ValueError("a text, or a list of parts of type text")
+    return value
+
+
 class Message(BaseModel):
     """A message of a chat."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Annotated[list[Part], BeforeValidator(_parts)]
     name: str | None = None
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
         return "".join(part.text for part in self.content)
 
 

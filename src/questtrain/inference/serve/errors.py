@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from questtrain.config.ranges import shown
 from questtrain.errors import suggestion
-from questtrain.inference.serve.bodies import ChatBody, CompletionBody
+from questtrain.inference.serve.bodies import NEUTRAL, ChatBody, CompletionBody
 
 TYPES = {
     401: "authentication_error",
@@ -62,7 +62,7 @@ def validation_error(error: dict[str, Any]) -> ApiError:
     if param is None and kind != "value_error":
         return ApiError(400, "the body must be a JSON object.")
     if kind == "extra_forbidden":
-        close = suggestion(where[-1], FIELDS)
+        close = "" if where[-1] in NEUTRAL else suggestion(where[-1], FIELDS)
         return ApiError(
             400, f"{shown(param)} is not supported by this server.{close}", shown(param)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,6 +43,7 @@ class Reply(Response):
     prompt_tokens: int
     stream: bool
     include_usage: bool
+    created: float = field(default_factory=time.time)
     _generated: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,7 @@ class Reply(Response):
         return {
             "id": self.id,
             "object": kind,
-            "created": self.service.created,
+            "created": int(self.created),
             "model": self.service.model,
             "system_fingerprint": self.service.fingerprint,
         }

@@ -135,9 +135,8 @@ async def _drain(service: Service, stop_now: asyncio.Future[int]) -> None:
     finished = asyncio.create_task(_until_idle(service))
     await _first(finished, stop_now, seconds=seconds)
     finished.cancel()
-    service.engine.fail_all(
-        ApiError(503, f"the server has ended; it waited {seconds:g} s.", code="draining")
-    )
+    waited = "" if stop_now.done() else f"; it waited {seconds:g} s"
+    service.engine.fail_all(ApiError(503, f"the server has ended{waited}.", code="draining"))
 
 
 async def _until_idle(service: Service) -> None:

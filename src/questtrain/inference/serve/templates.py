@@ -119,7 +119,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the chat template {path} cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"the chat template {path} cannot be read: {reason}.") from error
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
