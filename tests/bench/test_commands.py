@@ -251,7 +251,8 @@ def test_json_is_the_file(tmp_path, capsys):
 
 
 def test_what_was_measured_survives(tmp_path, monkeypatch, caplog):
-    """The file holds every finished shape when a later one ends the run."""
+    """Every finished shape is there when a later one ends the run, and so is what an earlier run
+    has measured."""
     measure = BlockBenchmark.measure
 
     def interrupted(self, tokens, *arguments):
@@ -262,11 +263,24 @@ def test_what_was_measured_survives(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(BlockBenchmark, "measure", interrupted)
     output = tmp_path / "result.json"
     words = (*LAYER, "tokens=[2,3]", "parts=block", f"output={output}")
+    output.write_text("earlier")
     assert main(["bench", *words]) == 130
+    assert output.read_text() == "earlier"
+    output = tmp_path / "result.unfinished.json"
     record = json.loads(output.read_text())
     assert {row["tokens"] for row in record["rows"]} == {2}
     assert not record["complete"]
     assert f"{len(record['rows'])} rows are kept in {output}" in caplog.text
+
+
+def test_a_complete_file_is_alone(tmp_path):
+    run(tmp_path, *LAYER, "tokens=2", "parts=block")
+    assert not list(tmp_path.glob("*.unfinished.json"))
+
+
+def test_a_folder_is_no_file(tmp_path, capsys):
+    assert main(["bench", *LAYER, "tokens=2", "parts=block", f"output={tmp_path}"]) == 2
+    assert f"{tmp_path} cannot be written: it is a folder" in capsys.readouterr().err
 
 
 def test_a_shape_too_large_for_memory_is_left_out(tmp_path, caplog):

@@ -1,4 +1,5 @@
-"""The file of a benchmark: written after every shape, so that a run cut short keeps its numbers."""
+"""The file of a benchmark: written after every shape, so that a run cut short keeps its numbers,
+and under its own name when it is complete, so that this takes no earlier one's."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from questtrain.bench.timing import Timing
+from questtrain.errors import UserError
 from questtrain.store.files import output_for, write_json
 
 Row = dict[str, Any]
@@ -17,7 +19,8 @@ class Results:
     """``{"benchmark", "environment", "settings", "ceilings", "rows", "complete"}``.
 
     A row is one case at one shape: what it is, ``median``, ``low``, ``high`` in microseconds, and
-    what follows from them. ``path`` may be None: then nothing is written.
+    what follows from them. ``path`` may be None: then nothing is written. Until all is there, the
+    rows are in ``unfinished``, ``NAME.unfinished.json`` beside it. UserError where they cannot be.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class Results:
         path: Path | None,
     ) -> None:
         self.path = path
+        self.unfinished = path and path.with_name(f"{path.stem}.unfinished{path.suffix}")
         self.rows: list[Row] = []
         self.record: dict[str, Any] = {
             "benchmark": benchmark,
@@ -37,6 +41,8 @@ class Results:
             "rows": self.rows,
             "complete": False,
         }
+        if path is not None and path.is_dir():
+            raise UserError(f"{path} cannot be written: it is a folder; name a file in it.")
         self._write()
 
     def add(self, rows: list[Row]) -> None:
@@ -53,11 +59,13 @@ class Results:
         """Mark the record complete: nothing was cut short."""
         self.record["complete"] = True
         self._write()
+        if self.path is not None and self.unfinished is not None:
+            self.unfinished.replace(self.path)
 
     def _write(self) -> None:
-        if self.path is not None:
-            with output_for(self.path):
-                write_json(self.path, self.record)
+        if self.unfinished is not None:
+            with output_for(self.unfinished):
+                write_json(self.unfinished, self.record)
 
 
 def timing_row(what: Mapping[str, Any], case: str, timing: Timing, **numbers: Any) -> Row:

@@ -141,8 +141,9 @@ def main(words: Sequence[str]) -> int:
     try:
         measure(results, models, config, device)
     except KeyboardInterrupt:
-        if results.path is not None:
-            log.warning("interrupted: %d rows are kept in %s", len(results.rows), results.path)
+        if results.unfinished is not None:
+            rows, file = len(results.rows), results.unfinished
+            log.warning("interrupted: %d rows are kept in %s", rows, file)
         raise
     results.finish()
     _show(results, arguments.json)

@@ -53,12 +53,12 @@ def test_a_text_of_until_ends_an_answer_and_is_no_part_of_it(model, prompts):
 
 
 def test_a_document_ends_where_the_next_begins(model, prompts):
-    """As if another token were BOS: the first that a greedy answer has not said before."""
-    tokens = [*generate_tokens(model, prompts[1], 20, 0, 1, 0)]
+    """As if another token were BOS: the first that an answer has not begun with."""
+    tokens = [*generate_tokens(model, prompts[1], 20, 1, 1, 0)]
     place = next(place for place, token in enumerate(tokens) if token != tokens[0])
     bos = {"decode": model.tokenizer.decode, "bos_id": tokens[place]}
     other = replace(model, tokenizer=SimpleNamespace(**bos))
-    (cut,) = Generator(other).continuations([prompts[1]], Decoding(20))
+    (cut,) = Generator(other).continuations([prompts[1]], Decoding(20, temperature=1))
     assert cut == model.tokenizer.decode(tokens[:place])
 
 

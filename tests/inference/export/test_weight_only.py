@@ -121,8 +121,8 @@ def test_a_model_of_no_class_of_transformers(trained, tmp_path, here):
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("name", FORMS)
 def test_sixteen_bits(name, dtype, trained, tmp_path, here, monkeypatch):
-    """Scales are rounded, too: the codes are not. Short prompts: MLX's CPU has no such numbers."""
-    monkeypatch.setattr(written, "prompts", lambda *words: [prompts(*words)[0][:8]])
+    """Scales are rounded, too: the codes are not. One prompt: MLX's CPU has no such numbers."""
+    monkeypatch.setattr(written, "prompts", lambda *words: [prompts(*words)[0][:48]])
     certificate = exported(trained("w4a16", "quest-noht"), name, tmp_path, dtype=dtype)
     assert certificate.codes_different == 0
     assert certificate.comparison.largest_logit_difference > 0
