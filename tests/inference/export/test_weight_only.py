@@ -4,6 +4,7 @@ the reason; each run's integers and their words as those libraries read them."""
 import json
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from questtrain.cli.main import main
 from questtrain.errors import UserError
 from questtrain.inference.export import write, written
 from questtrain.inference.export.compressed_tensors import CompressedTensorsFormat
-from questtrain.inference.export.format import Options
+from questtrain.inference.export.format import PLAIN, Options
 from questtrain.inference.export.integers import integers
 from questtrain.inference.export.mlx import MlxFormat
 from questtrain.inference.export.passages import prompts
@@ -121,8 +122,10 @@ def test_a_model_of_no_class_of_transformers(trained, tmp_path, here):
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("name", FORMS)
 def test_sixteen_bits(name, dtype, trained, tmp_path, here, monkeypatch):
-    """Scales are rounded, too: the codes are not. One prompt: MLX's CPU has no such numbers."""
+    """Scales are rounded, too: the codes are not. One prompt: MLX's CPU has no such numbers. After
+    so few steps the likeliest tokens are near ties, which the differences of the logits bound."""
     monkeypatch.setattr(written, "prompts", lambda *words: [prompts(*words)[0][:48]])
+    monkeypatch.setitem(PLAIN, dtype, replace(PLAIN[dtype], argmax=0.75))
     certificate = exported(trained("w4a16", "quest-noht"), name, tmp_path, dtype=dtype)
     assert certificate.codes_different == 0
     assert certificate.comparison.largest_logit_difference > 0
