@@ -160,7 +160,7 @@ def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str
     tasks = wanted(config)
     if config.limit is not None and config.limit > 1 and not config.limit.is_integer():
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
-    places = Places(_path(config.include_path), _path(config.datasets), config.text_field)
+    places = Places.of(config.include_path, config.datasets, config.text_field)
     ready = read_suites(tasks, places)
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)
@@ -205,10 +205,6 @@ def wanted(config: EvalConfig) -> list[EvalTask]:
     return list(dict.fromkeys(tasks))
 
 
-def _path(folder: str | None) -> Path | None:
-    return None if folder is None else Path(folder).expanduser().resolve()
-
-
 def show(evaluation: Evaluation) -> None:
     """Print the results as a table."""
     weights = "packed" if evaluation.packed else "values"
@@ -244,9 +240,10 @@ def _list(words: Sequence[str]) -> int:
     if len(own) + len(patterns) < len(rest) or len(patterns) > 1 or len(own) > 1:
         raise UserError("--tasks takes one pattern, such as arc*, and include_path=FOLDER.")
 
+    from questtrain.inference.evaluate.suites import folder_of
     from questtrain.inference.evaluate.tasks import task_names
 
-    names = task_names(_path(own[0]) if own else None)
+    names = task_names(folder_of(own[0]) if own else None)
     found = [name for name in names if fnmatch(name, patterns[0])] if patterns else names
     if not found:
         raise UserError(f"no task is called like {patterns[0]!r}.{suggestion(patterns[0], names)}")

@@ -15,6 +15,7 @@ import torch
 
 from questtrain.cli.main import main
 from questtrain.errors import UserError
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.drawn import SEED
 from questtrain.inference.evaluate.tasks import load_tasks
 from questtrain.inference.load import TrainedModel, load_run
@@ -23,12 +24,7 @@ from questtrain.store.evaluations import TaskResult
 lm_eval = pytest.importorskip("lm_eval")
 
 from questtrain.inference.evaluate.adapter import HarnessModel  # noqa: E402
-from questtrain.inference.evaluate.harness import (  # noqa: E402
-    Answers,
-    Questions,
-    ask,
-    set_examples,
-)
+from questtrain.inference.evaluate.harness import ask, set_examples  # noqa: E402
 
 Trained = Callable[[str], Path]
 TASKS = ["endings", "texts", "answers"]
@@ -41,7 +37,7 @@ def by_document(samples: list[dict[str, Any]]) -> list[Any]:
 
 
 def asked(model: TrainedModel, folder: Path, names: list[str], **how: Any) -> Answers:
-    return ask(model, load_tasks(names, folder, folder), Questions(samples=True, **how))
+    return ask(load_tasks(names, folder, folder), Asking(model, samples=True, **how))
 
 
 def documents(answers: Answers, task: str) -> list[Any]:
@@ -132,7 +128,7 @@ def test_tasks_can_be_asked_again_in_another_way(model, task_folder):
     """The first does not change what the task's own number of examples is."""
     loaded = load_tasks(["endings"], task_folder, task_folder)
     columns = [
-        ask(model, loaded, Questions(num_fewshot=shots, limit=3)).tasks["endings"].column
+        ask(loaded, Asking(model, num_fewshot=shots, limit=3)).tasks["endings"].column
         for shots in (None, 2, 2, None)
     ]
     own, other = "endings_first3", "endings_2shot_first3"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from typing import Any
@@ -20,65 +19,37 @@ from tqdm import tqdm
 
 from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.evaluate.adapter import HarnessModel, decoding
+from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.drawn import SEED, drawn_with
 from questtrain.inference.evaluate.tasks import LoadedTasks
-from questtrain.inference.load import TrainedModel
 from questtrain.store.evaluations import Metric, TaskResult, column_of
 
 FIRST = "acc_norm"
 """Where a task has it, it is what is quoted: it leads the metrics."""
 
 
-@dataclass(frozen=True)
-class Questions:
-    """How a model is asked: ``limit`` documents of each task at the most (a share of them below 1),
-    ``num_fewshot`` examples before each (None: as many as the task says), one ``seed`` for all that
-    is drawn (None: the harness' own). ``bootstrap`` draws give the standard error of what is no
-    mean."""
-
-    limit: float | None = None
-    num_fewshot: int | None = None
-    seed: int | None = None
-    batch_tokens: int | None = None
-    bootstrap: int = 1000
-    samples: bool = False
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Results by task; ``samples``: every question and answer as JSON lines, where asked for."""
-
-    tasks: dict[str, TaskResult]
-    samples: str | None = None
-
-
-def ask(
-    trained: TrainedModel,
-    loaded: LoadedTasks,
-    questions: Questions,
-    told: Callable[[int], object] = lambda count: None,
-) -> Answers:
-    """Put all the tasks' documents to a model; ``told`` hears how many rows each batch had.
+def ask(loaded: LoadedTasks, asking: Asking) -> Answers:
+    """Put all the tasks' documents to a model.
 
     The harness' ``evaluate``, prepared as its ``simple_evaluate`` does, which describes the machine
     besides, by programs that take longer than small models. UserError for a task that cannot be
     asked so, before the model is called. Nothing drawn here moves the process' random numbers.
     """
-    seed = SEED if questions.seed is None else questions.seed
+    seed = SEED if asking.seed is None else asking.seed
     check_settings(loaded, seed)
-    model = HarnessModel(trained, questions.batch_tokens, seed, told)
+    model = HarnessModel(asking.trained, asking.batch_tokens, seed, asking.told)
     for name, task in loaded.tasks.items():
-        set_examples(task, loaded.own_shots[name], questions.num_fewshot, seed)
-    with _said_before_the_model(model, loaded), alone(questions.seed):
+        set_examples(task, loaded.own_shots[name], asking.num_fewshot, seed)
+    with _said_before_the_model(model, loaded), alone(asking.seed):
         found = evaluate(
             lm=model,
             task_dict={"tasks": loaded.tasks, "groups": loaded.groups},
-            limit=questions.limit,
-            bootstrap_iters=questions.bootstrap,
-            log_samples=questions.samples,
+            limit=asking.limit,
+            bootstrap_iters=asking.bootstrap,
+            log_samples=asking.samples,
         )
-    tasks = {name: _result(name, found, loaded, questions.limit) for name in loaded.reported}
-    return Answers(tasks, _lines(found["samples"]) if questions.samples else None)
+    tasks = {name: _result(name, found, loaded, asking.limit) for name in loaded.reported}
+    return Answers(tasks, _lines(found["samples"]) if asking.samples else "", versions())
 
 
 def check_settings(loaded: LoadedTasks, seed: int) -> None:

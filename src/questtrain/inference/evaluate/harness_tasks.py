@@ -12,7 +12,6 @@ from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.bits_per_byte import answer_result
 from questtrain.inference.evaluate.drawn import SEED
 from questtrain.inference.evaluate.harness import (
-    Questions,
     alone,
     ask,
     check_settings,
@@ -36,16 +35,7 @@ class HarnessTasks:
 
     def evaluate(self, asking: Asking) -> Answers:
         """By the harness' own ``evaluate``."""
-        questions = Questions(
-            limit=asking.limit,
-            num_fewshot=asking.num_fewshot,
-            seed=asking.seed,
-            batch_tokens=asking.batch_tokens,
-            bootstrap=asking.bootstrap,
-            samples=asking.samples,
-        )
-        found = ask(asking.trained, self.loaded, questions, asking.told)
-        return Answers(found.tasks, found.samples or "", versions())
+        return ask(self.loaded, asking)
 
 
 class HarnessAnswers:

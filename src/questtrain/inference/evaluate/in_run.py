@@ -37,9 +37,9 @@ class RunEvaluator:
         """UserError where the data of a task is missing or wrong."""
         tasks = parse_eval_tasks(config.train.eval_tasks, "train.eval_tasks")
         settings = config.train
-        places = Places(
-            _path(settings.eval_tasks_include_path),
-            _path(settings.eval_tasks_datasets),
+        places = Places.of(
+            settings.eval_tasks_include_path,
+            settings.eval_tasks_datasets,
             config.data.text_field,
         )
         with drawn_with(None):
@@ -85,7 +85,3 @@ class RunEvaluator:
         model = Llama(config.model, config.bits, config.quant)
         model.load_state_dict({name: tensor.cpu() for name, tensor in weights.items()})
         return TrainedModel(for_use(model, device, None), self.tokenizer, config, step)
-
-
-def _path(folder: str | None) -> Path | None:
-    return None if folder is None else Path(folder).expanduser().resolve()

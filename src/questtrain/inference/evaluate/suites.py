@@ -23,6 +23,16 @@ class Places:
     datasets: Path | None = None
     text_field: str = "text"
 
+    @classmethod
+    def of(cls, include_path: str | None, datasets: str | None, text_field: str) -> Places:
+        """Of folders as settings name them."""
+        return cls(folder_of(include_path), folder_of(datasets), text_field)
+
+
+def folder_of(setting: str | None) -> Path | None:
+    """The folder that a setting names."""
+    return None if setting is None else Path(setting).expanduser().resolve()
+
 
 def read_suites(tasks: Sequence[EvalTask], places: Places) -> list[ReadyTask]:
     """The tasks with their data, those of lm-evaluation-harness together; UserError where data is
