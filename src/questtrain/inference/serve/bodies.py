@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from questtrain.inference.engine.requests import Sampling
+
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "logit_bias": ({},),
@@ -102,6 +104,25 @@ class Body(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
         return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the counts of tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(
+        self, max_tokens: int, seed: int, logprobs: int | None, prompt_logprobs: bool = False
+    ) -> Sampling:
+        """How the tokens of one choice are chosen, by the API's defaults where it is not said."""
+        return Sampling(
+            max_tokens,
+            1.0 if self.temperature is None else self.temperature,
+            1.0 if self.top_p is None else self.top_p,
+            seed,
+            logprobs,
+            prompt_logprobs,
+            tuple(self.stop or ()),
+        )
 
 
 class CompletionBody(Body):

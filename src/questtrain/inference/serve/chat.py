@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from questtrain.inference.engine.requests import Delta, Sampling
+from questtrain.inference.engine.requests import Delta
 from questtrain.inference.serve.bodies import ChatBody
 from questtrain.inference.serve.errors import ApiError
 from questtrain.inference.serve.logprobs import TokenNames, chat_logprobs
@@ -35,26 +35,15 @@ async def chat_completions(body: ChatBody, request: Request) -> Reply:
     prompt = await service.template.chat_ids(body.messages, service.encoder)
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     room = service.encoder.room(prompt, most, None)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return Reply(
         service,
-        [(prompt, sampling(body, room, seed + choice)) for choice in range(n)],
+        [(prompt, body.sampling(room, seed + choice, logprobs)) for choice in range(n)],
         ChatForm(service, body),
         f"chatcmpl-{uuid.uuid4().hex}",
         len(prompt),
         bool(body.stream),
-        bool(body.stream_options and body.stream_options.include_usage),
-    )
-
-
-def sampling(body: ChatBody, max_tokens: int, seed: int) -> Sampling:
-    """How the tokens of one choice are chosen."""
-    return Sampling(
-        max_tokens,
-        1.0 if body.temperature is None else body.temperature,
-        1.0 if body.top_p is None else body.top_p,
-        seed,
-        (body.top_logprobs or 0) if body.logprobs else None,
-        stop=tuple(body.stop or ()),
+        body.include_usage,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from questtrain.inference.engine.requests import Delta, Sampling
+from questtrain.inference.engine.requests import Delta
 from questtrain.inference.serve.bodies import CompletionBody
 from questtrain.inference.serve.errors import ApiError
 from questtrain.inference.serve.logprobs import CompletionLogprobs, TokenNames
@@ -30,11 +30,13 @@ async def completions(body: CompletionBody, request: Request) -> Reply:
     service.check_room(n * len(prompts))
     ids = [await service.encoder.ids(prompt) for prompt in prompts]
     seed, asked = seed_of(body.seed), []
+    logprobs, of_prompt = body.logprobs, bool(body.echo) and body.logprobs is not None
     for prompt in ids:
         room = service.encoder.room(prompt, body.max_tokens, DEFAULT_MAX_TOKENS)
         if room == 0 and not body.echo:
             raise ApiError(400, "max_tokens: 0 gives nothing but with echo=true.", "max_tokens")
-        asked += [(prompt, sampling(body, room, seed + choice)) for choice in range(n)]
+        for choice in range(n):
+            asked.append((prompt, body.sampling(room, seed + choice, logprobs, of_prompt)))
     return Reply(
         service,
         asked,
@@ -42,20 +44,7 @@ async def completions(body: CompletionBody, request: Request) -> Reply:
         f"cmpl-{uuid.uuid4().hex}",
         sum(map(len, ids)),
         bool(body.stream),
-        bool(body.stream_options and body.stream_options.include_usage),
-    )
-
-
-def sampling(body: CompletionBody, max_tokens: int, seed: int) -> Sampling:
-    """How the tokens of one choice are chosen."""
-    return Sampling(
-        max_tokens,
-        1.0 if body.temperature is None else body.temperature,
-        1.0 if body.top_p is None else body.top_p,
-        seed,
-        body.logprobs,
-        bool(body.echo) and body.logprobs is not None,
-        tuple(body.stop or ()),
+        body.include_usage,
     )
 
 
