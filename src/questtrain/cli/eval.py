@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
-from questtrain.cli.generate import PACKED
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import number_text, plain_table, print_json
 from questtrain.config.eval_tasks import EvalTask, parse_eval_tasks, suite_name
+from questtrain.config.model_use import PACKED, AtStep, Packed
 from questtrain.config.ranges import SEED, SIZE, Choices, Interval
-from questtrain.config.schema import DEVICE, SWITCH
+from questtrain.config.schema import DEVICE
 from questtrain.errors import UserError, suggestion
 from questtrain.store.evaluations import Evaluation
 from questtrain.store.files import no_such_folder
@@ -92,13 +92,8 @@ class EvalConfig:
         int | None, Interval(SEED), "of all that is drawn; null: the harness' own, 0 and 1234"
     ]
     device: Annotated[str, DEVICE, "what it runs on"]
-    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
-    packed: Annotated[
-        str,
-        SWITCH,
-        "weights as packed codes, in the low-bit kernels; auto: where the kernels run and the"
-        " model's weights are quantized",
-    ]
+    step: AtStep
+    packed: Packed
     batch_tokens: Annotated[
         int | None,
         Interval(SIZE),

@@ -11,7 +11,8 @@ from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import plain_table, print_json
 from questtrain.config.export_formats import EXPORT_FORMATS
-from questtrain.config.ranges import Choices, Interval
+from questtrain.config.model_use import AtStep
+from questtrain.config.ranges import Choices
 from questtrain.config.schema import DEVICE
 from questtrain.errors import UserError
 from questtrain.sweep.console import console
@@ -45,7 +46,7 @@ class ExportConfig:
         "see --list",
     ]
     output: Annotated[str, "the folder to write, which must not exist"]
-    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
+    step: AtStep
     dtype: Annotated[
         str, Choices(("f32", "f16", "bf16")), "of what is no code: embedding, norms, head"
     ]

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from questtrain.cli.arguments import own_config, parse_arguments
 from questtrain.cli.help_page import own_settings
+from questtrain.config.model_use import PACKED, AtStep, Packed
 from questtrain.config.ranges import SEED, SIZE, Interval, Text
-from questtrain.config.schema import DEVICE, SWITCH
+from questtrain.config.schema import DEVICE
 
 HELP = """usage: questtrain generate run=DIR prompt="…" [key=value …]
 
@@ -19,9 +20,6 @@ Continues a prompt with the newest checkpoint of a run.
 
   questtrain generate run=runs/first prompt="def " temperature=0
 """
-
-
-PACKED = {"auto": None, "true": True, "false": False}
 
 
 @dataclass
@@ -41,13 +39,8 @@ class GenerateConfig:
     ]
     seed: Annotated[int, Interval(SEED), "of the choices of tokens"]
     device: Annotated[str, DEVICE, "what it runs on"]
-    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
-    packed: Annotated[
-        str,
-        SWITCH,
-        "weights as packed codes, in the low-bit kernels; auto: where the kernels run and the"
-        " model's weights are quantized",
-    ]
+    step: AtStep
+    packed: Packed
 
 
 def help_page(words: Sequence[str] = ()) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from questtrain.cli.arguments import own_config, parse_arguments
-from questtrain.cli.generate import PACKED
 from questtrain.cli.help_page import own_settings
+from questtrain.config.model_use import PACKED
 from questtrain.config.serve import ServeConfig
 from questtrain.errors import UserError
 

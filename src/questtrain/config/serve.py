@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from questtrain.config.model_use import AtStep, Packed
 from questtrain.config.ranges import SIZE, Interval, Text
-from questtrain.config.schema import DEVICE, SWITCH
+from questtrain.config.schema import DEVICE
 
 
 @dataclass
@@ -21,13 +22,8 @@ class ServeConfig:
         str, Text(longest=255), "the address; beyond loopback (0.0.0.0, …) only with a key"
     ]
     device: Annotated[str, DEVICE, "what it runs on"]
-    step: Annotated[int | None, Interval("[0, 2^53]"), "the checkpoint; null: the newest"]
-    packed: Annotated[
-        str,
-        SWITCH,
-        "weights as packed codes, in the low-bit kernels; auto: where the kernels run and the"
-        " model's weights are quantized",
-    ]
+    step: AtStep
+    packed: Packed
     context: Annotated[
         int | None, Interval(SIZE), "tokens of prompt and answer; null: the trained length"
     ]
