@@ -41,53 +41,88 @@ FINALISTS = 3
 LEVELS = 16
 
 
+class Tuning:
+    """A tuner's run: the ``shapes`` (columns, width) of the models' products, how a case is timed
+    (``sample``), and where all that is kept."""
+
+    def __init__(
+        self, script: str, options: argparse.Namespace, words: Sequence[str] | None
+    ) -> None:
+        """Ends the process where there is no Hopper GPU, and for a model that is none."""
+        self.device, self.table = torch.device("cuda"), options.table
+        if not extension.serves(self.device):
+            sys.exit("error: tiles are measured on a Hopper GPU, by the library of `make kernels`.")
+        try:
+            models = models_named(options.models)
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        products = (product for model in models for product in block_products(model))
+        self.shapes = list(dict.fromkeys((p.out_features, p.in_features) for p in products))
+        self.sample: Sampler = partial(
+            measure, rounds=options.rounds, milliseconds=options.milliseconds, device=self.device
+        )
+        said = sys.argv[1:] if words is None else words
+        command = shlex.join(["python", f"csrc/{script}", *said])
+        files = {"table": options.table.name, "output": options.output.name}
+        settings = {**vars(options), **files}
+        facts = environment(self.device, command)
+        self.results = Results("tune", facts, settings, options.output)
+
+    def best(self, what: dict[str, int], timings: dict[str, Timing]) -> int:
+        """The fastest tile of a shape, all of whose timings are kept."""
+        rows = [timing_row(what, name, t, tile=int(name)) for name, t in timings.items()]
+        self.results.add(rows)
+        torch.cuda.empty_cache()
+        return int(min(timings, key=lambda name: timings[name].median))
+
+    def finish(self, best: Iterable[tuple[int, ...]]) -> None:
+        """Write the table."""
+        with output_for(self.table), atomic_write(self.table) as file:
+            file.write(table_text(best).encode())
+        self.results.finish()
+        print(f"table: {self.table}; measurements: {self.results.path}")
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Measure every shape of the models' blocks and write the table as C++ initializers."""
     options = parse(words)
-    device = torch.device("cuda")
-    if not extension.serves(device):
-        sys.exit("error: tiles are measured on a Hopper GPU, by the library of `make kernels`.")
-    try:
-        models = models_named(options.models)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    command = shlex.join(["python", "csrc/tune.py", *(sys.argv[1:] if words is None else words)])
-    settings = {**vars(options), "table": str(options.table), "output": str(options.output)}
-    results = Results("tune", environment(device, command), settings, options.output)
-    sample: Sampler = partial(
-        measure, rounds=options.rounds, milliseconds=options.milliseconds, device=device
-    )
-    best: list[tuple[int, int, int, int]] = []
-    shapes = {(p.out_features, p.in_features): None for m in models for p in block_products(m)}
-    for columns, width in shapes:
+    tuning = Tuning("tune.py", options, words)
+    best: list[tuple[int, ...]] = []
+    for columns, width in tuning.shapes:
         for count in options.tokens:
-            timings = tune_shape(count, columns, width, device, sample)
+            timings = tune_shape(count, columns, width, tuning.device, tuning.sample)
             what = {"tokens": count, "n": columns, "k": width}
-            results.add([timing_row(what, name, t, tile=int(name)) for name, t in timings.items()])
-            tile = min(timings, key=lambda name: timings[name].median)
-            best.append((count, columns, width, int(tile)))
-            torch.cuda.empty_cache()
+            best.append((count, columns, width, tuning.best(what, timings)))
         print(f"{columns} × {width}", file=sys.stderr)
-    with output_for(options.table), atomic_write(options.table) as file:
-        file.write(table_text(best).encode())
-    results.finish()
-    print(f"table: {options.table}; measurements: {results.path}")
+    tuning.finish(best)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="whose blocks have the shapes")
     parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS, help="rows of activations")
-    parser.add_argument("--rounds", type=int, default=3, help="samples a tile; all take turns")
-    parser.add_argument("--milliseconds", type=float, default=0.8, help="a sample lasts")
-    parser.add_argument("--table", type=Path, default=TABLE, help="the table's file")
-    parser.add_argument("--output", type=Path, default=Path("bench-tune.json"), help="measurements")
+    add_options(parser, MODELS, 0.8, TABLE, "bench-tune.json")
     return parser.parse_args(words)
 
 
-def table_text(best: Iterable[tuple[int, int, int, int]]) -> str:
-    """``{rows, columns, width, tile},`` a line."""
+def add_options(
+    parser: argparse.ArgumentParser,
+    models: Sequence[str],
+    milliseconds: float,
+    table: Path,
+    output: str,
+) -> None:
+    """What every `Tuning` is told, with its defaults."""
+    add = parser.add_argument
+    add("--models", nargs="+", default=models, help="whose blocks have the shapes")
+    add("--rounds", type=int, default=3, help="samples a tile; all take turns")
+    add("--milliseconds", type=float, default=milliseconds, help="a sample lasts")
+    add("--table", type=Path, default=table, help="the table's file")
+    add("--output", type=Path, default=Path(output), help="measurements")
+
+
+def table_text(best: Iterable[tuple[int, ...]]) -> str:
+    """``{numbers of the shape, tile},`` a line."""
     return "".join("    {" + ", ".join(map(str, row)) + "},\n" for row in best)
 
 

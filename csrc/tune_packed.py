@@ -12,26 +12,18 @@ from __future__ import annotations
 import argparse
 import math
 import re
-import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from tune import runs
+from tune import Tuning, add_options, runs
 
-from questtrain.bench.environment import environment
 from questtrain.bench.layer.random_tensors import normal, quantized, rotating
-from questtrain.bench.results import Results, timing_row
-from questtrain.bench.shapes import block_products
-from questtrain.bench.timing import Sampler, Timing, measure
-from questtrain.cli.bench_models import models_named
+from questtrain.bench.timing import Sampler, Timing
 from questtrain.config.gaussian import GAUSSIAN_ALPHA
-from questtrain.errors import UserError
-from questtrain.kernels import extension
 from questtrain.kernels.ops.quantize_linear import hadamard_quantize_linear_tile
-from questtrain.store.files import atomic_write, output_for
 
 MODELS = ("30M", "100M", "800M", "7B")
 ROWS = (16, 32, 64, 128, 256)
@@ -51,56 +43,26 @@ FILLS, CROWDS = 0.6, 4.0
 def main(words: Sequence[str] | None = None) -> None:
     """Measure every shape of the models' blocks and write the table as C++ initializers."""
     options = parse(words)
-    device = torch.device("cuda")
-    if not extension.serves(device):
-        sys.exit("error: tiles are measured on a Hopper GPU, by the library of `make kernels`.")
-    try:
-        models = models_named(options.models)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    said = sys.argv[1:] if words is None else words
-    command = shlex.join(["python", "csrc/tune_packed.py", *said])
-    settings = {**vars(options), "table": str(options.table), "output": str(options.output)}
-    results = Results("tune", environment(device, command), settings, options.output)
-    sample: Sampler = partial(
-        measure, rounds=options.rounds, milliseconds=options.milliseconds, device=device
-    )
-    best: list[tuple[int, int, int, int, int]] = []
-    shapes = {(p.out_features, p.in_features): None for m in models for p in block_products(m)}
+    tuning = Tuning("tune_packed.py", options, words)
+    best: list[tuple[int, ...]] = []
     for bits in options.bits:
-        for columns, width in shapes:
+        for columns, width in tuning.shapes:
             for rows in options.rows:
-                timings = tune_shape(bits, rows, columns, width, device, sample)
-                if not timings:
-                    continue
-                what = {"bits": bits, "tokens": rows, "n": columns, "k": width}
-                results.add([timing_row(what, tile, t) for tile, t in timings.items()])
-                tile = min(timings, key=lambda name: timings[name].median)
-                best.append((bits, rows, columns, width, int(tile)))
-                torch.cuda.empty_cache()
+                timings = tune_shape(bits, rows, columns, width, tuning.device, tuning.sample)
+                if timings:
+                    what = {"bits": bits, "tokens": rows, "n": columns, "k": width}
+                    best.append((bits, rows, columns, width, tuning.best(what, timings)))
             print(f"{bits} bits, {columns} × {width}", file=sys.stderr)
-    with output_for(options.table), atomic_write(options.table) as file:
-        file.write(table_text(best).encode())
-    results.finish()
-    print(f"table: {options.table}; measurements: {results.path}")
+    tuning.finish(best)
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--models", nargs="+", default=MODELS, help="whose blocks have the shapes")
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS, help="rows of activations")
     parser.add_argument("--bits", nargs="+", type=int, default=BITS, help="of the weights")
-    parser.add_argument("--rounds", type=int, default=3, help="samples a tile; all take turns")
-    parser.add_argument("--milliseconds", type=float, default=0.5, help="a sample lasts")
-    parser.add_argument("--table", type=Path, default=TABLE, help="the table's file")
-    parser.add_argument("--output", type=Path, default=Path("tune-packed.json"), help="numbers")
+    add_options(parser, MODELS, 0.5, TABLE, "tune-packed.json")
     return parser.parse_args(words)
-
-
-def table_text(best: Iterable[tuple[int, ...]]) -> str:
-    """``{bits, rows, columns, width, tile},`` a line."""
-    return "".join("    {" + ", ".join(map(str, row)) + "},\n" for row in best)
 
 
 def candidates(rows: int, columns: int, multiprocessors: int) -> list[int]:
