@@ -5,12 +5,8 @@
 #include <optional>
 #include <tuple>
 
-#include "quantize_arguments.h"
-#ifdef QUESTTRAIN_SM90
 #include "packed_tiles.h"
-#else
-#include "packed_linear.h"
-#endif
+#include "quantize_arguments.h"
 
 namespace questtrain {
 namespace {
@@ -65,21 +61,21 @@ bool has_tiles(const Tensor& x) {
   const DeviceGuard guard(x);
   return is_hopper();
 }
-#endif
 
 // Whether tiles multiply: on Hopper, more rows than are quantized on the way, a width in whole blocks.
 bool tiles_serve(const Tensor& x, const PackedLinearArguments& a, int bits) {
-#ifdef QUESTTRAIN_SM90
   return a.rows > kMostRowsOnTheWay && a.width % tile_block(bits) == 0 && has_tiles(x);
-#else
-  return false;
-#endif
 }
 
-#ifdef QUESTTRAIN_SM90
+void check_tile(const Check& check, int64_t tile) {
+  if (tile < 0 || tile >= kPackedTileNumbers)
+    check.fail("tile must be 0 to ", kPackedTileNumbers - 1, ", not ", tile);
+  if (!has_tiles(check.like)) check.fail("tiles are for GPUs of compute capability 9.0");
+}
+
 // Two kernels: the codes of x lie in memory between them, in the order that tiles multiply.
-void quantize_for_tiles(const Check& check, const Source& source, const Format& format, int bits,
-                        std::optional<int64_t> tile, PackedLinearArguments& product) {
+void multiply_by_tiles(const Check& check, const Source& source, const Format& format, int bits,
+                       std::optional<int64_t> tile, PackedLinearArguments& product) {
   const Tensor& x = check.like;
   Tensor codes = torch::stable::new_empty(x, {source.rows, source.width}, ScalarType::Char);
   Tensor scales = torch::stable::new_empty(x, {source.rows}, ScalarType::Float);
@@ -101,6 +97,17 @@ void quantize_for_tiles(const Check& check, const Source& source, const Format& 
   const auto kernel = by_bits(bits, launch_packed_tile<1>, launch_packed_tile<2>,
                               launch_packed_tile<4>);
   launch_op(check, kernel, chosen, product);
+}
+#else
+bool tiles_serve(const Tensor&, const PackedLinearArguments&, int) { return false; }
+
+void check_tile(const Check& check, int64_t) {
+  check.fail("this library was built without the architecture 90a");
+}
+
+void multiply_by_tiles(const Check& check, const Source&, const Format&, int,
+                       std::optional<int64_t>, PackedLinearArguments&) {
+  check_tile(check, 0);
 }
 #endif
 
@@ -131,12 +138,10 @@ Tensor quantize_linear(const Check& check, const Source& source, int64_t levels,
 
   arguments.y = y.data_ptr();
   arguments.output = output_of(x.scalar_type());
-#ifdef QUESTTRAIN_SM90
   if (tiled) {
-    quantize_for_tiles(check, source, format, bits, tile, arguments);
+    multiply_by_tiles(check, source, format, bits, tile, arguments);
     return y;
   }
-#endif
   const auto kernel = by_bits(bits, launch_quantize_linear<1>, launch_quantize_linear<2>,
                               launch_quantize_linear<4>);
   launch_op(check, kernel, source.operand, arguments, arguments_of(source, format));
@@ -154,15 +159,9 @@ Tensor hadamard_quantize_linear(Tensor x, int64_t levels, double alpha, Tensor w
 Tensor hadamard_quantize_linear_tile(Tensor x, int64_t levels, double alpha, Tensor weight,
                                      Tensor weight_scales, int64_t weight_levels, int64_t tile) {
   const Check check("hadamard_quantize_linear_tile", x);
-#ifdef QUESTTRAIN_SM90
-  if (tile < 0 || tile >= kPackedTileNumbers)
-    check.fail("tile must be 0 to ", kPackedTileNumbers - 1, ", not ", tile);
-  if (!has_tiles(x)) check.fail("tiles are for GPUs of compute capability 9.0");
+  check_tile(check, tile);
   return quantize_linear(check, plain_source(check, x), levels, alpha,
                          {weight, weight_scales, weight_levels}, tile);
-#else
-  check.fail("this library was built without the architecture 90a");
-#endif
 }
 
 Tensor rmsnorm_quantize_linear(Tensor x, Tensor norm_weight, double epsilon, int64_t levels,

@@ -11,6 +11,7 @@
 #include <iterator>
 
 #include "packed_linear.h"
+#include "tuned_shape.h"
 
 namespace questtrain {
 
@@ -51,9 +52,7 @@ inline int packed_tile_for(int bits, int rows, int columns, int width) {
   float nearest = INFINITY;
   for (const TunedPackedShape& shape : kTunedPackedShapes) {
     if (shape.bits != bits || shape.rows < std::min(rows, kMostTunedRows)) continue;
-    const float distance = std::fabs(std::log2(float(rows) / shape.rows)) +
-                           std::fabs(std::log2(float(columns) / shape.columns)) +
-                           std::fabs(std::log2(float(width) / shape.width));
+    const float distance = distance_from(shape, rows, columns, width);
     if (distance < nearest) {
       nearest = distance;
       best = shape.tile;

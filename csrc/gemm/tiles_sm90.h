@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <iterator>
 
+#include "../tuned_shape.h"
 #include "int8.h"
 
 namespace questtrain {
@@ -38,9 +39,7 @@ inline int tile_for(int rows, int columns, int width) {
   int best = 0;
   float nearest = INFINITY;
   for (const TunedShape& shape : kTunedShapes) {
-    const float distance = std::fabs(std::log2(float(rows) / shape.rows)) +
-                           std::fabs(std::log2(float(columns) / shape.columns)) +
-                           std::fabs(std::log2(float(width) / shape.width));
+    const float distance = distance_from(shape, rows, columns, width);
     if (distance < nearest) {
       nearest = distance;
       best = shape.tile;

@@ -182,12 +182,12 @@ def quantizes_on_the_way(x: Tensor, width: int, block: int, weight: PackedMatrix
     bits = container_bits(weight.levels)
     return (
         x.is_cuda
-        and (x.shape[0] <= MAX_FUSED_ROWS or _tiles(x, width, bits))
         and x.dtype in (torch.bfloat16, torch.float16)
         and block == 128
         and width <= MAX_FUSED_WIDTH
         and width % (256 if bits == 1 else 128) == 0
         and weight.codes.shape[0] % 16 == 0
+        and (x.shape[0] <= MAX_FUSED_ROWS or _tiles(x, width, bits))
     )
 
 
