@@ -9,6 +9,9 @@ from questtrain.config.model_use import AtStep, Packed
 from questtrain.config.ranges import SIZE, Interval, Text
 from questtrain.config.schema import DEVICE
 
+KEY_VARIABLE = "QUESTTRAIN_API_KEY"
+"""Of the environment: the key of clients."""
+
 
 @dataclass
 class ServeConfig:

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from questtrain.cli.main import main
+from questtrain.config.serve import KEY_VARIABLE
 from questtrain.errors import UserError
-from questtrain.inference.serve.server import KEY_VARIABLE, api_key
+from questtrain.inference.serve.server import api_key
 from tests.inference.serve.server_process import SECONDS, fake_command, running
 
 LONG = {"prompt": "a", "max_tokens": 50, "seed": 1, "stream": True}

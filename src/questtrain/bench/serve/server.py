@@ -9,13 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from questtrain.config.serve import ServeConfig
+from questtrain.config.serve import KEY_VARIABLE, ServeConfig
 from questtrain.errors import UserError
 from questtrain.inference.engine.messages import Load, packed_message
 from questtrain.process.start import python_command
-
-KEY_VARIABLE = "QUESTTRAIN_API_KEY"
-"""Would have the server ask its clients for a key."""
 
 SECONDS_TO_STOP = 30.0
 _URL = re.compile(rb"http://\S+")
@@ -31,6 +28,7 @@ def running_server(config: ServeConfig, load: Load, log: Path) -> Iterator[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
+            # With a key it would ask its clients for it.
             env={key: value for key, value in os.environ.items() if key != KEY_VARIABLE},
             start_new_session=True,  # Ctrl-C is ours: the server ends when we have let go of it
         )

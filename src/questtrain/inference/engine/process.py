@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from questtrain.config.serve import KEY_VARIABLE
 from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.engine.answers import Answers
 from questtrain.inference.engine.messages import (
@@ -29,9 +30,6 @@ from questtrain.process.start import python_command
 
 SECONDS_TO_END = 5.0
 """What the engine may take to end by itself."""
-
-SECRETS = ("QUESTTRAIN_API_KEY",)
-"""Variables of the server's that the engine's process is not handed."""
 
 
 class EngineDied(TrainingStopped):
@@ -62,7 +60,8 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 limit=1 << 26,
                 start_new_session=True,
-                env={key: value for key, value in os.environ.items() if key not in SECRETS},
+                # The engine has no use for the key.
+                env={key: value for key, value in os.environ.items() if key != KEY_VARIABLE},
             )
         engine = cls(process)
         reading = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from questtrain.config.serve import ServeConfig
+from questtrain.config.serve import KEY_VARIABLE, ServeConfig
 from questtrain.errors import UserError
 from questtrain.inference.engine.messages import Load
 from questtrain.inference.engine.process import EngineProcess
@@ -25,8 +25,6 @@ from questtrain.inference.serve.service import Service
 from questtrain.process.signals import StopSignal, on_stop_signals
 
 log = logging.getLogger(__name__)
-
-KEY_VARIABLE = "QUESTTRAIN_API_KEY"
 
 SECONDS_TO_CLOSE = 5
 """What connections may take to end when nothing is being answered any more."""
