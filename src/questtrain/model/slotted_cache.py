@@ -50,10 +50,10 @@ class SlottedCache:
         """One slot, whose first ``start`` tokens are there, for the prompt's next ones."""
         return FillingSlot(self, slot, start)
 
-    def copy(self, slot: int, other: SlottedCache, tokens: int) -> None:
-        """Into one slot the first ``tokens`` of the only one of ``other``."""
-        there = [x[slot, :, :tokens] for x in (*self.keys, *self.values)]
-        torch._foreach_copy_(there, [x[0, :, :tokens] for x in (*other.keys, *other.values)])
+    def beginning(self, slot_1: Tensor) -> BeginningSlot:
+        """The slot that ``slot_1``, int64 ``[1]``, says on the device, for a prompt's first
+        tokens."""
+        return BeginningSlot(self, slot_1)
 
 
 class DecodingSlots:
@@ -133,3 +133,37 @@ class FillingLayer(NamedTuple):
             return k_BGTK, v_BGTK, None
         seen = torch.ones(tokens, end, dtype=torch.bool, device=k_BGTK.device).tril(self.start)
         return self.keys[:, :, :end], self.values[:, :, :end], seen
+
+
+class BeginningSlot:
+    """A cache for the beginning of one prompt, ``[1, T]``, whose place only the device knows: what
+    is captured as a graph serves every slot."""
+
+    def __init__(self, cache: SlottedCache, slot_1: Tensor) -> None:
+        self._cache, self._slot_1 = cache, slot_1
+
+    def rotary(self, tokens: int) -> Rotary:
+        return self._cache.cos_SK[:tokens], self._cache.sin_SK[:tokens]
+
+    def layer(self, index: int) -> BeginningLayer:
+        return BeginningLayer(self._cache.keys[index], self._cache.values[index], self._slot_1)
+
+    def advance(self, tokens: int) -> None:
+        """There is no more to come."""
+
+
+class BeginningLayer(NamedTuple):
+    """Keys and values ``[slots, G, capacity, K]``, one slot of which is begun."""
+
+    keys: Tensor
+    values: Tensor
+    slot_1: Tensor
+
+    def attend_next(self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary) -> None:
+        """A beginning of one token is as any other."""
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        tokens = k_BGTK.shape[2]
+        self.keys[:, :, :tokens].index_copy_(0, self.slot_1, k_BGTK)
+        self.values[:, :, :tokens].index_copy_(0, self.slot_1, v_BGTK)
+        return k_BGTK, v_BGTK, None
