@@ -89,10 +89,11 @@ def product_attention(
 ) -> Tensor:
     """`causal_attention` of one product ``[B, T, D + 2·E]`` that nobody else reads: the rotation,
     in the product's place, and its backward are a kernel each, but where heads are normalized
-    before it, or are of a width or dtype that the kernel does not take."""
-    next_one = cache is not None and qkv_BTN.shape[1] == 1
+    before it, or are of a width or dtype that the kernel does not take. A step of one token, and a
+    compiler, have one kernel for the rotation and what fills the ``cache`` as it is."""
     rotates = heads.width % 16 == 0 and qkv_BTN.dtype in ROTATED
-    if len(norms) or next_one or not rotates:
+    fuses = cache is not None and (qkv_BTN.shape[1] == 1 or torch.compiler.is_compiling())
+    if len(norms) or fuses or not rotates:
         return causal_attention(split_columns(qkv_BTN, heads), heads, rotary, cache, norms)
     parts = split_rotary(qkv_BTN, *rotary, heads.queries, heads.keys)
     q_BHTK, k_BGSK, v_BGSK = (part.transpose(1, 2) for part in parts)

@@ -38,8 +38,8 @@ class SlottedCache:
             [like.new_zeros(shape) for _ in range(config.num_layers)] for _ in range(2)
         )
         self.capacity = capacity
-        places = torch.arange(capacity, device=like.device)
-        self.cos_SK, self.sin_SK = rotary_angles(config, places)
+        self.places = torch.arange(capacity, device=like.device)
+        self.cos_SK, self.sin_SK = rotary_angles(config, self.places)
         self.position = torch.full((slots,), FREE, dtype=torch.int64, device=like.device)
 
     def decoding(self, slots: int) -> DecodingSlots:
@@ -140,30 +140,37 @@ class BeginningSlot:
     is captured as a graph serves every slot."""
 
     def __init__(self, cache: SlottedCache, slot_1: Tensor) -> None:
-        self._cache, self._slot_1 = cache, slot_1
+        self._cache = cache
+        heads = torch.arange(cache.keys[0].shape[1], device=slot_1.device)
+        self._slot_111, self._heads_1G1 = slot_1.view(1, 1, 1), heads.view(1, -1, 1)
 
     def rotary(self, tokens: int) -> Rotary:
         return self._cache.cos_SK[:tokens], self._cache.sin_SK[:tokens]
 
     def layer(self, index: int) -> BeginningLayer:
-        return BeginningLayer(self._cache.keys[index], self._cache.values[index], self._slot_1)
+        keys, values = self._cache.keys[index], self._cache.values[index]
+        return BeginningLayer(keys, values, self._slot_111, self._heads_1G1, self._cache.places)
 
     def advance(self, tokens: int) -> None:
         """There is no more to come."""
 
 
 class BeginningLayer(NamedTuple):
-    """Keys and values ``[slots, G, capacity, K]``, one slot of which is begun."""
+    """Keys and values ``[slots, G, capacity, K]``, one slot of which is begun, and the numbers of
+    that slot, of the heads ``[1, G, 1]`` and of the places ``[capacity]``."""
 
     keys: Tensor
     values: Tensor
-    slot_1: Tensor
+    slot_111: Tensor
+    heads_1G1: Tensor
+    places: Tensor
 
     def attend_next(self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary) -> None:
         """A beginning of one token is as any other."""
 
     def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        tokens = k_BGTK.shape[2]
-        self.keys[:, :, :tokens].index_copy_(0, self.slot_1, k_BGTK)
-        self.values[:, :, :tokens].index_copy_(0, self.slot_1, v_BGTK)
+        # By indices, not by a view of the first places: torch.compile would copy that as a whole.
+        where = (self.slot_111, self.heads_1G1, self.places[: k_BGTK.shape[2]])
+        self.keys.index_put_(where, k_BGTK)
+        self.values.index_put_(where, v_BGTK)
         return k_BGTK, v_BGTK, None
