@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
@@ -21,6 +22,14 @@ TYPES = {
     504: "timeout_error",
 }
 """The others: ``invalid_request_error``, and ``server_error`` from 500 on."""
+
+SIZES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "too_short": lambda ctx: "is an empty list, and needs one entry at least",
+    "too_long": lambda ctx: f"has {ctx['actual_length']} entries: {ctx['max_length']} at the most",
+    "string_too_short": lambda ctx: "is an empty text",
+    "string_too_long": lambda ctx: f"is longer than {ctx['max_length']:,} characters",
+}
+"""What is said of lists and texts of a wrong length, by pydantic's names of these errors."""
 
 FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields})
 
@@ -68,6 +77,8 @@ def validation_error(error: dict[str, Any]) -> ApiError:
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing.", param)
+    if kind in SIZES:
+        return ApiError(400, f"{param} {SIZES[kind](error['ctx'])}.", param)
     message = error["msg"].removeprefix("Value error, ")
     if param is not None:
         message = f"{param}: {message[:1].lower()}{message[1:]}"
@@ -77,9 +88,12 @@ def validation_error(error: dict[str, Any]) -> ApiError:
 def http_error(error: HTTPException, request: Request) -> ApiError:
     """What the framework refuses: a path, a method, a body that cannot be parsed."""
     headers, path = dict(error.headers or {}), shown(request.scope["path"])
+    if "Allow" in headers:  # the framework's order is another in every process
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    allowed = headers.get("Allow", "another method").replace(", ", " and ")
     words = {
         404: f"there is no {path} here.",
-        405: f"{path} takes {headers.get('Allow', 'another method')}, not {request.method}.",
+        405: f"{path} takes {allowed}, not {request.method}.",
         400: "the body cannot be read as JSON.",
     }
     message = words.get(error.status_code, str(error.detail))

@@ -26,6 +26,13 @@ def prompts_of(value: Any) -> list[Prompt]:
     items = value if isinstance(value, list) else []
     if items and (all(isinstance(each, str) for each in items) or all(map(_are_ids, items))):
         return items
+    if value == [] or [] in items:
+        raise ApiError(
+            400,
+            "prompt holds an empty list, where texts or token ids belong; a new document is the"
+            ' text "".',
+            "prompt",
+        )
     raise ApiError(
         400, "prompt must be a text, a list of texts, token ids, or a list of such lists.", "prompt"
     )
