@@ -11,6 +11,7 @@ from torch import nn
 from questtrain.config import TrainConfig, at_step
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
+from questtrain.data.bos import BosError
 from questtrain.data.identity import read_identity
 from questtrain.device import choose_device
 from questtrain.errors import UserError
@@ -117,5 +118,9 @@ def tokenizer_of(folder: Path, config: TrainConfig) -> Tokenizer:
     bos = config.data.bos_token if data is None else data.bos_id
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
-            return load_tokenizer(str(folder / name), bos=bos)
+            try:
+                return load_tokenizer(str(folder / name), bos=bos)
+            except BosError as error:
+                where = f"The run's data.bos_token stands in {folder / 'config.yaml'}."
+                raise UserError(f"{error} {where}") from error
     raise UserError(f"{folder} holds no tokenizer.json or tokenizer.model.")

@@ -44,8 +44,8 @@ class Engine:
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"the keys and values of {counted(max_batch_size, 'sequence', 'sequences')} of"
-                f" {self.context:,} tokens do not fit into the device's memory beside the model: ask"
-                " for fewer, or for a shorter context."
+                f" {self.context:,} tokens do not fit into the device's memory beside the model:"
+                " ask for fewer, or for a shorter context."
             ) from error
         self._free = list(range(max_batch_size))
         self._sequences: dict[int, Sequence] = {}  # by id, until they are over

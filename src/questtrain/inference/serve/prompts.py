@@ -8,7 +8,7 @@ from typing import Any
 
 from questtrain.config.ranges import shown
 from questtrain.data import Tokenizer
-from questtrain.errors import UserError
+from questtrain.data.tokenizer import EncodingError
 from questtrain.inference.serve.errors import ApiError
 
 LONG_TEXT = 4096
@@ -68,8 +68,9 @@ class Encoder:
             if len(text) < LONG_TEXT:
                 return self.tokenizer.encode(text)
             return await asyncio.to_thread(self.tokenizer.encode, text)
-        except UserError as error:
-            raise ApiError(400, f"the prompt cannot be encoded: {error}", "prompt") from error
+        except EncodingError as error:
+            reason = f"the prompt cannot be encoded: {error.reason}"
+            raise ApiError(400, reason, "prompt") from error
 
     def room(self, prompt: Sequence[int], max_tokens: int | None, default: int | None) -> int:
         """Tokens that may follow: ``max_tokens``, or where it is not given the ``default`` as far
