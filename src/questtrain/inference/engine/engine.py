@@ -55,6 +55,11 @@ class Engine:
         self._arriving = Arrival([], None)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._batch.device
+
+    @property
     def running(self) -> int:
         """Requests that have a slot, or whose last results are awaited."""
         return len(self._sequences) - self.waiting

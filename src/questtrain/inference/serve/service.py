@@ -44,7 +44,8 @@ class Service:
         self.engine, self.config, self.metrics = engine, config, Metrics()
         self.model = config.model_name or served.name
         self.created = int(time.time())
-        self.fingerprint = f"step{served.step}-{served.weights_sha256[:12]}"
+        weights, setup = served.weights_sha256[:12], served.setup_sha256[:6]
+        self.fingerprint = f"step{served.step}-{weights}-{setup}"
         tokenizer = load_tokenizer(served.tokenizer, bos=served.bos_id)
         self.encoder = Encoder(tokenizer, engine.ready.vocab_size, engine.ready.context)
         self.template = ChatTemplate.find(tokenizer, config.chat_template)
