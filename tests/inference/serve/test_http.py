@@ -98,7 +98,7 @@ def test_what_a_message_may_hold_is_named(fake: Server, case: str) -> None:
     assert reason in response.json()["error"]["message"]
 
 
-SIZES = {
+WORDS = {
     "prompt": ({"prompt": []}, "prompt holds an empty list, where texts or token ids belong"),
     "a prompt": ({"prompt": [[0], []]}, "prompt holds an empty list, where texts or token"),
     "stop": ({"prompt": "a", "stop": []}, "stop is an empty list, and needs one entry at least."),
@@ -106,12 +106,28 @@ SIZES = {
     "long stop": ({"prompt": "a", "stop": "b" * 1001}, "stop.0 is longer than 1,000 characters."),
     "five stops": ({"prompt": "a", "stop": list("abcde")}, "stop has 5 entries: 4 at the most."),
     "messages": ({"messages": []}, "messages is an empty list, and needs one entry at least."),
+    "a message": ({"messages": ["hi"]}, "messages.0 must be an object."),
+    "no messages": ({"messages": "hi"}, "messages must be a list."),
+    "a role": (
+        {"messages": [{"role": "bot", "content": ""}]},
+        "messages.0.role must be 'system', 'developer', 'user' or 'assistant'.",
+    ),
+    "model": ({"prompt": "a", "model": 5}, "model must be a text."),
+    "tokens": ({"prompt": "a", "max_tokens": 3.5}, "max_tokens must be a whole number."),
+    "no tokens": ({"prompt": "a", "max_tokens": "3"}, "max_tokens must be a whole number."),
+    "hot": ({"prompt": "a", "temperature": "hot"}, "temperature must be a number."),
+    "too hot": ({"prompt": "a", "temperature": 3}, "temperature must be at most 2."),
+    "top_p": ({"prompt": "a", "top_p": 0}, "top_p must be above 0."),
+    "n": ({"prompt": "a", "n": 0}, "n must be at least 1."),
+    "stream": ({"prompt": "a", "stream": "yes"}, "stream must be true or false."),
+    "one stop": ({"prompt": "a", "stop": 5}, "stop: a text, or a list of texts."),
 }
 
 
-@pytest.mark.parametrize("case", SIZES)
-def test_lists_and_texts_of_a_wrong_length_are_told_so(fake: Server, case: str) -> None:
-    body, message = SIZES[case]
+@pytest.mark.parametrize("case", WORDS)
+def test_what_a_parameter_must_be_is_told_in_a_sentence(fake: Server, case: str) -> None:
+    """None of them in pydantic's words."""
+    body, message = WORDS[case]
     path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
     response = fake.http.post(path, json=body)
     assert response.status_code == 400

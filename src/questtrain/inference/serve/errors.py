@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import Request
@@ -23,13 +22,27 @@ TYPES = {
 }
 """The others: ``invalid_request_error``, and ``server_error`` from 500 on."""
 
-SIZES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "too_short": lambda ctx: "is an empty list, and needs one entry at least",
-    "too_long": lambda ctx: f"has {ctx['actual_length']} entries: {ctx['max_length']} at the most",
-    "string_too_short": lambda ctx: "is an empty text",
-    "string_too_long": lambda ctx: f"is longer than {ctx['max_length']:,} characters",
+WORDS = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "is an empty list, and needs one entry at least",
+    "too_long": "has {actual_length} entries: {max_length} at the most",
+    "string_too_short": "is an empty text",
+    "string_too_long": "is longer than {max_length:,} characters",
 }
-"""What is said of lists and texts of a wrong length, by pydantic's names of these errors."""
+"""What is said of a parameter, by pydantic's names of errors."""
 
 FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields})
 
@@ -77,8 +90,8 @@ def validation_error(error: dict[str, Any]) -> ApiError:
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing.", param)
-    if kind in SIZES:
-        return ApiError(400, f"{param} {SIZES[kind](error['ctx'])}.", param)
+    if kind in WORDS:
+        return ApiError(400, f"{param} {WORDS[kind].format(**error.get('ctx', {}))}.", param)
     message = error["msg"].removeprefix("Value error, ")
     if param is not None:
         message = f"{param}: {message[:1].lower()}{message[1:]}"
