@@ -81,7 +81,9 @@ class Model:
     tokenizer: str
 
     def __call__(self) -> tuple[Letters, Served]:
-        return Letters(self.steps), Served("letters", 0, "0" * 64, self.tokenizer, 0, "bf16")
+        return Letters(self.steps), Served(
+            "letters", 0, "0" * 64, "0" * 64, self.tokenizer, 0, "bf16"
+        )
 
 
 def serve_letters(steps: float) -> None:

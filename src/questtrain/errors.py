@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong", and how its message is phrased."""
+"""The one exception that means "the input is wrong", and how messages are phrased."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class ErrorOnAnotherRank(TrainingStopped):
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"another process of this run ends it with exit code {exit_code}.")
         self.exit_code = exit_code
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """``1 answer is``, ``0 answers are``, ``2,000 answers are``"""
+    return f"{number:,} {one if number == 1 else more}"
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:

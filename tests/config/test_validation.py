@@ -77,6 +77,11 @@ BROKEN: list[tuple[dict[str, Any], str, str]] = [
     ({"checkpoint_every": -5}, "checkpoint_every=-5", "at least 1"),
     ({"train": {"keep_checkpoints": 0}}, "train.keep_checkpoints=0", "at least 1"),
     ({"train": {"diagnose_every": -1}}, "train.diagnose_every=-1", "at least 1"),
+    ({"train": {"eval_tasks_every": 9}}, "train.eval_tasks_every=9", "needs train.eval_tasks,"),
+    ({"train": {"eval_tasks_limit": 9}}, "train.eval_tasks_limit=9", "bpb:FILE, core"),
+    ({"train": {"eval_tasks_datasets": "d"}}, "train.eval_tasks_datasets=d", "needs"),
+    ({"train": {"eval_tasks_include_path": "d"}}, "train.eval_tasks_include_path=d", "needs"),
+    ({"train": {"eval_tasks": ["bpb"]}}, "train.eval_tasks: 'bpb'", "write bpb:FILE"),
     ({"compile": "ture"}, "compile 'ture'", "'true'"),
     ({"resume": "newer"}, "resume 'newer'", "'never'"),
     ({"train": {"autocast": "bf61"}}, "train.autocast 'bf61'", "'bf16'"),
@@ -105,6 +110,7 @@ def test_a_broken_rule_is_named_with_advice(
         {"quant": {"trust_scale": float("inf")}},
         {"quant": {"hadamard_block": 16}},
         {"model": {"num_heads": 320}},
+        {"train": {"eval_tasks": ["bpb:x.txt"], "eval_tasks_every": 9, "eval_tasks_limit": 1}},
     ],
 )
 def test_valid_configs_pass(compose: Compose, overrides: dict[str, Any]) -> None:

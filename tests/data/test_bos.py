@@ -195,5 +195,20 @@ def test_a_tokenizer_whose_unknown_token_is_bos(tmp_path: Path, make_config) -> 
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     path = tokenizers.save(tokenizer, tmp_path / "t" / "tokenizer.json")
     files = [str(write_jsonl(tmp_path / "x.jsonl", ["a a", "a b"]))]
-    with pytest.raises(UserError, match=r"x\.jsonl, line 2: .* of the character 'b'; name another"):
+    with pytest.raises(
+        UserError, match=r"x\.jsonl, line 2: .* of the character 'b'.* another data\.bos"
+    ):
         prepare(make_config(files=files, tokenizer=str(path)))
+
+
+def test_a_run_whose_tokenizer_names_no_bos_says_where_that_is_set(tmp_path: Path, compose) -> None:
+    """Who uses a run cannot give it data.bos_token."""
+    from tokenizers import Tokenizer, models
+
+    from questtrain.inference.load import tokenizer_of
+
+    tokenizers.save(
+        Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), tmp_path / "tokenizer.json"
+    )
+    with pytest.raises(UserError, match=r"stands in .*config\.yaml\.$"):
+        tokenizer_of(tmp_path, compose("nano"))

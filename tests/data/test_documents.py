@@ -12,7 +12,7 @@ import pytest
 
 from questtrain.data import prepare
 from questtrain.data.documents import check_suffix, read_documents
-from questtrain.data.text_rows import NotUtf8Error
+from questtrain.data.text_rows import NotUtf8Error, TextField
 from questtrain.errors import UserError
 from tests.data.corpus import all_documents, sentences
 
@@ -27,7 +27,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def texts(path: Path, text_field: str = "text") -> list[str]:
-    return [document.text for document in read_documents(path, text_field)]
+    return [document.text for document in read_documents(path, TextField(text_field))]
 
 
 def write_table(
@@ -194,16 +194,16 @@ def arrow_file(folder: Path, columns: dict[str, list[Any]]) -> Path:
 def test_arrow_files_of_datasets(tmp_path: Path) -> None:
     texts = ["one", "zwei ✓", "", "vier"]
     file = arrow_file(tmp_path / "saved", {"text": texts, "id": [1, 2, 3, 4]})
-    assert [document.text for document in read_documents(file, "text")] == texts
+    assert [document.text for document in read_documents(file, TextField("text"))] == texts
     nested = arrow_file(tmp_path / "nested", {"doc": [{"body": text} for text in texts]})
-    assert [document.text for document in read_documents(nested, "doc.body")] == texts
+    assert [document.text for document in read_documents(nested, TextField("doc.body"))] == texts
     with pytest.raises(UserError, match=r"no field 'txt'; choose data.text_field from text, id"):
-        list(read_documents(file, "txt"))
+        list(read_documents(file, TextField("txt")))
     with pytest.raises(UserError, match=r"row 1: the field 'id' holds int, not text"):
-        list(read_documents(file, "id"))
+        list(read_documents(file, TextField("id")))
     damaged = tmp_path / "damaged.arrow"
     damaged.write_bytes(b"no arrow")
     with pytest.raises(UserError, match=r"damaged\.arrow is damaged or no Arrow file"):
-        list(read_documents(damaged, "text"))
+        list(read_documents(damaged, TextField("text")))
     with pytest.raises(UserError, match=r"cannot read the data file .*missing\.arrow"):
-        list(read_documents(tmp_path / "missing.arrow", "text"))
+        list(read_documents(tmp_path / "missing.arrow", TextField("text")))

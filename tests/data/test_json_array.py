@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from questtrain.data.documents import read_documents
 from questtrain.data.json_array import DamagedArrayError, array_elements
+from questtrain.data.text_rows import TextField
 from questtrain.errors import UserError
 
 VALUES = st.recursive(
@@ -77,7 +78,9 @@ def test_a_file_names_the_row(tmp_path: Path, monkeypatch) -> None:
     rows = [{"text": f"document {i} é"} for i in range(40)]
     path = tmp_path / "a.json"
     path.write_text("\ufeff" + json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8")
-    assert [d.text for d in read_documents(path, "text")] == [row["text"] for row in rows]
+    assert [d.text for d in read_documents(path, TextField("text"))] == [
+        row["text"] for row in rows
+    ]
     path.write_text(path.read_text(encoding="utf-8").replace('"document 7 é"', "document"))
     with pytest.raises(UserError, match=r"a\.json, row 8 of the array: damaged JSON \(Expecting"):
-        list(read_documents(path, "text"))
+        list(read_documents(path, TextField("text")))

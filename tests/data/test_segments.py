@@ -14,6 +14,7 @@ import pytest
 from questtrain.data import load_tokenizer, prepare, segments
 from questtrain.data.documents import Document
 from questtrain.data.segments import encode_segments, segments_of
+from questtrain.data.text_rows import TextField
 from questtrain.data.tokenizer_choice import train_bpe
 from tests.data import tokenizers
 from tests.data.corpus import write_jsonl
@@ -152,10 +153,10 @@ def test_characters_across_blocks(tmp_path: Path, monkeypatch, split: int) -> No
     monkeypatch.setattr(documents, "BLOCK", 4 + split)
     path = tmp_path / "a.txt"
     path.write_bytes("abcd🙂é\r\n🙂".encode())
-    (document,) = documents.read_documents(path, "text")
+    (document,) = documents.read_documents(path, TextField("text"))
     assert document.text == "abcd🙂é\r\n🙂" == document.text, "as often as it is asked for"
     path.write_bytes(b"abcd\xf0\x9f\x99")
-    (document,) = documents.read_documents(path, "text")
+    (document,) = documents.read_documents(path, TextField("text"))
     with pytest.raises(NotUtf8Error, match="invalid byte 0xf0 at byte offset 4"):
         _ = document.text
 

@@ -29,7 +29,9 @@ def test_a_run_that_has_not_ended_has_none(tmp_path):
 @pytest.mark.parametrize("key", ["non_embedding_params", "tokens", "val_loss"])
 def test_a_completed_run_has_what_a_law_needs(tmp_path, key):
     (tmp_path / "run.json").write_text(json.dumps(RECORD | {key: None}))
-    with pytest.raises(DamagedJson, match=f"'{key}' holds None.* Remove it, and the same command"):
+    with pytest.raises(
+        DamagedJson, match=f"'{key}' holds None.* Remove it, and the same `questtrain train`"
+    ):
         read_run_record(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(RECORD | {key: None, "status": "diverged"}))
     assert read_run_record(tmp_path).status == "diverged"

@@ -169,7 +169,7 @@ def test_a_signal_saves_checkpoints_and_the_same_command_goes_on(unbroken, words
     os.killpg(sweeper.pid, number)
     output, errors = sweeper.communicate(timeout=60)
     assert sweeper.returncode == 128 + number
-    assert "stopping: 1 runs save a checkpoint" in errors
+    assert "stopping: 1 run saves a checkpoint" in errors
     assert "Go on: questtrain sweep" in errors
     assert "Traceback" not in errors
     assert "2 waiting" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -212,3 +213,12 @@ def test_what_a_run_cannot_answer(bits, what, message, corpus, tmp_path):
     assert main(["train", *words]) == 0
     with pytest.raises(UserError, match=message):
         diagnose(tmp_path / "run", what)
+
+
+def test_data_that_is_gone_names_the_config_that_it_stands_in(run, tmp_path):
+    """The command has no settings of data: the run's are meant."""
+    gone = shutil.copytree(run, tmp_path / "run")
+    config = (gone / "config.yaml").read_text()
+    (gone / "config.yaml").write_text(config.replace("/*.txt", "/*.gone"))
+    with pytest.raises(UserError, match=r"as .*config\.yaml names it: data\.files: no file"):
+        diagnose(gone, "alignment")

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from questtrain.cli.main import main
+from questtrain.data.text_rows import TextField
 from questtrain.inference import load_run
 from questtrain.inference.evaluate import in_run as in_run_module
 from questtrain.inference.evaluate import score as score_module
@@ -109,7 +110,7 @@ def test_results_are_those_of_the_checkpoint(runs, text, step):
     """Packed where a loaded run would be."""
     trained = load_run(runs / "with", "cpu", step, packed=None)
     asking = Asking(trained)
-    (result,) = read_texts(str(text), "text").evaluate(asking).tasks.values()
+    (result,) = read_texts(str(text), TextField("text")).evaluate(asking).tasks.values()
     assert result.metrics["bpb"].value == results(runs / "with")[step]
     (evaluation,) = (e for e in read_evaluations(runs / "with" / "evaluations") if e.step == step)
     assert evaluation.packed == is_packed(trained.model)

@@ -148,6 +148,7 @@ def _folder(config: EvalConfig) -> str:
 
 def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str | None]:
     """The tasks come first: a model takes longer to load than a wrong name to be seen."""
+    from questtrain.data.text_rows import TextField
     from questtrain.inference.evaluate.asking import Asking, answers_of
     from questtrain.inference.evaluate.subject import Subject
     from questtrain.inference.evaluate.suites import Places, read_suites
@@ -155,7 +156,8 @@ def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str
     tasks = wanted(config)
     if config.limit is not None and config.limit > 1 and not config.limit.is_integer():
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
-    places = Places.of(config.include_path, config.datasets, config.text_field)
+    field = TextField(config.text_field, setting="text_field")
+    places = Places.of(config.include_path, config.datasets, field)
     ready = read_suites(tasks, places)
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)

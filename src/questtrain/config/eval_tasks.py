@@ -15,11 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from questtrain.config.schema import LoopConfig
 from questtrain.errors import UserError
 
 Suite: TypeAlias = Literal["lm-eval", "answers", "bpb", "core"]
 
 FORMS = "TASK or TASK:bpb of lm-evaluation-harness, bpb:FILE, core, core:FOLDER"
+OF_EVAL_TASKS = (
+    "eval_tasks_every",
+    "eval_tasks_limit",
+    "eval_tasks_datasets",
+    "eval_tasks_include_path",
+)
+"""Settings that say how ``train.eval_tasks`` are done."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,20 @@ def parse_eval_tasks(words: Sequence[str], key: str) -> list[EvalTask]:
     the word that is none."""
     parts = [part.strip() for word in words for part in word.split(",")]
     return list(dict.fromkeys(_parse(part, key) for part in parts))
+
+
+def check_eval_tasks(train: LoopConfig) -> None:
+    """UserError for a word of ``train.eval_tasks`` that is none, and for a setting of them where
+    there are none."""
+    if parse_eval_tasks(train.eval_tasks, "train.eval_tasks"):
+        return
+    for key in OF_EVAL_TASKS:
+        value = getattr(train, key)
+        if value is not None:
+            raise UserError(
+                f"train.{key}={value} needs train.eval_tasks, which says what the model is"
+                f" evaluated on: {FORMS}."
+            )
 
 
 def suite_name(tasks: Sequence[EvalTask]) -> str:

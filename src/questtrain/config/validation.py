@@ -15,7 +15,7 @@ from questtrain.config.derived import (
     query_size,
     steps,
 )
-from questtrain.config.eval_tasks import parse_eval_tasks
+from questtrain.config.eval_tasks import check_eval_tasks
 from questtrain.config.ranges import check_fields
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import (
@@ -311,7 +311,7 @@ def _check_run(config: TrainConfig) -> None:
             f"micro_batch_size={micro} does not divide batch_size={config.batch_size};"
             f" the nearest that does is {close}."
         )
-    parse_eval_tasks(config.train.eval_tasks, "train.eval_tasks")
+    check_eval_tasks(config.train)
     if config.gpus is not None:
         rows_per_process(config.batch_size, config.gpus, f"gpus={config.gpus}")
     count = steps(config)

@@ -30,6 +30,10 @@ SPELLINGS = (
 CONFIG = "tokenizer_config.json"
 
 
+class BosError(UserError):
+    """No token begins documents, or the wrong one is asked to."""
+
+
 def choose_bos(
     asked: str | int | None,
     own: str | None,
@@ -41,20 +45,20 @@ def choose_bos(
     """The token that begins documents, one of ``vocabulary``.
 
     ``asked`` is the setting, or the id of one that is settled, ``own`` what the tokenizer puts
-    first, ``beside`` the folder of its file, ``special`` the tokens that are no text. UserError: no
+    first, ``beside`` the folder of its file, ``special`` the tokens that are no text. BosError: no
     such token, none at all.
     """
     if isinstance(asked, int):
         settled = [token for token, number in vocabulary.items() if number == asked]
         if not settled:
-            raise UserError(
+            raise BosError(
                 f"the tokenizer {name} has no token {asked}, which began the documents: it is"
                 " another one"
             )
         return settled[0]
     if asked is not None:
         if asked not in vocabulary:
-            raise UserError(
+            raise BosError(
                 f"data.bos_token={asked!r} is no token of {name}.{_known(special)}"
                 + suggestion(asked, special)
             )
@@ -65,7 +69,7 @@ def choose_bos(
     spelled = [token for token in SPELLINGS if token in vocabulary]
     for token in (*(token for token in spelled if token in special), *spelled):
         return token
-    raise UserError(
+    raise BosError(
         f"the tokenizer {name} names no token that begins a document (BOS): no post-processor, no "
         f"{CONFIG}, and none of {', '.join(SPELLINGS)}. Name one of its tokens with "
         f"data.bos_token=….{_known(special)}"
@@ -93,7 +97,7 @@ def _configured(folder: Path) -> str | None:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
+        raise BosError(
             f"{path} cannot be read: {error}. Repair it, or name the token that begins documents "
             "with data.bos_token=…"
         ) from error

@@ -14,8 +14,7 @@ from pathlib import Path
 from questtrain.data.arrow_rows import ARROW_SUFFIX, arrow_rows
 from questtrain.data.json_rows import JSON_SUFFIXES, json_rows
 from questtrain.data.parquet_rows import PARQUET_SUFFIX, parquet_rows
-from questtrain.data.text_rows import not_utf8
-from questtrain.errors import UserError
+from questtrain.data.text_rows import DataFileError, TextField, not_utf8
 
 CODE_SUFFIXES = frozenset(
     {".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".cuh", ".js", ".ts", ".java"}
@@ -25,7 +24,7 @@ PLAIN_SUFFIXES = CODE_SUFFIXES | frozenset(
     {".txt", ".text", ".md", ".rst", ".tex", ".html", ".css", ".toml", ".yaml", ".yml"}
     | {".cfg", ".ini"}
 )
-RowsReader = Callable[[Path, str], Iterator[tuple[str, str]]]
+RowsReader = Callable[[Path, TextField], Iterator[tuple[str, str]]]
 ROWS: dict[str | tuple[str, ...], RowsReader] = {
     JSON_SUFFIXES: json_rows,
     PARQUET_SUFFIX: parquet_rows,
@@ -57,13 +56,12 @@ class Document:
 
 
 def check_suffix(path: Path) -> None:
-    """Raise UserError unless `read_documents` knows this kind of file."""
+    """Raise DataFileError unless `read_documents` knows this kind of file."""
     if not (_rows_reader(path) or is_plain(path)):
-        raise UserError(
+        raise DataFileError(
             f"unknown kind of data file {path}: documents come from "
             f"{', '.join(JSON_SUFFIXES)}, {PARQUET_SUFFIX}, {ARROW_SUFFIX} (one a row) or "
-            f"{', '.join(sorted(PLAIN_SUFFIXES))} (one a file); token ids in .bin files are "
-            "data=tokens"
+            f"{', '.join(sorted(PLAIN_SUFFIXES))} (one a file)"
         )
 
 
@@ -77,15 +75,15 @@ def is_plain(path: Path) -> bool:
     return path.suffix.lower() in PLAIN_SUFFIXES
 
 
-def read_documents(path: Path, text_field: str) -> Iterator[Document]:
-    """Yield the documents of one file in order; ``text_field`` names the column of the text, or a
-    field inside it (``doc.body``).
+def read_documents(path: Path, field: TextField) -> Iterator[Document]:
+    """Yield the documents of one file in order; ``field`` is the column of the text, or a field
+    inside it (``doc.body``).
 
-    Raises NotUtf8Error or UserError, which name the file and the offset, line or column at fault.
+    Raises DataFileError, which names the file and the offset, line or column at fault.
     """
     try:
         if rows := _rows_reader(path):
-            for place, text in rows(path, text_field):
+            for place, text in rows(path, field):
                 yield Document.of_text(place, text)
         else:
             yield Document(str(path), lambda: _file_blocks(path))
@@ -114,5 +112,5 @@ def _file_blocks(path: Path) -> Iterator[str]:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read the data file {path}: {error}")
+def _unreadable(path: Path, error: OSError) -> DataFileError:
+    return DataFileError(f"cannot read the data file {path}: {error}")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from questtrain.data.documents import Document
 from questtrain.data.records import Split
 from questtrain.data.segments import Segment, encode_segments, segments_of
+from questtrain.data.text_rows import DataFileError
 from questtrain.data.tokenizer import EncodingError, Tokenizer
-from questtrain.errors import UserError
 
 BATCH_CHARACTERS = 1 << 20
 BATCH_SEGMENTS = 1024
@@ -75,7 +75,7 @@ def encode_documents(
 ) -> Iterator[Encoded]:
     """The tokens of ``documents`` (split, document, its bytes) in order, by split.
 
-    Raises UserError that names the document which the tokenizer cannot encode.
+    Raises DataFileError that names the document which the tokenizer cannot encode.
     """
     for batch in _batches(_parts(documents, tokenizer)):
         rows = _encode(batch, tokenizer)
@@ -119,11 +119,11 @@ def _encode(batch: list[_Part], tokenizer: Tokenizer) -> list[list[int]]:
         return [_encode([part], tokenizer)[0] for part in batch]  # which document is it?
 
 
-def _cannot_encode(place: str, tokenizer: Tokenizer, error: EncodingError) -> UserError:
-    return UserError(
-        f"the tokenizer {tokenizer.name} cannot encode the document {place}: {error}. Choose a "
-        "tokenizer that covers every character (a byte-level one, one with byte fallback or with "
-        "an unknown token), or leave the document out; what is already prepared is kept"
+def _cannot_encode(place: str, tokenizer: Tokenizer, error: EncodingError) -> DataFileError:
+    return DataFileError(
+        f"the tokenizer {tokenizer.name} cannot encode the document {place}: {error.reason}. "
+        "Choose a tokenizer that covers every character (a byte-level one, one with byte fallback "
+        "or with an unknown token) or another data.bos_token, or leave the document out"
     )
 
 

@@ -84,7 +84,7 @@ class DataIdentity:
 def read_identity(folder: Path) -> DataIdentity | None:
     """What a run's folder says of its data; None where it says nothing, as folders of earlier
     versions. DamagedJson names what is wrong with it."""
-    remedy = "Restore it; without it the run goes on with whatever data it is given."
+    remedy = "Restore it; without it the run would go on with whatever data it is given."
     try:
         return read_json(folder / IDENTITY, DataIdentity, remedy)
     except FileNotFoundError:

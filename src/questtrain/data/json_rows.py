@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from questtrain.data.json_array import DamagedArrayError, array_elements
-from questtrain.data.text_rows import not_utf8, text_of
-from questtrain.errors import UserError
+from questtrain.data.text_rows import DataFileError, TextField, not_utf8, text_of
 
 COMPRESSIONS = (".gz", ".zst")
 JSON_SUFFIXES = tuple(
@@ -29,10 +28,10 @@ JSON_SUFFIXES = tuple(
 BLOCK_BYTES = 1 << 20
 
 
-def json_rows(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
-    """(where it stands, text) of each row; NotUtf8Error and UserError name the place."""
+def json_rows(path: Path, field: TextField) -> Iterator[tuple[str, str]]:
+    """(where it stands, text) of each row; DataFileError names the place."""
     for place, row in _rows(path):
-        yield place, text_of(row, place, text_field)
+        yield place, text_of(row, place, field)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -57,9 +56,9 @@ def _array(blocks: Iterator[str], path: Path) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(array_elements(blocks), start=1):
             yield f"{path}, row {number}", row
     except DamagedArrayError as error:
-        raise UserError(
+        raise DataFileError(
             f"{path}, row {number + 1} of the array: damaged JSON ({error}). Repair or remove "
-            "that row; what is already prepared is kept"
+            "that row"
         ) from error
     except RecursionError as error:
         raise _too_deep(f"{path}, row {number + 1}") from error
@@ -103,14 +102,14 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
         raise
 
 
-def _cut_off(path: Path, error: Exception) -> UserError:
+def _cut_off(path: Path, error: Exception) -> DataFileError:
     advice = ""
     if "memory" in str(error):
         advice = (
             ". It was compressed with a window of more than 128 MiB: write it anew, "
             f"`zstd -d --long=31 --stdout {path.name} | zstd -o new{''.join(path.suffixes)}`"
         )
-    return UserError(
+    return DataFileError(
         f"the data file {path} is damaged or not completely downloaded: {error}{advice}"
     )
 
@@ -126,13 +125,13 @@ def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(
+        raise DataFileError(
             f"{place}: damaged JSON ({error.msg} at column {error.colno}). Repair or remove that "
-            "line; what is already prepared is kept"
+            "line"
         ) from error
     except RecursionError as error:
         raise _too_deep(place) from error
 
 
-def _too_deep(place: str) -> UserError:
-    return UserError(f"{place}: JSON nested too deeply to read. Remove it")
+def _too_deep(place: str) -> DataFileError:
+    return DataFileError(f"{place}: JSON nested too deeply to read. Remove it")

@@ -23,7 +23,7 @@ from questtrain.data.hub import hub_file
 from questtrain.data.parquet_rows import PARQUET_SUFFIX
 from questtrain.data.records import SPLITS, PieceRecord, ShardRecord, Split, counts_path
 from questtrain.data.shards import token_dtype
-from questtrain.data.text_rows import NotUtf8Error
+from questtrain.data.text_rows import DataFileError, NotUtf8Error, TextField
 from questtrain.data.token_files import read_layout
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.errors import UserError
@@ -73,6 +73,8 @@ def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> Pi
         with atomic_write(counts_path(folder, task.name)) as file:
             np.save(file, counts)
         record.write(folder)
+    except DataFileError as error:
+        raise UserError(f"{error} (what is already prepared is kept)") from error
     except OSError as error:
         raise UserError(
             f"cannot make {task.name} in {folder}: {error}. Finished shards are kept"
@@ -123,13 +125,13 @@ def _all_documents(task: PieceTask, skipped: Counter[str]) -> Iterator[Document]
     for name in task.files:
         path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
         found = 0
-        for document in read_documents(path, task.text_field):
+        for document in read_documents(path, TextField(task.text_field)):
             found += 1
             yield document
         if found:
             continue
         if not path.name.lower().endswith(PARQUET_SUFFIX):
-            raise UserError(
+            raise DataFileError(
                 f"the data file {path} is empty: it holds no documents. Leave it out of data.files"
             )
         # Writers of parquet in parts leave parts of no rows.

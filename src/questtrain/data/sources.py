@@ -21,6 +21,7 @@ from questtrain.config.schema import DataConfig
 from questtrain.data.documents import CODE_SUFFIXES, check_suffix
 from questtrain.data.hub import HubUnreachableError, check_hub
 from questtrain.data.records import Split, json_sha256
+from questtrain.data.text_rows import DataFileError
 from questtrain.errors import UserError, unknown
 
 KINDS = ("stdlib", "text", "c4", "tokens")
@@ -155,7 +156,10 @@ def _local(config: DataConfig) -> Source:
     if not files:
         raise UserError("data.files holds nothing but the validation files: name training files")
     for file in (*files, *validation):
-        check_suffix(file)
+        try:
+            check_suffix(file)
+        except DataFileError as error:
+            raise UserError(f"{error}; token ids in .bin files are data=tokens") from error
     _check_not_empty([*files, *validation])
     definition = _definition(config, files, validation)
     definition["text_field"] = config.text_field

@@ -23,7 +23,11 @@ _SUFFIXES = "tokenizer.json (Hugging Face tokenizers) or tokenizer.model (Senten
 
 
 class EncodingError(UserError):
-    """The tokenizer cannot encode a text; the message is its own."""
+    """The tokenizer cannot encode a text, for a ``reason`` that is its own."""
+
+    def __init__(self, tokenizer: str, reason: str) -> None:
+        super().__init__(f"the tokenizer {tokenizer} cannot encode a text: {reason}")
+        self.reason = reason
 
 
 class Tokenizer(ABC):
@@ -58,7 +62,7 @@ class Tokenizer(ABC):
         except BaseException as error:  # a panic of tokenizers' is no Exception
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
-            raise EncodingError(str(error)) from error
+            raise EncodingError(self.name, str(error)) from error
         return [
             self._encode_without_bos(text) if self.bos_id in ids else ids
             for text, ids in zip(texts, batch, strict=True)
@@ -102,8 +106,9 @@ class Tokenizer(ABC):
                     without = middle
             if without == 0:
                 raise EncodingError(
+                    self.name,
                     f"it makes the token that begins documents (id {self.bos_id}) of the "
-                    f"character {text[0]!r}; name another with data.bos_token=…"
+                    f"character {text[0]!r}",
                 )
             ids += self._encode_batch([text[:without]])[0]
             text = text[without:]

@@ -14,7 +14,7 @@ from questtrain.data.encoding import read_facts
 from questtrain.data.hub import HubUnreachableError
 from questtrain.data.records import MANIFEST, read_manifest
 from questtrain.data.sources import Source, unreachable
-from questtrain.data.text_rows import NotUtf8Error
+from questtrain.data.text_rows import NotUtf8Error, TextField
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.store.files import write_text
@@ -91,7 +91,7 @@ def _training_documents(config: DataConfig, source: Source) -> Iterator[str]:
     for piece in source.pieces:
         for file in piece.files:
             with contextlib.suppress(NotUtf8Error):
-                for document in read_documents(Path(file), config.text_field):
+                for document in read_documents(Path(file), TextField(config.text_field)):
                     if not read_facts(document).falls_to_validation(config.validation_fraction):
                         yield document.text
 

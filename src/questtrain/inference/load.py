@@ -11,6 +11,7 @@ from torch import nn
 from questtrain.config import TrainConfig, at_step
 from questtrain.config.loading import read_config
 from questtrain.data import Tokenizer, load_tokenizer
+from questtrain.data.bos import BosError
 from questtrain.data.identity import read_identity
 from questtrain.device import choose_device
 from questtrain.errors import UserError
@@ -21,20 +22,18 @@ from questtrain.model import Llama
 from questtrain.packed import PackedFolder, is_packed_folder
 from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import checkpoint_at, latest_checkpoint
-from questtrain.store.files import no_such_folder, sha256_of_hashes
+from questtrain.store.files import no_such_folder
 
 
 @dataclass(frozen=True)
 class TrainedModel:
     """A run's model, ready for use, with its tokenizer and config; of a run that switches its bits
-    ``config.bits`` are those of the model at its ``step``. ``weights_sha256`` is of the file that
-    its weights were read from, of an export's of all its files."""
+    ``config.bits`` are those of the model at its ``step``."""
 
     model: nn.Module
     tokenizer: Tokenizer
     config: TrainConfig
     step: int
-    weights_sha256: str = ""
 
 
 def load(
@@ -71,7 +70,7 @@ def load_run(
     checkpoint.load_weights(model)
     ready = for_use(model, choose_device(device), packed)
     tokenizer = tokenizer_of(folder, config)
-    return TrainedModel(ready, tokenizer, config, checkpoint.step, checkpoint.weights_sha256)
+    return TrainedModel(ready, tokenizer, config, checkpoint.step)
 
 
 def _load_packed(folder: Path, device: str, step: int | None, packed: bool | None) -> TrainedModel:
@@ -80,8 +79,7 @@ def _load_packed(folder: Path, device: str, step: int | None, packed: bool | Non
     if step not in (None, export.manifest.step):
         raise UserError(f"{folder} is an export of step {export.manifest.step}, not of {step}.")
     ready = for_use(export.model(), choose_device(device), packed)
-    files = sha256_of_hashes(export.manifest.sha256)
-    return TrainedModel(ready, export.tokenizer, export.config, export.manifest.step, files)
+    return TrainedModel(ready, export.tokenizer, export.config, export.manifest.step)
 
 
 def _refuse_foreign_export(folder: Path) -> None:
@@ -117,5 +115,9 @@ def tokenizer_of(folder: Path, config: TrainConfig) -> Tokenizer:
     bos = config.data.bos_token if data is None else data.bos_id
     for name in ("tokenizer.json", "tokenizer.model"):
         if (folder / name).exists():
-            return load_tokenizer(str(folder / name), bos=bos)
+            try:
+                return load_tokenizer(str(folder / name), bos=bos)
+            except BosError as error:
+                where = f"The run's data.bos_token stands in {folder / 'config.yaml'}."
+                raise UserError(f"{error} {where}") from error
     raise UserError(f"{folder} holds no tokenizer.json or tokenizer.model.")

@@ -83,8 +83,8 @@ def metric_of(column: str, runs: Sequence[Run]) -> Metric:
     if why := _why_not(column):
         raise UserError(f"metric={column} {why}; {VALID}.")
     if all(run.number(column) is None for run in complete):
-        raise unknown("metric", column, _valid_columns(complete))
-    metric = Metric(column, is_log="perplexity" in column.rpartition(".")[2])
+        raise unknown("metric", column, valid_columns(complete))
+    metric = Metric(column, is_log=_is_perplexity(column))
     if _rises(metric, complete):
         raise UserError(
             f"metric={column} rises as models and data grow, and the law falls to a floor; {VALID}."
@@ -107,7 +107,7 @@ def _why_not(column: str) -> str:
     return ""
 
 
-def _valid_columns(runs: Sequence[Run]) -> list[str]:
+def valid_columns(runs: Sequence[Run]) -> list[str]:
     """The columns of numbers that these runs have and that may follow the law."""
     columns = dict.fromkeys([VAL_LOSS, *(column for run in runs for column in run.record)])
     return [
@@ -117,6 +117,16 @@ def _valid_columns(runs: Sequence[Run]) -> list[str]:
         and column != "precision"
         and any(run.number(column) is not None for run in runs)
     ]
+
+
+def is_evaluated(column: str) -> bool:
+    """Whether it is by its name a loss that an evaluation measured: of other columns a table's
+    owner alone knows what they are."""
+    return _is_bits_per_byte(column) or _is_perplexity(column)
+
+
+def _is_perplexity(column: str) -> bool:
+    return "perplexity" in column.rpartition(".")[2]
 
 
 def _is_bits_per_byte(column: str) -> bool:

@@ -93,5 +93,5 @@ def _problem(error: ErrorDetails) -> str:
 def _expected(error: ErrorDetails) -> str:
     """``should be …``, in pydantic's words or in those of a ValueError of ours, whose subject
     ("Input", "List", …) the message has named."""
-    _, should, rest = error["msg"].partition("should")
+    _, should, rest = error["msg"].replace(" after validation", "").partition("should")
     return should + rest or error["msg"]

@@ -27,7 +27,7 @@ from questtrain.config.gaussian import Trust, trust_in_force
 from questtrain.store.json_file import STRICT, DamagedJson, read_json
 
 FILE = "run.json"
-REMEDY = "Remove it, and the same command writes it again from the last checkpoint."
+REMEDY = "Remove it, and the same `questtrain train` writes it again from the last checkpoint."
 
 HEAD_COLUMNS = ("name", "model", "bits", "method", "hadamard", "seed")
 """The columns that a diagnostic record and a figure's label know a run by."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from questtrain.errors import counted
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.sweep.attempt import Outcome
 from questtrain.sweep.console import console, literal_console
@@ -170,7 +171,8 @@ class Lines:
         self._say(f"{status:<7} {job.name}, by another process")
 
     def stopping(self, runs: int) -> None:
-        self._say(f"stopping: {runs} runs save a checkpoint; Ctrl-C again to stop at once")
+        saving = counted(runs, "run saves", "runs save")
+        self._say(f"stopping: {saving} a checkpoint; Ctrl-C again to stop at once")
 
     def tick(self) -> None:
         """Nothing happens between the lines."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from questtrain.config import bits_at, bits_text, parse_bits, quantizes
 from questtrain.config.loading import read_config
-from questtrain.data import prepare
+from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, device_name
 from questtrain.errors import UserError
 from questtrain.model import Llama
@@ -102,8 +102,7 @@ def diagnose(
 def _alignment(run: DiagnosedRun, batches: int, step: int) -> dict[str, Any]:
     config, model = run.config, run.model(step)
     loss_of = loss_function(model, run.device, config.train.autocast)
-    dataset = prepare(config.data, tokens_needed=1)
-    fit_vocabulary(config, dataset)
+    dataset = _dataset(run)
     by_batch, tokens = [], 0
     for batch in diagnostic_batches(config, dataset.validation, batches):
         tokens = max(tokens, batch[:, 1:].size)
@@ -114,6 +113,20 @@ def _alignment(run: DiagnosedRun, batches: int, step: int) -> dict[str, Any]:
         for block, values in enumerate(zip(*by_batch, strict=True))
     ]
     return {"step": step, "batches": len(by_batch), "batch_tokens": tokens, "blocks": blocks}
+
+
+def _dataset(run: DiagnosedRun) -> TokenDataset:
+    """What the run is validated on; UserError says which settings it goes by, which are not those
+    of the command."""
+    try:
+        dataset = prepare(run.config.data, tokens_needed=1)
+        fit_vocabulary(run.config, dataset)
+    except UserError as error:
+        raise UserError(
+            f"alignment is measured on the run's validation data, as {run.folder / 'config.yaml'}"
+            f" names it: {error}"
+        ) from error
+    return dataset
 
 
 def _mask(run: DiagnosedRun) -> dict[str, Any]:

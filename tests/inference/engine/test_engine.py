@@ -252,7 +252,9 @@ def test_a_cache_too_large_is_a_message(packed, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(engine_module, "Batch", full)
-    with pytest.raises(UserError, match="1000 sequences of 64 tokens do not fit into the device's"):
+    with pytest.raises(
+        UserError, match="1,000 sequences of 64 tokens do not fit into the device's"
+    ):
         Engine(packed, 1000)
 
 

@@ -10,6 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from questtrain.data.text_rows import TextField
 from questtrain.errors import UserError
 from questtrain.inference.evaluate.asking import Asking
 from questtrain.inference.evaluate.bits_per_byte import RightAnswers, read_texts, windows
@@ -35,7 +36,7 @@ def plain(trained):
 
 def measured(trained, pattern, **settings):
     asking = Asking(trained, **settings)
-    (result,) = read_texts(str(pattern), "text").evaluate(asking).tasks.values()
+    (result,) = read_texts(str(pattern), TextField("text")).evaluate(asking).tasks.values()
     return result
 
 
@@ -126,7 +127,7 @@ def test_right_answers_are_averaged_over_the_questions(trained, plain, tmp_path)
         assert whole[: len(asked)] == asked
         logprob = sum(plain.logprobs(whole)[0][len(asked) - 1 :])
         expected.append(-logprob / math.log(2) / len(answer.encode()))
-    assert isinstance(read_texts(str(tmp_path / "quiz.jsonl"), "text"), RightAnswers)
+    assert isinstance(read_texts(str(tmp_path / "quiz.jsonl"), TextField("text")), RightAnswers)
     result = measured(trained, tmp_path / "quiz.jsonl")
     assert result.metrics["bpb"].value == pytest.approx(fmean(expected), rel=1e-5)
     assert result.column == "bpb.quiz"
@@ -135,7 +136,14 @@ def test_right_answers_are_averaged_over_the_questions(trained, plain, tmp_path)
 @pytest.mark.parametrize(
     ("name", "content", "part"),
     [
-        ("a.jsonl", '{"text": "x"}\n{"body": "x"}\n', "line 2: no field 'text'"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"body": "x"}\n',
+            "no field 'text'; choose text_field from body",
+        ),
+        ("a.jsonl", '{"text": {"b": "x"}}\n', "the text column with text_field=…, one of text.b"),
+        ("a.jsonl", '{"text": "x"}\n{"text"', "line 2: damaged JSON"),
+        ("a.json", '[{"text": "x"}, {"text"', "row 2 of the array: damaged JSON"),
         ("a.txt", b"ok\xff", "not UTF-8"),
         ("a.txt", " \n", "no text"),
         ("a.bin", "x", "unknown kind of data file"),
@@ -145,10 +153,23 @@ def test_right_answers_are_averaged_over_the_questions(trained, plain, tmp_path)
 def test_bad_files_are_refused_before_anything_is_scored(tmp_path, name, content, part):
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=part):
-        read_texts(str(path), "text")
+    with pytest.raises(UserError, match=part) as caught:
+        read_texts(str(path), TextField("text", setting="text_field"))
+    for of_training in ("data.", "data=", "prepared"):
+        assert of_training not in str(caught.value).replace(str(tmp_path), "")
+
+
+def test_a_document_that_the_tokenizer_cannot_encode_is_named(trained, tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("some text")
+
+    def fails(texts):
+        raise ValueError("no token for it")
+
+    monkeypatch.setattr(trained.tokenizer, "_encode_batch", fails)
+    with pytest.raises(UserError, match=r"cannot encode .*book\.txt: no token for it\. Leave that"):
+        measured(trained, tmp_path / "book.txt")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="no file matches"):
-        read_texts(str(tmp_path / "nothing.txt"), "text")
+        read_texts(str(tmp_path / "nothing.txt"), TextField("text"))

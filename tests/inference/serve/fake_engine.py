@@ -101,4 +101,4 @@ class FakeModel:
         if self.fault is not None:
             raise UserError(self.fault)
         engine = FakeEngine(self.context, self.max_batch_size, self.seconds)
-        return engine, Served("fake", 7, "ab" * 32, self.tokenizer, 0, "w4a4")
+        return engine, Served("fake", 7, "ab" * 32, "cd" * 32, self.tokenizer, 0, "w4a4")

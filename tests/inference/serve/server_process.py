@@ -43,8 +43,13 @@ class Server:
         # What is printed later must not fill a pipe that nobody reads.
         self.lines: list[str] = []
         self.errors: list[str] = []
-        for pipe, lines in ((self.process.stdout, self.lines), (self.process.stderr, self.errors)):
-            threading.Thread(target=lines.extend, args=(pipe,), daemon=True).start()
+        pipes = ((self.process.stdout, self.lines), (self.process.stderr, self.errors))
+        self.readers = [
+            threading.Thread(target=lines.extend, args=(pipe,), daemon=True)
+            for pipe, lines in pipes
+        ]
+        for reader in self.readers:
+            reader.start()
 
     def client(self, **settings: Any) -> OpenAI:
         key = self.key or "none"
@@ -67,7 +72,14 @@ class Server:
     def end(self) -> int:
         """SIGTERM, and the exit code."""
         self.process.terminate()
-        return self.process.wait(SECONDS)
+        return self.ended()
+
+    def ended(self) -> int:
+        """The exit code, when it has ended and all that it printed is read."""
+        code = self.process.wait(SECONDS)
+        for reader in self.readers:
+            reader.join(SECONDS)
+        return code
 
 
 def fake_command(tokenizer: Path, **settings: Any) -> list[str]:

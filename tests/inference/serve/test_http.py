@@ -98,6 +98,42 @@ def test_what_a_message_may_hold_is_named(fake: Server, case: str) -> None:
     assert reason in response.json()["error"]["message"]
 
 
+WORDS = {
+    "prompt": ({"prompt": []}, "prompt holds an empty list, where texts or token ids belong"),
+    "a prompt": ({"prompt": [[0], []]}, "prompt holds an empty list, where texts or token"),
+    "stop": ({"prompt": "a", "stop": []}, "stop is an empty list, and needs one entry at least."),
+    "a stop": ({"prompt": "a", "stop": [""]}, "stop.0 is an empty text."),
+    "long stop": ({"prompt": "a", "stop": "b" * 1001}, "stop.0 is longer than 1,000 characters."),
+    "five stops": ({"prompt": "a", "stop": list("abcde")}, "stop has 5 entries: 4 at the most."),
+    "messages": ({"messages": []}, "messages is an empty list, and needs one entry at least."),
+    "a message": ({"messages": ["hi"]}, "messages.0 must be an object."),
+    "no messages": ({"messages": "hi"}, "messages must be a list."),
+    "a role": (
+        {"messages": [{"role": "bot", "content": ""}]},
+        "messages.0.role must be 'system', 'developer', 'user' or 'assistant'.",
+    ),
+    "model": ({"prompt": "a", "model": 5}, "model must be a text."),
+    "tokens": ({"prompt": "a", "max_tokens": 3.5}, "max_tokens must be a whole number."),
+    "no tokens": ({"prompt": "a", "max_tokens": "3"}, "max_tokens must be a whole number."),
+    "hot": ({"prompt": "a", "temperature": "hot"}, "temperature must be a number."),
+    "too hot": ({"prompt": "a", "temperature": 3}, "temperature must be at most 2."),
+    "top_p": ({"prompt": "a", "top_p": 0}, "top_p must be above 0."),
+    "n": ({"prompt": "a", "n": 0}, "n must be at least 1."),
+    "stream": ({"prompt": "a", "stream": "yes"}, "stream must be true or false."),
+    "one stop": ({"prompt": "a", "stop": 5}, "stop: a text, or a list of texts."),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_what_a_parameter_must_be_is_told_in_a_sentence(fake: Server, case: str) -> None:
+    """None of them in pydantic's words."""
+    body, message = WORDS[case]
+    path = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+    response = fake.http.post(path, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
+
+
 def test_another_parameter_is_proposed_for_a_slip_only(fake: Server) -> None:
     """Not for one of OpenAI's that is not supported."""
     messages = [
@@ -113,7 +149,7 @@ def test_what_changes_nothing_may_be_said(fake: Server) -> None:
     response = fake.post(prompt="a", max_tokens=3, seed=5, model="fake", **said)
     (choice,) = response.json()["choices"]
     assert choice == {"index": 0, "text": "5:0", "logprobs": None, "finish_reason": "length"}
-    assert response.json()["system_fingerprint"] == "step7-abababababab"
+    assert response.json()["system_fingerprint"] == "step7-abababababab-cdcdcd"
 
 
 def test_other_paths_methods_and_types_have_the_same_shape(fake: Server) -> None:
@@ -128,6 +164,21 @@ def test_other_paths_methods_and_types_have_the_same_shape(fake: Server) -> None
     assert wrong[405].headers["Allow"] == "POST"
     form = {"Content-Type": "text/plain"}
     assert fake.http.post("/v1/completions", content="{}", headers=form).status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/fake", "/metrics"])
+def test_what_is_read_may_be_asked_for_by_its_head(fake: Server, path: str) -> None:
+    """As a browser or a monitor does: the same status and headers, and no body."""
+    whole, head = fake.http.get(path), fake.http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == whole.headers["Content-Type"]
+    assert head.headers.get("Content-Security-Policy") == whole.headers.get(
+        "Content-Security-Policy"
+    )
+    assert fake.http.head("/v1/models/other").status_code == 404
+    refused = fake.http.post(path, json={})
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "GET, HEAD")
+    assert f"{path} takes GET and HEAD, not POST" in refused.json()["error"]["message"]
 
 
 def test_models(fake: Server) -> None:

@@ -15,7 +15,7 @@ import pytest
 from questtrain.cli.main import main
 from questtrain.config.serve import KEY_VARIABLE
 from questtrain.errors import UserError
-from questtrain.inference.serve.server import api_key
+from questtrain.inference.serve.server import api_key, under_way
 from tests.inference.serve.server_process import SECONDS, fake_command, running
 
 LONG = {"prompt": "a", "max_tokens": 50, "seed": 1, "stream": True}
@@ -49,8 +49,21 @@ def test_sigterm_finishes_what_streams_and_takes_nothing_new(tokenizer: Path) ->
         texts += [json.loads(chunk)["choices"][0]["text"] for chunk in chunks]
         assert done == "[DONE]"
         assert len("".join(texts)) == 50
-        assert server.process.wait(SECONDS) == 0
+        assert server.ended() == 0
         assert server.errors == []
+        assert server.lines == ["stopping: 1 answer is finished first\n"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (0, "nothing is being answered"),
+        (1, "1 answer is finished first"),
+        (1200, "1,200 answers are finished first"),
+    ],
+)
+def test_how_many_answers_are_finished_is_told_in_the_right_words(answers: int, told: str) -> None:
+    assert under_way(answers) == told
 
 
 def test_what_takes_too_long_is_told_so(tokenizer: Path) -> None:

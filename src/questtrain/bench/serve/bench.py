@@ -27,6 +27,7 @@ from questtrain.bench.settings import ServeLoadConfig
 from questtrain.bench.timing import turns
 from questtrain.config import TrainConfig
 from questtrain.config.serve import ServeConfig
+from questtrain.errors import counted
 from questtrain.inference.engine.loading import ServedRun
 from questtrain.inference.engine.messages import Load
 
@@ -156,11 +157,13 @@ def _rows(
 
 def _shown(what: dict[str, Any]) -> str:
     if what["rate"] is None:
-        return f"{what['clients']} clients"
+        return counted(what["clients"], "client", "clients")
     return f"{what['rate']:g} requests a second"
 
 
 def _tell_errors(where: str, windows: list[Window]) -> None:
     errors = [s.error for window in windows for s in window.streams if s.error is not None]
     if errors:
-        log.warning("%s: %d errors, the first: %s", where, len(errors), errors[0])
+        log.warning(
+            "%s: %s, the first: %s", where, counted(len(errors), "error", "errors"), errors[0]
+        )

@@ -40,9 +40,9 @@ class RandomModel:
         path = Path(self.folder) / "tokenizer.json"
         write_word_tokenizer(path, self.config.model.vocab_size)
         tokenizer, sha256 = load_tokenizer(path), "random"
-        trained = TrainedModel(self._model(), tokenizer, self.config, 0, sha256)
+        trained = TrainedModel(self._model(), tokenizer, self.config, 0)
         name = f"{self.config.model.name} {self.config.bits}"
-        served = Served(name, 0, sha256, str(path), tokenizer.bos_id, self.config.bits)
+        served = Served(name, 0, sha256, sha256, str(path), tokenizer.bos_id, self.config.bits)
         return Engine(trained, self.max_batch_size, self.context), served
 
     def _model(self) -> nn.Module:

@@ -8,7 +8,7 @@ from collections import deque
 import torch
 from torch import nn
 
-from questtrain.errors import UserError
+from questtrain.errors import UserError, counted
 from questtrain.inference.engine.batch import PIECE, Batch
 from questtrain.inference.engine.requests import Delta, Request
 from questtrain.inference.engine.results import Arrival, PieceResult, StepResult
@@ -43,8 +43,9 @@ class Engine:
             self._batch = Batch(_served(trained.model), max_batch_size, self.context)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{max_batch_size} sequences of {self.context:,} tokens do not fit into the"
-                " device's memory beside the model: ask for fewer, or for a shorter context."
+                f"the keys and values of {counted(max_batch_size, 'sequence', 'sequences')} of"
+                f" {self.context:,} tokens do not fit into the device's memory beside the model:"
+                " ask for fewer, or for a shorter context."
             ) from error
         self._free = list(range(max_batch_size))
         self._sequences: dict[int, Sequence] = {}  # by id, until they are over
@@ -52,6 +53,11 @@ class Engine:
         self._decoding: dict[int, Sequence] = {}  # by slot
         self._asked: list[StepResult | PieceResult] = []
         self._arriving = Arrival([], None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._batch.device
 
     @property
     def running(self) -> int:

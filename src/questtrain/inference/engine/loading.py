@@ -23,15 +23,18 @@ class ServedRun:
     def __call__(self) -> tuple[Steps, Served]:
         """The engine and what it serves; UserError where there is no such run, or it is unfit."""
         from questtrain.inference.engine.engine import Engine
+        from questtrain.inference.engine.fingerprint import setup_sha256, weights_sha256
         from questtrain.inference.load import load_run
 
         trained = load_run(self.run, self.device, self.step, self.packed)
+        engine = Engine(trained, self.max_batch_size, self.context)
         served = Served(
             trained.config.name or Path(self.run).resolve().name,
             trained.step,
-            trained.weights_sha256,
+            weights_sha256(trained.model),  # in the dtype that the engine has put it in
+            setup_sha256(trained.tokenizer, engine.device, self.max_batch_size),
             str(trained.tokenizer.path),
             trained.tokenizer.bos_id,
             trained.config.bits,
         )
-        return Engine(trained, self.max_batch_size, self.context), served
+        return engine, served

@@ -42,12 +42,14 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class Served:
-    """The model that an engine serves: the step it was trained to, the hash of its weights, and
-    where its tokenizer lies (``bos_id`` began its documents)."""
+    """The model that an engine serves: the step it was trained to, the hashes of its weights and of
+    what else its answers depend on (`questtrain.inference.engine.fingerprint`), and where its
+    tokenizer lies (``bos_id`` began its documents)."""
 
     name: str
     step: int
     weights_sha256: str
+    setup_sha256: str
     tokenizer: str
     bos_id: int
     precision: str

@@ -32,6 +32,8 @@ from questtrain.data.documents import Document, check_suffix, read_documents
 from questtrain.data.encoding import read_facts
 from questtrain.data.segments import encode_segments, segments_of
 from questtrain.data.sources import expand
+from questtrain.data.text_rows import TextField
+from questtrain.data.tokenizer import EncodingError
 from questtrain.errors import UserError
 from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.core import CHUNK, standard_error
@@ -87,7 +89,7 @@ class Texts:
 
     name: str
     files: list[Path]
-    text_field: str
+    text_field: TextField
 
     def evaluate(self, asking: Asking) -> Answers:
         """Bits per byte of the documents that are not blank, which training leaves out, too."""
@@ -135,11 +137,17 @@ def _tokens(document: Document, tokenizer: Tokenizer, tally: _Tally) -> Iterator
     counted on the way."""
     yield tokenizer.bos_id
     segments = segments_of(document, tokenizer)
-    while some := list(islice(segments, SEGMENTS)):
-        for segment, ids in zip(some, encode_segments(tokenizer, some), strict=True):
-            tally.sizes[-1] += len(segment.text.encode())
-            tally.unknown += ids.count(cast(int, tokenizer.unknown_id))
-            yield from ids
+    try:
+        while some := list(islice(segments, SEGMENTS)):
+            for segment, ids in zip(some, encode_segments(tokenizer, some), strict=True):
+                tally.sizes[-1] += len(segment.text.encode())
+                tally.unknown += ids.count(cast(int, tokenizer.unknown_id))
+                yield from ids
+    except EncodingError as error:
+        raise UserError(
+            f"the tokenizer {tokenizer.name} cannot encode {document.place}: {error.reason}. Leave"
+            " that document out."
+        ) from error
 
 
 def _score(pending: list[tuple[int, Pair]], asking: Asking, tally: _Tally) -> None:
@@ -188,7 +196,7 @@ def _answer_bits(questions: Iterable[MultipleChoice], asking: Asking) -> list[fl
     ]
 
 
-def read_texts(pattern: str, text_field: str) -> Texts | RightAnswers:
+def read_texts(pattern: str, text_field: TextField) -> Texts | RightAnswers:
     """The task that a path or pattern of files names: documents, or multiple-choice questions where
     a file of JSON lines begins with one. UserError for what is neither."""
     files = expand([pattern], f"bpb:{pattern}")

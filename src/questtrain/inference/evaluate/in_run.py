@@ -12,6 +12,7 @@ from torch import Tensor
 from questtrain.config import TrainConfig
 from questtrain.config.eval_tasks import parse_eval_tasks, suite_name
 from questtrain.data import Tokenizer
+from questtrain.data.text_rows import TextField
 from questtrain.errors import TrainingStopped
 from questtrain.inference.evaluate.asking import Asking, answers_of
 from questtrain.inference.evaluate.drawn import drawn_with
@@ -40,7 +41,7 @@ class RunEvaluator:
         places = Places.of(
             settings.eval_tasks_include_path,
             settings.eval_tasks_datasets,
-            config.data.text_field,
+            TextField(config.data.text_field, "data.text_field (that of the training data, too)"),
         )
         with drawn_with(None):
             self.tasks = read_suites(tasks, places)

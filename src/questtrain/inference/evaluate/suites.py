@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from questtrain.config.eval_tasks import EvalTask
+from questtrain.data.text_rows import TextField
 from questtrain.errors import UserError
 from questtrain.inference.evaluate.asking import ReadyTask
 from questtrain.inference.evaluate.bits_per_byte import read_texts
@@ -19,12 +20,12 @@ class Places:
     """Where data is: ``include_path`` and ``datasets`` as in `load_tasks`, ``text_field`` holds the
     text in rows of files."""
 
-    include_path: Path | None = None
-    datasets: Path | None = None
-    text_field: str = "text"
+    include_path: Path | None
+    datasets: Path | None
+    text_field: TextField
 
     @classmethod
-    def of(cls, include_path: str | None, datasets: str | None, text_field: str) -> Places:
+    def of(cls, include_path: str | None, datasets: str | None, text_field: TextField) -> Places:
         """Of folders as settings name them."""
         return cls(folder_of(include_path), folder_of(datasets), text_field)
 

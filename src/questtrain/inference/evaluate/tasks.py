@@ -26,6 +26,7 @@ import yaml
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
 from questtrain.inference.evaluate.drawn import drawn_with
+from questtrain.inference.evaluate.task_files import check_task_file, first_damaged, yaml_problem
 from questtrain.store.files import no_such_folder
 
 
@@ -97,6 +98,8 @@ def load_tasks(
         is_file = name not in manager.task_index and Path(name).is_file()
         if not is_file and name not in manager.task_index:
             raise _unknown_task(name, manager.all_tasks, include_path)
+        if is_file:
+            check_task_file(Path(name))
         spec = str(Path(name).resolve()) if is_file else name
         with drawn_with(None):
             found.add(_load(partial(manager.load, [spec]), name, datasets))
@@ -134,25 +137,13 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
 
 def _unknown_task(name: str, known: Sequence[str], include_path: Path | None) -> UserError:
     where = "" if include_path is None else f", those in {include_path} among them"
-    damaged = "" if include_path is None else _damaged_files(include_path)
+    damaged = None if include_path is None else first_damaged(include_path)
+    advice = f" {damaged}; it is passed over." if damaged else suggestion(name, known)
     return UserError(
-        f"unknown task {name!r}.{damaged or suggestion(name, known)} There are"
+        f"unknown task {name!r}.{advice} There are"
         f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and include_path=FOLDER"
         " adds YAML files of yours."
     )
-
-
-def _damaged_files(folder: Path) -> str:
-    """The first YAML file in a folder that is none: the harness passes over it in silence."""
-    for path in sorted(folder.rglob("*.yaml")):
-        try:
-            yaml.compose(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            mark = getattr(error, "problem_mark", None)
-            line = "" if mark is None else f", line {mark.line + 1}"
-            reason = getattr(error, "problem", None) or _said(error)
-            return f" {path}{line}, is passed over, since it is no YAML: {reason}."
-    return ""
 
 
 def _refuse(name: str, task: Any) -> None:
@@ -171,6 +162,8 @@ def _load(load: Callable[[], Any], name: str, datasets: Path | None) -> Any:
     except Exception as error:  # the YAML and Python of others, and the files that they read
         first = error
     wanted = _dataset_of(first)
+    if wanted is None and isinstance(first, yaml.YAMLError):  # of a file that is included
+        raise UserError(f"the task {name}: {yaml_problem(first, Path(name))}.") from first
     if wanted is None:
         raise UserError(f"the task {name} cannot be loaded: {_said(first)}") from first
     path, configuration = wanted

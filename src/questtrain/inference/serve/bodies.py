@@ -41,7 +41,11 @@ infinities of them."""
 
 def _stops(value: Any) -> Any:
     """A single stop string is a list of one."""
-    return [value] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError("a text, or a list of texts")
+    return value
 
 
 def _temperature(value: float) -> float:

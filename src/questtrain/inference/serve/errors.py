@@ -22,6 +22,28 @@ TYPES = {
 }
 """The others: ``invalid_request_error``, and ``server_error`` from 500 on."""
 
+WORDS = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "literal_error": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_short": "is an empty list, and needs one entry at least",
+    "too_long": "has {actual_length} entries: {max_length} at the most",
+    "string_too_short": "is an empty text",
+    "string_too_long": "is longer than {max_length:,} characters",
+}
+"""What is said of a parameter, by pydantic's names of errors."""
+
 FIELDS = sorted({*CompletionBody.model_fields, *ChatBody.model_fields})
 
 
@@ -68,6 +90,8 @@ def validation_error(error: dict[str, Any]) -> ApiError:
         )
     if kind == "missing":
         return ApiError(400, f"{param} is missing.", param)
+    if kind in WORDS:
+        return ApiError(400, f"{param} {WORDS[kind].format(**error.get('ctx', {}))}.", param)
     message = error["msg"].removeprefix("Value error, ")
     if param is not None:
         message = f"{param}: {message[:1].lower()}{message[1:]}"
@@ -77,9 +101,12 @@ def validation_error(error: dict[str, Any]) -> ApiError:
 def http_error(error: HTTPException, request: Request) -> ApiError:
     """What the framework refuses: a path, a method, a body that cannot be parsed."""
     headers, path = dict(error.headers or {}), shown(request.scope["path"])
+    if "Allow" in headers:  # the framework's order is another in every process
+        headers["Allow"] = ", ".join(sorted(headers["Allow"].split(", ")))
+    allowed = headers.get("Allow", "another method").replace(", ", " and ")
     words = {
         404: f"there is no {path} here.",
-        405: f"{path} takes {headers.get('Allow', 'another method')}, not {request.method}.",
+        405: f"{path} takes {allowed}, not {request.method}.",
         400: "the body cannot be read as JSON.",
     }
     message = words.get(error.status_code, str(error.detail))

@@ -18,19 +18,22 @@ from questtrain.inference.serve.service import Service
 
 router = APIRouter()
 
+READ = ["GET", "HEAD"]
+"""Methods of what is read: HEAD tells the status and the headers alone."""
+
 
 def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-@router.get("/v1/models")
+@router.api_route("/v1/models", methods=READ)
 async def models(request: Request) -> dict[str, Any]:
     """The one model that there is."""
     return {"object": "list", "data": [_model(_service(request))]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.api_route("/v1/models/{name:path}", methods=READ)
 async def model(name: str, request: Request) -> dict[str, Any]:
     """The model, if that is its name."""
     service = _service(request)
@@ -55,7 +58,7 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-@router.get("/health")
+@router.api_route("/health", methods=READ)
 async def health(request: Request) -> JSONResponse:
     """200 where requests are taken, 503 where they no longer are."""
     service = _service(request)
@@ -74,7 +77,7 @@ async def health(request: Request) -> JSONResponse:
     return JSONResponse(content, 200 if status == "ok" else 503)
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=READ)
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     service = _service(request)
@@ -83,7 +86,7 @@ async def metrics(request: Request) -> Response:
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/")
+@router.api_route("/", methods=READ)
 async def page() -> HTMLResponse:
     """The page to try the model by hand."""
     html, policy = _page()

@@ -8,7 +8,7 @@ from typing import Any
 
 from questtrain.config.ranges import shown
 from questtrain.data import Tokenizer
-from questtrain.errors import UserError
+from questtrain.data.tokenizer import EncodingError
 from questtrain.inference.serve.errors import ApiError
 
 LONG_TEXT = 4096
@@ -26,6 +26,13 @@ def prompts_of(value: Any) -> list[Prompt]:
     items = value if isinstance(value, list) else []
     if items and (all(isinstance(each, str) for each in items) or all(map(_are_ids, items))):
         return items
+    if value == [] or [] in items:
+        raise ApiError(
+            400,
+            "prompt holds an empty list, where texts or token ids belong; a new document is the"
+            ' text "".',
+            "prompt",
+        )
     raise ApiError(
         400, "prompt must be a text, a list of texts, token ids, or a list of such lists.", "prompt"
     )
@@ -61,8 +68,9 @@ class Encoder:
             if len(text) < LONG_TEXT:
                 return self.tokenizer.encode(text)
             return await asyncio.to_thread(self.tokenizer.encode, text)
-        except UserError as error:
-            raise ApiError(400, f"the prompt cannot be encoded: {error}", "prompt") from error
+        except EncodingError as error:
+            reason = f"the prompt cannot be encoded: {error.reason}"
+            raise ApiError(400, reason, "prompt") from error
 
     def room(self, prompt: Sequence[int], max_tokens: int | None, default: int | None) -> int:
         """Tokens that may follow: ``max_tokens``, or where it is not given the ``default`` as far

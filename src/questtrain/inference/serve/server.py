@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 from questtrain.config.serve import KEY_VARIABLE, ServeConfig
-from questtrain.errors import UserError
+from questtrain.errors import UserError, counted
 from questtrain.inference.engine.messages import Load
 from questtrain.inference.engine.process import EngineProcess
 from questtrain.inference.serve.app import make_app
@@ -129,12 +129,19 @@ async def _drain(service: Service, stop_now: asyncio.Future[int]) -> None:
     service.draining = True
     seconds = service.config.drain
     with suppress(OSError):  # who read what we print may be gone
-        print(f"stopping: {service.engine.open} answers are finished first", flush=True)
+        print(f"stopping: {under_way(service.engine.open)}", flush=True)
     finished = asyncio.create_task(_until_idle(service))
     await _first(finished, stop_now, seconds=seconds)
     finished.cancel()
     waited = "" if stop_now.done() else f"; it waited {seconds:g} s"
     service.engine.fail_all(ApiError(503, f"the server has ended{waited}.", code="draining"))
+
+
+def under_way(answers: int) -> str:
+    """What is said of so many open answers when the server is asked to stop."""
+    if answers == 0:
+        return "nothing is being answered"
+    return f"{counted(answers, 'answer is', 'answers are')} finished first"
 
 
 async def _until_idle(service: Service) -> None:

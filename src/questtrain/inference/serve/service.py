@@ -12,6 +12,7 @@ from typing import Any
 
 from questtrain.config.serve import ServeConfig
 from questtrain.data import load_tokenizer
+from questtrain.errors import counted
 from questtrain.inference.engine.answers import Answers
 from questtrain.inference.engine.process import EngineDied, EngineProcess
 from questtrain.inference.engine.requests import Sampling
@@ -43,7 +44,8 @@ class Service:
         self.engine, self.config, self.metrics = engine, config, Metrics()
         self.model = config.model_name or served.name
         self.created = int(time.time())
-        self.fingerprint = f"step{served.step}-{served.weights_sha256[:12]}"
+        weights, setup = served.weights_sha256[:12], served.setup_sha256[:6]
+        self.fingerprint = f"step{served.step}-{weights}-{setup}"
         tokenizer = load_tokenizer(served.tokenizer, bos=served.bos_id)
         self.encoder = Encoder(tokenizer, engine.ready.vocab_size, engine.ready.context)
         self.template = ChatTemplate.find(tokenizer, config.chat_template)
@@ -95,7 +97,8 @@ class Service:
         if open_now + answers > most:
             rounds = max(1, open_now + answers - most) / self.config.max_batch_size
             headers = _after(math.ceil(rounds * self._mean_seconds))
-            raise ApiError(429, f"{open_now} answers are under way.", None, "queue_full", headers)
+            busy = f"{counted(open_now, 'answer is', 'answers are')} under way."
+            raise ApiError(429, busy, None, "queue_full", headers)
 
     def count(self, path: str, outcome: str) -> None:
         """One more request of an endpoint that came to this."""

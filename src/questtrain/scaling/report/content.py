@@ -11,8 +11,9 @@ from pathlib import Path
 
 from questtrain.errors import UserError
 from questtrain.scaling.figures.law_runs import fit_once
-from questtrain.scaling.fit import FitOptions
+from questtrain.scaling.fit import FitOptions, fit_law
 from questtrain.scaling.law import Law
+from questtrain.scaling.metric import VAL_LOSS, Metric, is_evaluated, metric_of, valid_columns
 from questtrain.scaling.points import Point, law_points
 from questtrain.scaling.precision import sorted_labels
 from questtrain.scaling.runs import Run, read_runs
@@ -20,9 +21,19 @@ from questtrain.store.json_file import DamagedJson, read_json
 
 
 @dataclass(frozen=True)
+class OtherLaw:
+    """The law of what an evaluation measured, or ``why`` there is none."""
+
+    metric: Metric
+    law: Law | None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
 class Content:
     """``law`` is None where none can be fitted; ``why_no_law`` then says why. ``remarks`` are of
-    the points: what was left out, what may not compare."""
+    the points: what was left out, what may not compare. ``other_laws`` are of evaluations,
+    ``more_columns`` what else can be fitted."""
 
     title: str
     date: str
@@ -32,6 +43,8 @@ class Content:
     law: Law | None
     why_no_law: str | None
     remarks: list[str]
+    other_laws: list[OtherLaw]
+    more_columns: list[str]
 
     @property
     def precisions(self) -> list[str]:
@@ -54,6 +67,7 @@ def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Con
         law = _fitted(points)
     except UserError as error:
         why = str(error)
+    others = _other_metrics(runs)
     return Content(
         title=title or default_title(paths),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
@@ -63,15 +77,37 @@ def gather(paths: Sequence[str], title: str | None, words: Sequence[str]) -> Con
         law=law,
         why_no_law=why,
         remarks=remarks,
+        other_laws=[_other_law(other, runs) for other in others if is_evaluated(other.column)],
+        more_columns=[other.column for other in others if not is_evaluated(other.column)],
     )
 
 
-def _fitted(points: Sequence[Point]) -> Law:
-    """With intervals, or without where every point is needed to determine the law."""
+def _other_metrics(runs: Sequence[Run]) -> list[Metric]:
+    """The columns besides the validation loss that can follow the law."""
+    metrics = []
+    for column in valid_columns([run for run in runs if run.status == "completed"]):
+        with suppress(UserError):
+            metrics.append(metric_of(column, runs))
+    return [metric for metric in metrics if metric.column != VAL_LOSS]
+
+
+def _other_law(metric: Metric, runs: Sequence[Run]) -> OtherLaw:
+    """As `questtrain fit` finds it."""
     try:
-        return fit_once(tuple(points), FitOptions())
+        points, _ = law_points(runs, metric.column)
+        return OtherLaw(metric, _fitted(points, metric.column))
+    except UserError as error:
+        return OtherLaw(metric, None, str(error))
+
+
+def _fitted(points: Sequence[Point], metric: str = VAL_LOSS) -> Law:
+    """With intervals, or without where every point is needed to determine the law."""
+    # Figures show the law of the validation loss again, which is kept for them.
+    fit = fit_once if metric == VAL_LOSS else fit_law
+    try:
+        return fit(tuple(points), FitOptions(metric=metric))
     except UserError:
-        return fit_once(tuple(points), FitOptions(bootstrap=0))
+        return fit(tuple(points), FitOptions(bootstrap=0, metric=metric))
 
 
 def default_title(paths: Sequence[str]) -> str:

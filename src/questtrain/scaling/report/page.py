@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from questtrain.scaling.law import Law
-from questtrain.scaling.report import head, law_section, runs_table
+from questtrain.scaling.report import head, law_section, other_laws, runs_table
 from questtrain.scaling.report.content import Content
 from questtrain.scaling.report.curves import curve_records
 from questtrain.scaling.report.drawings import Drawing, figures_html
@@ -29,7 +29,7 @@ def page(content: Content, drawings: Sequence[Drawing] = (), remarks: Sequence[s
         style=_asset("page.css"),
         counts=head.counts(content.runs),
         facts=head.facts(content),
-        law=law_section.section(content, drawn),
+        law=law_section.section(content, drawn) + other_laws.section(content, drawn),
         no_law="hidden" if content.law is None else "",
         law_empty="" if content.law is None else "hidden",
         no_points="" if content.points else "hidden",
