@@ -142,14 +142,14 @@ class BeginningSlot:
     def __init__(self, cache: SlottedCache, slot_1: Tensor) -> None:
         self._cache = cache
         heads = torch.arange(cache.keys[0].shape[1], device=slot_1.device)
-        self._slot_111, self._heads_1G1 = slot_1.view(1, 1, 1), heads.view(1, -1, 1)
+        self._slot, self._heads = slot_1.view(1, 1, 1), heads.view(1, -1, 1)
 
     def rotary(self, tokens: int) -> Rotary:
         return self._cache.cos_SK[:tokens], self._cache.sin_SK[:tokens]
 
     def layer(self, index: int) -> BeginningLayer:
         keys, values = self._cache.keys[index], self._cache.values[index]
-        return BeginningLayer(keys, values, self._slot_111, self._heads_1G1, self._cache.places)
+        return BeginningLayer(keys, values, self._slot, self._heads, self._cache.places)
 
     def advance(self, tokens: int) -> None:
         """There is no more to come."""
@@ -161,8 +161,8 @@ class BeginningLayer(NamedTuple):
 
     keys: Tensor
     values: Tensor
-    slot_111: Tensor
-    heads_1G1: Tensor
+    slot: Tensor
+    heads: Tensor
     places: Tensor
 
     def attend_next(self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary) -> None:
@@ -170,7 +170,7 @@ class BeginningLayer(NamedTuple):
 
     def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         # By indices, not by a view of the first places: torch.compile would copy that as a whole.
-        where = (self.slot_111, self.heads_1G1, self.places[: k_BGTK.shape[2]])
+        where = (self.slot, self.heads, self.places[: k_BGTK.shape[2]])
         self.keys.index_put_(where, k_BGTK)
         self.values.index_put_(where, v_BGTK)
         return k_BGTK, v_BGTK, None
