@@ -223,6 +223,9 @@ class LoopConfig:
         str, Choices(("exact", "fp8")), "fp8: faster, by FP8 products of rounded gradients"
     ] = "exact"
     cuda_graph: Annotated[bool, "forward and backward as one graph, where kernels serve"] = True
+    reproducible: Annotated[
+        bool, "the same bits by 1, 2, 4 and 8 processes, and after any stop (docs/cluster.md)"
+    ] = False
     validation_tokens: Annotated[int, Interval(COUNT), "tokens of a validation"] = 524_288
     keep_checkpoints: Annotated[int, Interval(SIZE), "newest checkpoints that are kept"] = 2
     diagnose_every: Annotated[

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from questtrain.config import head_dim
 from questtrain.kernels import linear_cross_entropy
+from questtrain.kernels.autograd import GradientSum
 from questtrain.model.attention import next_angles
 from questtrain.model.llama import Llama
 from questtrain.model.products import StepProduct, norm_in_fp32, refresh, stacked_product
@@ -81,6 +82,18 @@ class FusedLlama(nn.Module):
     def gradient_sums(self) -> list[Tensor]:
         """What `summing_gradients` has summed so far; other processes' sums are to be added."""
         return [product.sum.total for product in self._products if product.sum is not None]
+
+    def forget_gradient_sums(self) -> None:
+        """What comes is summed anew, in other memory."""
+        self._summed = 0
+        for product in self._products:
+            product.sum = None
+
+    def put_gradient_sums(self, totals: Sequence[Tensor]) -> None:
+        """As if `gradient_sums` were ``totals``, in its order."""
+        self._summed = 1
+        for product, total in zip(self._products, totals, strict=True):
+            product.sum = GradientSum(total, first=False)
 
     def forget_weights(self) -> None:
         """Give up the weights as they are derived for the products, until the next forward."""
