@@ -201,8 +201,11 @@ def test_a_task_file_that_is_no_yaml_is_named(run, places, capsys, tmp_path, mon
     (tmp_path / "own" / "quiz.yaml").write_text("task: quiz\nmetric_list: [acc\n")
     words = [f"run={run}", "tasks=quiz", *places, f"include_path={tmp_path}/own"]
     error = refused(words, capsys)
-    assert f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, column 1, is no YAML" in error
-    assert "; it is passed over. There are" in error
+    assert (
+        f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, column 1: no YAML: expected"
+        in error
+    )
+    assert "That file is passed over. There are" in error
 
 
 def only_own(manager: Callable[..., Any]) -> Callable[..., Any]:

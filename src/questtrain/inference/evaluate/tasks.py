@@ -23,10 +23,11 @@ from typing import Any
 
 import yaml
 
+from questtrain.config.yaml_fault import yaml_fault
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
 from questtrain.inference.evaluate.drawn import drawn_with
-from questtrain.inference.evaluate.task_files import check_task_file, first_damaged, yaml_problem
+from questtrain.inference.evaluate.task_files import check_task_file, first_damaged
 from questtrain.store.files import no_such_folder
 
 
@@ -138,7 +139,7 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
 def _unknown_task(name: str, known: Sequence[str], include_path: Path | None) -> UserError:
     where = "" if include_path is None else f", those in {include_path} among them"
     damaged = None if include_path is None else first_damaged(include_path)
-    advice = f" {damaged}; it is passed over." if damaged else suggestion(name, known)
+    advice = f" {damaged} That file is passed over." if damaged else suggestion(name, known)
     return UserError(
         f"unknown task {name!r}.{advice} There are"
         f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and include_path=FOLDER"
@@ -163,7 +164,7 @@ def _load(load: Callable[[], Any], name: str, datasets: Path | None) -> Any:
         first = error
     wanted = _dataset_of(first)
     if wanted is None and isinstance(first, yaml.YAMLError):  # of a file that is included
-        raise UserError(f"the task {name}: {yaml_problem(first, Path(name))}.") from first
+        raise UserError(f"the task {name}: {yaml_fault(first, Path(name))}") from first
     if wanted is None:
         raise UserError(f"the task {name} cannot be loaded: {_said(first)}") from first
     path, configuration = wanted
