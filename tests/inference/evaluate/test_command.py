@@ -170,6 +170,7 @@ def test_hellaswag_of_the_harness_from_a_local_copy_of_its_dataset(
         (["run={run}x", "tasks=endings"], "Did you mean '{run}'?"),
         (["export={run}x", "tasks=endings"], "export={run}x: there is no such folder"),
         (["run={run}/figures", "tasks=endings"], "is not a run"),
+        (["run={run}", "tasks=mine/quiz.yml"], "there is no task file mine/quiz.yml (searched"),
         (["run={run}", "tasks=endings", "limit=1.5"], "limit=1.5 is no number of documents"),
         (["run={run}", "tasks=endings", "limit=0"], "limit=0.0 must be positive"),
         (["run={run}", "tasks=endings", "step=7"], "no checkpoint of step 7"),
