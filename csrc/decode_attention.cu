@@ -103,16 +103,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSM)
     blocks.arm(shares.count);
     blocks.meet();
     for (; share >= 0; share -= splits) {
-      window.attend(softmax, q, keys, values, range);
+      const Range next = shares.range(share - splits);  // none is empty
+      window.attend(softmax, q, keys, values, range, next);
       blocks.put(join_block<L, width>(softmax), share);
       if (share < splits) break;
       softmax = {};
-      range = shares.range(share - splits);
-      window.load(keys, values, range);
+      range = next;
       __syncthreads();  // the warps' softmaxes have been joined
     }
   } else {
-    window.attend(softmax, q, keys, values, range);
+    window.attend(softmax, q, keys, values, range, {0, 0});
     blocks.send(join_block<L, width>(softmax));
   }
   if (rank != 0 || threadIdx.x >= width / 4) return;

@@ -182,10 +182,10 @@ struct Window {
     load(values, all_values, range.begin, range.end);
   }
 
-  // All of `range`, of which the first have been loaded.
+  // All of `range`, of which the first have been loaded; the first of `next` are when it returns.
   __device__ __forceinline__ void attend(Softmax<L::kColumns>& softmax,
                                          const float (&q)[L::kColumns], const T* all_keys,
-                                         const T* all_values, Range range) {
+                                         const T* all_values, Range range, Range next) {
     for (int first = range.begin; first < range.end; first += L::kStep) {
       float scores[L::kAhead];
 #pragma unroll
@@ -193,9 +193,11 @@ struct Window {
         const float score = score_of<L, T>(q, keys[i]);
         scores[i] = key(first, i) < range.end ? score : -kInfinity;
       }
-      load(keys, all_keys, first + L::kStep, range.end);
+      const bool goes_on = first + L::kStep < range.end;
+      const Range ahead = goes_on ? Range{first + L::kStep, range.end} : next;
+      load(keys, all_keys, ahead.begin, ahead.end);
       softmax.template add<T>(scores, values);
-      load(values, all_values, first + L::kStep, range.end);
+      load(values, all_values, ahead.begin, ahead.end);
     }
   }
 };

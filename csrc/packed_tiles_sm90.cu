@@ -39,8 +39,8 @@ cudaError_t launch(int split, const PackedLinearArguments& a, cudaStream_t strea
   if constexpr (!T::kIsValid) {
     return cudaErrorInvalidConfiguration;
   } else {
-    split = std::min(split, a.width / (128 * T::quads));
-    if (split == 0 || a.width % tile_block(T::bits)) return cudaErrorInvalidConfiguration;
+    if (a.width % tile_block(T::bits)) return cudaErrorInvalidConfiguration;
+    split = std::clamp(split, 1, std::max(1, a.width / (128 * T::quads)));
     CUtensorMap x, weight;
     if (!encode(x, a.x, a.width, a.rows, 128, T::rows, CU_TENSOR_MAP_SWIZZLE_128B) ||
         !encode(weight, a.weight, a.width * T::bits / 8, a.columns, T::kRowBytes, T::kColumns,

@@ -160,6 +160,7 @@ def test_rows_off_the_grid_of_16_bytes_are_refused():
         torch.ops.questtrain.decode_attention(shifted, *rest)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_compiled_without_a_break():
     need_kernel(OP)
 

@@ -76,6 +76,7 @@ def test_state_dict_round_trip():
     assert torch.equal(restored(tokens()), packed(tokens()))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_forward_compiles_whole():
     packed = pack(llama())
     compiled = torch.compile(packed, fullgraph=True, backend="aot_eager")

@@ -137,9 +137,9 @@ def test_a_bias_is_no_part_of_it() -> None:
     model = Llama(small_model(qkv_bias=True), "w4a4", QuantConfig())
     block, of = model.layers[0], partial(stacked_product, dtype=torch.float32, save="codes")
     assert isinstance(block, Block)
-    assert StackedBlock.of(block, of, trains=True) is not None
+    assert StackedBlock.of(block, of) is not None
     block.attention.o_proj.bias = nn.Parameter(torch.ones(128))
-    assert StackedBlock.of(block, of, trains=True) is None
+    assert StackedBlock.of(block, of) is None
 
 
 def test_trust_by_error_has_no_kernel() -> None:

@@ -45,6 +45,9 @@ class HeadNorm(nn.RMSNorm):
         return super().forward(heads.to(self.weight.dtype)).to(x_BTD.dtype).flatten(-2)
 
 
+ROTATED = (torch.bfloat16, torch.float16, torch.float32)
+"""What `split_rotary` takes."""
+
 HeadNorms = tuple[nn.Module, ...] | nn.ModuleList
 """`HeadNorm` of Q and of K, or none."""
 
@@ -77,17 +80,27 @@ def causal_attention(
     return _attend(q_BHTK, k_BGSK, v_BGSK, mask)
 
 
-def trained_attention(
-    qkv_BTN: Tensor, heads: Heads, rotary: Rotary, norms: HeadNorms = ()
+def product_attention(
+    qkv_BTN: Tensor,
+    heads: Heads,
+    rotary: Rotary,
+    norms: HeadNorms = (),
+    cache: CacheLayer | None = None,
 ) -> Tensor:
-    """`causal_attention` of one product ``[B, T, D + 2·E]``, without a cache: the rotation, in the
-    product's place, and its backward are a kernel each, but where heads are normalized before it.
-    Heads are a multiple of 16 wide."""
-    if len(norms):
-        return causal_attention(split_columns(qkv_BTN, heads), heads, rotary, norms=norms)
+    """`causal_attention` of one product ``[B, T, D + 2·E]`` that nobody else reads: the rotation,
+    in the product's place, and its backward are a kernel each, but where heads are normalized
+    before it, or are of a width or dtype that the kernel does not take. A step of one token, and a
+    compiler, have one kernel for the rotation and what fills the ``cache`` as it is."""
+    rotates = heads.width % 16 == 0 and qkv_BTN.dtype in ROTATED
+    fuses = cache is not None and (qkv_BTN.shape[1] == 1 or torch.compiler.is_compiling())
+    if len(norms) or fuses or not rotates:
+        return causal_attention(split_columns(qkv_BTN, heads), heads, rotary, cache, norms)
     parts = split_rotary(qkv_BTN, *rotary, heads.queries, heads.keys)
-    q_BHTK, k_BGTK, v_BGTK = (part.transpose(1, 2) for part in parts)
-    return _attend(q_BHTK, k_BGTK, v_BGTK, None)
+    q_BHTK, k_BGSK, v_BGSK = (part.transpose(1, 2) for part in parts)
+    mask = None
+    if cache is not None:
+        k_BGSK, v_BGSK, mask = cache.append(k_BGSK, v_BGSK)
+    return _attend(q_BHTK, k_BGSK, v_BGSK, mask)
 
 
 def split_columns(qkv_BTN: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

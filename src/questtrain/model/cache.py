@@ -114,7 +114,7 @@ class StaticCache:
         if tokens != 1:
             places_T = places_T + torch.arange(tokens, device=places_T.device)
         cos_TK, sin_TK = self._angles_S2K.index_select(0, places_T).unbind(1)
-        return cos_TK, sin_TK
+        return cos_TK.contiguous(), sin_TK.contiguous()
 
     def layer(self, index: int) -> StaticLayer:
         return StaticLayer(self._keys[index], self._values[index], self.position, self.empty)

@@ -54,7 +54,7 @@ class FusedLlama(nn.Module):
         if head_dim(model.config) % 16:
             return None
         product_of = partial(stacked_product, dtype=dtype, save=save, backward=backward)
-        blocks = stacked_blocks(model, product_of, trains=True)
+        blocks = stacked_blocks(model, product_of)
         return None if blocks is None else cls(model, blocks, dtype)
 
     def compile_parts(self) -> None:

@@ -38,8 +38,8 @@ class SlottedCache:
             [like.new_zeros(shape) for _ in range(config.num_layers)] for _ in range(2)
         )
         self.capacity = capacity
-        places = torch.arange(capacity, device=like.device)
-        self.cos_SK, self.sin_SK = rotary_angles(config, places)
+        self.places = torch.arange(capacity, device=like.device)
+        self.cos_SK, self.sin_SK = rotary_angles(config, self.places)
         self.position = torch.full((slots,), FREE, dtype=torch.int64, device=like.device)
 
     def decoding(self, slots: int) -> DecodingSlots:
@@ -50,10 +50,10 @@ class SlottedCache:
         """One slot, whose first ``start`` tokens are there, for the prompt's next ones."""
         return FillingSlot(self, slot, start)
 
-    def copy(self, slot: int, other: SlottedCache, tokens: int) -> None:
-        """Into one slot the first ``tokens`` of the only one of ``other``."""
-        there = [x[slot, :, :tokens] for x in (*self.keys, *self.values)]
-        torch._foreach_copy_(there, [x[0, :, :tokens] for x in (*other.keys, *other.values)])
+    def beginning(self, slot_1: Tensor) -> BeginningSlot:
+        """The slot that ``slot_1``, int64 ``[1]``, says on the device, for a prompt's first
+        tokens."""
+        return BeginningSlot(self, slot_1)
 
 
 class DecodingSlots:
@@ -133,3 +133,44 @@ class FillingLayer(NamedTuple):
             return k_BGTK, v_BGTK, None
         seen = torch.ones(tokens, end, dtype=torch.bool, device=k_BGTK.device).tril(self.start)
         return self.keys[:, :, :end], self.values[:, :, :end], seen
+
+
+class BeginningSlot:
+    """A cache for the beginning of one prompt, ``[1, T]``, whose place only the device knows: what
+    is captured as a graph serves every slot."""
+
+    def __init__(self, cache: SlottedCache, slot_1: Tensor) -> None:
+        self._cache = cache
+        heads = torch.arange(cache.keys[0].shape[1], device=slot_1.device)
+        self._slot, self._heads = slot_1.view(1, 1, 1), heads.view(1, -1, 1)
+
+    def rotary(self, tokens: int) -> Rotary:
+        return self._cache.cos_SK[:tokens], self._cache.sin_SK[:tokens]
+
+    def layer(self, index: int) -> BeginningLayer:
+        keys, values = self._cache.keys[index], self._cache.values[index]
+        return BeginningLayer(keys, values, self._slot, self._heads, self._cache.places)
+
+    def advance(self, tokens: int) -> None:
+        """There is no more to come."""
+
+
+class BeginningLayer(NamedTuple):
+    """Keys and values ``[slots, G, capacity, K]``, one slot of which is begun, and the numbers of
+    that slot, of the heads ``[1, G, 1]`` and of the places ``[capacity]``."""
+
+    keys: Tensor
+    values: Tensor
+    slot: Tensor
+    heads: Tensor
+    places: Tensor
+
+    def attend_next(self, q_BD: Tensor, k_BE: Tensor, v_BE: Tensor, rotary: Rotary) -> None:
+        """A beginning of one token is as any other."""
+
+    def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        # By indices, not by a view of the first places: torch.compile would copy that as a whole.
+        where = (self.slot, self.heads, self.places[: k_BGTK.shape[2]])
+        self.keys.index_put_(where, k_BGTK)
+        self.values.index_put_(where, v_BGTK)
+        return k_BGTK, v_BGTK, None

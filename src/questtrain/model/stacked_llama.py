@@ -19,12 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from questtrain.model.attention import (
-    causal_attention,
-    next_angles,
-    split_columns,
-    trained_attention,
-)
+from questtrain.model.attention import next_angles, product_attention
 from questtrain.model.cache import Cache, CacheLayer
 from questtrain.model.llama import Block, Llama
 from questtrain.model.rotary import Rotary
@@ -55,14 +50,13 @@ class StackedBlock(nn.Module):
     """One transformer block of four products; the residual stream comes and goes as two summands
     ``[M, D]``, the second None where nothing waits to be added.
 
-    The norms' weights are those of ``block``. One that ``trains`` takes no cache.
+    The norms' weights are those of ``block``.
     """
 
-    def __init__(self, block: Block, products: Mapping[str, Product], trains: bool) -> None:
+    def __init__(self, block: Block, products: Mapping[str, Product]) -> None:
         super().__init__()
         assert block.mlp_norm.eps is not None
         self.heads, self.eps = block.attention.heads, block.mlp_norm.eps
-        self.trains = trains
         self.attention_norm, self.mlp_norm = block.attention_norm.weight, block.mlp_norm.weight
         self.head_norms = nn.ModuleList(block.attention.norms)
         biases = [linear.bias for linear in block.products()["qkv"] if linear.bias is not None]
@@ -71,7 +65,7 @@ class StackedBlock(nn.Module):
         self.gate_up, self.down = products["gate_up"], products["down"]
 
     @classmethod
-    def of(cls, block: Block, product_of: ProductOf, trains: bool) -> StackedBlock | None:
+    def of(cls, block: Block, product_of: ProductOf) -> StackedBlock | None:
         """None where one of the block's products cannot be made, or has a bias that none adds."""
         products = {}
         for name, linears in block.products().items():
@@ -80,7 +74,7 @@ class StackedBlock(nn.Module):
             if product is None or len(biases) not in (0, len(linears) if name == "qkv" else 0):
                 return None
             products[name] = product
-        return cls(block, products, trains)
+        return cls(block, products)
 
     def forward(
         self,
@@ -94,11 +88,7 @@ class StackedBlock(nn.Module):
         if self.qkv_biases is not None:
             qkv = self.qkv_biases(qkv)
         qkv = qkv.view(batch, -1, qkv.shape[1])
-        if self.trains:
-            y_BTD = trained_attention(qkv, self.heads, rotary, self.head_norms)
-        else:
-            parts = split_columns(qkv, self.heads)
-            y_BTD = causal_attention(parts, self.heads, rotary, cache, self.head_norms)
+        y_BTD = product_attention(qkv, self.heads, rotary, self.head_norms, cache)
         added_MD = self.o.plain(y_BTD.flatten(0, 1))
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm, self.eps)
         return x_MD, self.down.after_swiglu(gate_up)
@@ -121,14 +111,10 @@ class _Biases(nn.Module):
         return product_MN + torch.cat(biases).to(product_MN.dtype)
 
 
-def stacked_blocks(
-    model: Llama, product_of: ProductOf, trains: bool = False
-) -> list[StackedBlock] | None:
+def stacked_blocks(model: Llama, product_of: ProductOf) -> list[StackedBlock] | None:
     """The blocks of ``model``, stacked; None where a product of one of them cannot be made."""
     blocks = [
-        StackedBlock.of(block, product_of, trains)
-        for block in model.layers
-        if isinstance(block, Block)
+        StackedBlock.of(block, product_of) for block in model.layers if isinstance(block, Block)
     ]
     complete = [block for block in blocks if block is not None]
     return complete if len(complete) == len(model.layers) else None

@@ -46,7 +46,7 @@ def test_prompts_filled_up_for_graphs(trained):
     model = trained("w4a4", True)
     engine, rng = Engine(model, 8), random.Random(1)
     batch = engine._batch
-    batch._prompts = PromptGraphs(model.model, 64, None)
+    batch._prompts = PromptGraphs(model.model, batch._slots.cache, 64, None)
     batch._capture(batch._prompts)
     request = Request(1, random_prompt(rng, engine.vocab_size, 30), NUCLEUS)
     expected = alone(engine, request)

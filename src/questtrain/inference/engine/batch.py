@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from questtrain.cuda_graph import GraphedCall
-from questtrain.inference.engine.prompt_graphs import PromptGraphs
+from questtrain.inference.engine.prompt_graphs import PromptGraphs, on_device
 from questtrain.inference.engine.requests import Request, Sampling
 from questtrain.inference.engine.sampling import How, Told, how_of, tell
 from questtrain.inference.engine.slots import Slots
@@ -57,7 +57,7 @@ class Batch:
         self._prompts: PromptGraphs | None = None
         if self.device.type == "cuda":
             most = min(PIECE, self._slots.cache.capacity)
-            self._prompts = PromptGraphs(model, most, self._pool)
+            self._prompts = PromptGraphs(model, self._slots.cache, most, self._pool)
             self._capture(self._prompts)
 
     @torch.inference_mode()
@@ -67,11 +67,10 @@ class Batch:
         prompt, sampling = request.prompt, request.sampling
         if begin == 0:
             self._slots.claim(slot, sampling)
-        tokens_T = self._on_device(prompt[begin:end])
         if begin == 0 and self._prompts is not None:
-            hidden_TD = self._prompts.read(self._slots.cache, slot, tokens_T)
+            hidden_TD = self._prompts.read(slot, prompt[:end])
         else:
-            hidden_TD = self._slots.read(slot, tokens_T, begin)
+            hidden_TD = self._slots.read(slot, on_device(prompt[begin:end], self.device), begin)
         told = []
         if sampling.prompt_logprobs:
             told = self._tell_prompt(hidden_TD, prompt[begin + 1 : end + 1], sampling)
@@ -101,18 +100,12 @@ class Batch:
     ) -> list[Told]:
         """Of the tokens that followed, some at a time: logits are large."""
         told = []
-        tokens_T = self._on_device(following)  # none follows the prompt's last token
+        tokens_T = on_device(following, self.device)  # none follows the prompt's last token
         for begin in range(0, len(hidden_TD), TOLD_AT_ONCE):
             tokens = tokens_T[begin : begin + TOLD_AT_ONCE]
             logits = self._slots.logits(hidden_TD[begin : begin + len(tokens)])
             told.append(_to_host(tell(logits, tokens, sampling.logprobs or 0)))
         return told
-
-    def _on_device(self, tokens: Sequence[int]) -> Tensor:
-        there = torch.tensor(tokens, dtype=torch.int64)
-        if self.device.type == "cuda":
-            there = there.pin_memory()  # else the copy would be waited for
-        return there.to(self.device, non_blocking=True)
 
     def _make_graphs(self) -> Iterator[tuple[tuple[int, str], GraphedCall[None]]]:
         for size, tokens in self._tokens.items():

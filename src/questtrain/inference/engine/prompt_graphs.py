@@ -3,10 +3,11 @@ host longer than the device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from questtrain.cuda_graph import GraphedCall
@@ -17,39 +18,48 @@ LENGTHS = (16, 32, 64, 96, 128, 192, 256, 320, 384, 448)
 
 
 class PromptGraphs:
-    """Reads up to ``most`` tokens, into a cache beside the one that they are for.
+    """Reads up to ``most`` tokens into a slot of a cache.
 
-    A graph writes to the same addresses each time, and slots lie elsewhere: what it has read is
-    copied to the slot. What a prompt is filled up with comes behind it, where it sees nothing of
-    it, and is not copied. The length of all together follows from the prompt's.
+    What a prompt is filled up with comes behind it, where it sees nothing of it; in the cache later
+    tokens take its places before anything sees them. The length of all together follows from the
+    prompt's.
     """
 
-    def __init__(self, model: Llama | StackedLlama, most: int, pool: Any) -> None:
+    def __init__(
+        self, model: Llama | StackedLlama, cache: SlottedCache, most: int, pool: Any
+    ) -> None:
         """``pool``: of the graphs' memory."""
-        self._beside = SlottedCache(model.config, 1, most, model.embed_tokens.weight)
+        self._device = cache.position.device
         self._graphs: dict[int, GraphedCall[Tensor]] = {}
         for length in (*(length for length in LENGTHS if length < most), most):
-            tokens = self._beside.position.new_zeros(length)
-            work = partial(_read, model, self._beside)
-            self._graphs[length] = GraphedCall(work, tokens, warm_calls=1, pool=pool)
+            given = cache.position.new_zeros(1 + length)
+            work = partial(_read, model, cache)
+            self._graphs[length] = GraphedCall(work, given, warm_calls=1, pool=pool)
 
-    def read(self, cache: SlottedCache, slot: int, tokens_T: Tensor) -> Tensor:
+    def read(self, slot: int, tokens: Sequence[int]) -> Tensor:
         """The beginning of a prompt, into a free slot; what the head is to be given, ``[T, D]``, in
         a buffer that is overwritten by the next call."""
-        count = len(tokens_T)
+        count = len(tokens)
         length = next(length for length in self._graphs if length >= count)
-        hidden_TD = self._graphs[length](F.pad(tokens_T, (0, length - count)))
-        cache.copy(slot, self._beside, count)
-        return hidden_TD[:count]
+        given = (slot, *tokens, *(0,) * (length - count))
+        return self._graphs[length](on_device(given, self._device))[:count]
 
     def capture(self) -> None:
-        """All graphs, longest first, whose memory the others find there."""
+        """All graphs, longest first, whose memory the others find there. Slot 0 must be free."""
         for length in reversed(self._graphs):
-            tokens = self._beside.position.new_zeros(length)
             for _ in range(2):
-                self._graphs[length](tokens)
+                self.read(0, (0,) * length)
 
 
-def _read(model: Llama | StackedLlama, beside: SlottedCache, tokens_T: Tensor) -> Tensor:
-    hidden_1TD = model.hidden(tokens_T.unsqueeze(0), beside.filling(0, 0))
+def _read(model: Llama | StackedLlama, cache: SlottedCache, given: Tensor) -> Tensor:
+    """``given``, int64 ``[1 + T]``: the slot and its first tokens."""
+    hidden_1TD = model.hidden(given[1:].unsqueeze(0), cache.beginning(given[:1]))
     return hidden_1TD[0]
+
+
+def on_device(tokens: Sequence[int], device: torch.device) -> Tensor:
+    """int64 there, without waiting for it."""
+    there = torch.tensor(tokens, dtype=torch.int64)
+    if device.type == "cuda":
+        there = there.pin_memory()  # else the copy would be waited for
+    return there.to(device, non_blocking=True)

@@ -58,14 +58,14 @@ class Slots:
     def claim(self, slot: int, sampling: Sampling) -> None:
         """Say how the sequence that is to be read into a free ``slot`` is drawn."""
         word = sampling.seed & ((1 << 64) - 1)
-        self._seeds[slot] = word - (1 << 64) if word >> 63 else word
-        self._numbers[slot] = 0
-        self._temperatures[slot] = sampling.temperature
-        self._top_ps[slot] = sampling.top_p
+        _put(self._seeds, slot, word - (1 << 64) if word >> 63 else word)
+        _put(self._numbers, slot, 0)
+        _put(self._temperatures, slot, sampling.temperature)
+        _put(self._top_ps, slot, sampling.top_p)
 
     def free(self, slot: int) -> None:
         """Leave the slot out of steps."""
-        self.cache.position[slot] = FREE
+        _put(self.cache.position, slot, FREE)
 
     def read(self, slot: int, tokens_T: Tensor, start: int) -> Tensor:
         """Add ``tokens_T``, from the prompt's ``start`` on, to a free slot; what the head is to be
@@ -76,8 +76,8 @@ class Slots:
         """Draw the first token ``[1]`` after a prompt of ``length``; steps go on from there."""
         token = draw(logits_1V, self._rows(slot, slot + 1), how)
         self.tokens[slot : slot + 1] = token
-        self._numbers[slot] = 1
-        self.cache.position[slot] = length
+        _put(self._numbers, slot, 1)
+        _put(self.cache.position, slot, length)
         return token
 
     def forward(self, tokens_B: Tensor) -> None:
@@ -108,3 +108,9 @@ class Slots:
         """fp32 ``[N, V]``, by a product of N rows."""
         logits_NV: Tensor = self.model.lm_head(self.model.norm(hidden_ND))
         return logits_NV.float()
+
+
+def _put(x_B: Tensor, slot: int, value: float) -> None:
+    """One number, as a kernel's argument: to an item that is assigned it would be copied, and the
+    copy waited for."""
+    x_B[slot].fill_(value)
