@@ -171,6 +171,8 @@ def test_hellaswag_of_the_harness_from_a_local_copy_of_its_dataset(
         (["export={run}x", "tasks=endings"], "export={run}x: there is no such folder"),
         (["run={run}/figures", "tasks=endings"], "is not a run"),
         (["run={run}", "tasks=mine/quiz.yml"], "there is no task file mine/quiz.yml (searched"),
+        (["run={run}", "tasks=endings", "stride=8"], "stride=8 is of texts (suite=bpb files="),
+        (["run={run}", "suite=core", "num_fewshot=1"], "num_fewshot=1 is of tasks of lm-eval"),
         (["run={run}", "tasks=endings", "limit=1.5"], "limit=1.5 is no number of documents"),
         (["run={run}", "tasks=endings", "limit=0"], "limit=0.0 must be positive"),
         (["run={run}", "tasks=endings", "step=7"], "no checkpoint of step 7"),
