@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +50,8 @@ SETTINGS = (
     "device=cpu",
 )
 SIZES = (1, 2, 4)
-WAITS = (0.5, 14.0)
-"""Seconds until a fault; a start takes about half of the longer one."""
+LONGEST_WAIT = 1.5
+"""Until a fault, in units of what the unbroken run takes: some starts end before it."""
 PATIENCE = 120.0
 """Seconds after a fault within which every process must have ended."""
 NUMBERS = ("train_loss", "grad_norm", "val_loss")
@@ -87,14 +87,17 @@ def main(words: Sequence[str] | None = None) -> int:
 def soak(runs: Path, steps: int, seconds: float, chance: random.Random) -> list[Round]:
     """Rounds for so long, or up to the first one whose bits differ."""
     settings = [*SETTINGS, f"max_steps={steps}", f"runs_dir={runs}"]
+    began = time.monotonic()
     subprocess.run(command_of(1, [*settings, "name=unbroken"]), check=True, capture_output=True)
+    longest = LONGEST_WAIT * (time.monotonic() - began)
     expected = bits_of(runs / "unbroken", steps)
     rounds: list[Round] = []
     end = time.monotonic() + seconds
     while time.monotonic() < end and all(each.equal for each in rounds):
         name = f"round{len(rounds)}"
         rounds.append(Round())
-        train_with_faults([*settings, f"name={name}"], runs / name, rounds[-1], chance)
+        waits = iter(lambda: chance.uniform(0, longest), None)
+        train_with_faults([*settings, f"name={name}"], name, rounds[-1], chance, waits)
         rounds[-1].equal = bits_of(runs / name, steps) == expected
         said = ", ".join(f"{count} × {fault}" for fault, count in rounds[-1].faults.items())
         equal = "the same bits" if rounds[-1].equal else "OTHER BITS"
@@ -103,10 +106,14 @@ def soak(runs: Path, steps: int, seconds: float, chance: random.Random) -> list[
 
 
 def train_with_faults(
-    settings: Sequence[str], run: Path, noted: Round, chance: random.Random
+    settings: Sequence[str],
+    name: str,
+    noted: Round,
+    chance: random.Random,
+    waits: Iterator[float],
 ) -> None:
-    """Start and disturb it until it has ended well; SystemExit where a process outlives a fault or
-    a start fails by itself."""
+    """Start it, disturb it after the next of the ``waits``, in seconds, and so on until it has ended
+    well; SystemExit where a process outlives a fault or a start fails by itself."""
     while True:
         size = chance.choice(SIZES)
         noted.starts.append(size)
@@ -118,16 +125,16 @@ def train_with_faults(
             start_new_session=True,
         )
         with suppress(subprocess.TimeoutExpired):
-            _, errors = process.communicate(timeout=chance.uniform(*WAITS))
+            _, errors = process.communicate(timeout=next(waits))
             if process.returncode == 0:
                 return
-            raise SystemExit(f"{run.name}: {size} processes ended by themselves:\n{errors}")
+            raise SystemExit(f"{name}: {size} processes ended by themselves:\n{errors}")
         noted.faults[disturb(process, chance)] += 1
         try:
             process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             end_all(process)
-            raise SystemExit(f"{run.name}: still there {PATIENCE} s after {noted.faults}") from None
+            raise SystemExit(f"{name}: still there {PATIENCE} s after {noted.faults}") from None
 
 
 def disturb(process: subprocess.Popen[str], chance: random.Random) -> str:
