@@ -112,7 +112,7 @@ def train_with_faults(
     chance: random.Random,
     waits: Iterator[float],
 ) -> None:
-    """Start it, disturb it after the next of the ``waits``, in seconds, and so on until it has ended
+    """Start it, disturb it after the next of the ``waits`` (seconds), and so on until it has ended
     well; SystemExit where a process outlives a fault or a start fails by itself."""
     while True:
         size = chance.choice(SIZES)
