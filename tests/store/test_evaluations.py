@@ -104,6 +104,7 @@ def test_the_row_is_of_the_end_of_a_complete_run(run: Path) -> None:
 def test_part_of_a_task_and_other_shots_are_other_columns() -> None:
     assert column_of("hellaswag") == "hellaswag"
     assert column_of("hellaswag", shots=10) == "hellaswag_10shot"
+    assert column_of("bpb.book", samples=3, stride=8) == "bpb.book_stride8_first3"
     assert column_of("hellaswag", 10, samples=100) == "hellaswag_10shot_first100"
 
 

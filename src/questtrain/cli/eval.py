@@ -232,8 +232,11 @@ def show(evaluation: Evaluation) -> None:
             table.add_row(name, metric, value, error, shots, documents)
             name = shots = documents = ""
     console().print(table)
-    if evaluation.limit is not None:
-        print("\nlimit= was given: columns of their own in the table of runs hold these results.")
+    if parts := [each.column for each in evaluation.tasks.values() if each.samples < each.total]:
+        print(
+            "\nlimit= left documents out: columns of their own in the table of runs hold these"
+            f" results, {', '.join(parts)}."
+        )
 
 
 def _number(value: float | None) -> str:

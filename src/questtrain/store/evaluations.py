@@ -50,7 +50,9 @@ class Metric:
 class TaskResult:
     """``column`` is what its columns are called; ``samples`` documents were asked of the ``total``
     that the task has; ``num_fewshot`` examples stood before each, None where that has no meaning.
-    ``version`` is the task's own. Metrics by name, the task's main one first."""
+    ``version`` is the task's own. Metrics by name, the task's main one first. Of texts: the
+    ``files``, absolute paths, and the tokens that windows over long ones moved by (``stride``);
+    None elsewhere."""
 
     column: str
     samples: Count
@@ -58,6 +60,8 @@ class TaskResult:
     metrics: dict[str, Metric]
     num_fewshot: Count | None = None
     version: str | None = None
+    files: list[str] | None = None
+    stride: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,14 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
-def column_of(task: str, shots: int | None = None, samples: int | None = None) -> str:
+def column_of(
+    task: str, shots: int | None = None, samples: int | None = None, stride: int | None = None
+) -> str:
     """``hellaswag``; ``hellaswag_10shot`` where ``shots`` are not the task's own;
-    ``hellaswag_first100`` where only so many ``samples`` of it were asked."""
-    with_shots = task if shots is None else f"{task}_{shots}shot"
-    return with_shots if samples is None else f"{with_shots}_first{samples}"
+    ``hellaswag_first100`` where only so many ``samples`` of it were asked; ``bpb.book_stride8``
+    where windows moved by a ``stride`` that is not the default."""
+    ways = ((shots, "_{}shot"), (stride, "_stride{}"), (samples, "_first{}"))
+    return task + "".join(way.format(number) for number, way in ways if number is not None)
 
 
 def write_evaluation(folder: Path, evaluation: Evaluation, samples: str | None = None) -> Path:

@@ -62,14 +62,14 @@ def test_documents_of_every_format_count_their_bytes(trained, plain, tmp_path):
         assert (result.column, result.samples, result.total) == (f"bpb.{name}", 3, 3)
 
 
-@pytest.mark.parametrize("stride", [None, 1, 7, LENGTH, 1000])
+@pytest.mark.parametrize("stride", [None, 1, 7, LENGTH])
 def test_a_long_document_is_scored_once_by_the_trained_window(trained, plain, tmp_path, stride):
     """Each token by a window of its own, as the definition has it."""
     text = "import os\nclass Path:\n    def open(self, name):\n        return self.list[name]\n" * 6
     (tmp_path / "long.txt").write_text(text)
     ids = plain.ids(text)
     assert len(ids) > 3 * LENGTH
-    step, total = min(stride or LENGTH // 2, LENGTH), 0.0
+    step, total = stride or LENGTH // 2, 0.0
     for place in range(1, len(ids)):
         end = LENGTH  # of the window's inputs, the last of which predicts the window's last token
         while end < place:
@@ -79,6 +79,17 @@ def test_a_long_document_is_scored_once_by_the_trained_window(trained, plain, tm
     expected = total / math.log(2) / len(text.encode())
     result = measured(trained, tmp_path / "long.txt", stride=stride)
     assert result.metrics["bpb"].value == pytest.approx(expected, rel=1e-5)
+    assert (result.stride, result.files) == (step, [str(tmp_path / "long.txt")])
+    assert result.column == ("bpb.long" if stride is None else f"bpb.long_stride{stride}")
+
+
+def test_the_default_stride_has_the_column_of_the_default_and_a_longer_one_is_refused(
+    trained, tmp_path
+):
+    (tmp_path / "a.txt").write_text("import os")
+    assert measured(trained, tmp_path / "a.txt", stride=LENGTH // 2).column == "bpb.a"
+    with pytest.raises(UserError, match=rf"stride={LENGTH + 1} would pass over .* hold {LENGTH}"):
+        Asking(trained, stride=LENGTH + 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10, 11, 12, 17, 40])

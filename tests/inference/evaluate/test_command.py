@@ -94,6 +94,37 @@ def test_a_part_and_other_shots_leave_the_columns_of_the_whole(run, evaluate):
     assert len(list((run / "evaluations").glob("step_*.json"))) == 2
 
 
+def test_bits_per_byte_asked_in_other_ways_are_other_columns(run, evaluate, tmp_path):
+    """The file says in which: examples of a task's questions, windows over a text."""
+    (tmp_path / "book.txt").write_text("import os\n" * 80)
+    words = (f"run={run}", "tasks=endings:bpb,endings,bpb:book.txt", "limit=3")
+    words = tuple(word.replace("bpb:book", f"bpb:{tmp_path}/book") for word in words)
+    own = evaluate(*words)["tasks"]
+    whole = columns(run)
+    other = evaluate(*words, "num_fewshot=1", "stride=5")["tasks"]
+    assert {name: columns(run)[name] for name in whole} == whole
+    for found, shots, stride, column, text in (
+        (own, 0, 32, "bpb.endings_first3", "bpb.book"),
+        (other, 1, 5, "bpb.endings_1shot_first3", "bpb.book_stride5"),
+    ):
+        answers, book = found["endings:bpb"], found["bpb:book"]
+        assert (answers["column"], answers["num_fewshot"]) == (column, shots)
+        assert (book["column"], book["stride"]) == (text, stride)
+        assert book["files"] == [str(tmp_path / "book.txt")]
+        for result in (answers, book):
+            assert columns(run)[result["column"]] == result["metrics"]["bpb"]["value"]
+    assert own["endings:bpb"]["metrics"] != other["endings:bpb"]["metrics"]
+
+
+def test_the_footer_is_of_what_the_limit_left_out(run, places, capsys, tmp_path):
+    (tmp_path / "book.txt").write_text("import os")
+    words = ["eval", f"run={run}", *places[2:], "limit=0.5"]
+    assert main([*words, f"tasks=bpb:{tmp_path}/book.txt"]) == 0
+    assert "limit=" not in capsys.readouterr().out
+    assert main([*words, f"tasks=endings,bpb:{tmp_path}/book.txt", *places]) == 0
+    assert "of runs hold these results, endings_first8.\n" in capsys.readouterr().out
+
+
 def test_an_earlier_checkpoint_is_no_part_of_the_row(run, evaluate):
     before = (run / "run.json").read_text()
     assert evaluate(f"run={run}", "tasks=endings", "step=20")["step"] == 20

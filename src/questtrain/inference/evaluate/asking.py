@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 from questtrain.data import Tokenizer
+from questtrain.errors import UserError
 from questtrain.inference.evaluate.score import Score, Scorer, Tokens
 from questtrain.inference.load import TrainedModel
 from questtrain.store.evaluations import TaskResult
@@ -20,7 +21,8 @@ class Asking:
     1, None all), with ``num_fewshot`` examples before each (None: as many as the task says);
     ``seed`` is of all that is drawn (None: the suites' own). ``bootstrap`` draws give the standard
     error of what is no mean. ``stride`` is how far windows over long texts move, None half the
-    trained length. ``told`` hears how many rows each batch had; what it raises ends the evaluation.
+    trained length; UserError where it is more than that length. ``told`` hears how many rows each
+    batch had; what it raises ends the evaluation.
     """
 
     trained: TrainedModel
@@ -32,6 +34,24 @@ class Asking:
     samples: bool = False
     stride: int | None = None
     told: Callable[[int], object] = lambda count: None
+
+    def __post_init__(self) -> None:
+        length = self.trained.config.sequence_length
+        if self.stride is not None and self.stride > length:
+            raise UserError(
+                f"stride={self.stride} would pass over tokens: windows hold {length}, the trained"
+                f" length. A stride is at most that, and {self.usual_stride} by default."
+            )
+
+    @property
+    def usual_stride(self) -> int:
+        """How far windows move where nothing is said."""
+        return max(1, self.trained.config.sequence_length // 2)
+
+    @property
+    def other_stride(self) -> int | None:
+        """How far windows move where it is not as far as usual: what a column's name says."""
+        return None if self.stride == self.usual_stride else self.stride
 
     @property
     def tokenizer(self) -> Tokenizer:

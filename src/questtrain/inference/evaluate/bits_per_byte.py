@@ -21,7 +21,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from statistics import fmean
@@ -110,8 +110,14 @@ class Texts:
                 self.name,
                 tally.unknown,
             )
-        column = column_of(f"bpb.{self.name}", samples=asking.part(total))
-        result = TaskResult(column, len(tally.sizes), total, {"bpb": tally.bits_per_byte()})
+        result = TaskResult(
+            column_of(f"bpb.{self.name}", None, asking.part(total), asking.other_stride),
+            len(tally.sizes),
+            total,
+            {"bpb": tally.bits_per_byte()},
+            files=_absolute(self.files),
+            stride=asking.stride or asking.usual_stride,
+        )
         return Answers({f"bpb:{self.name}": result})
 
     def check(self) -> Texts:
@@ -127,9 +133,8 @@ class Texts:
                     yield document
 
     def _windows(self, document: Document, asking: Asking, tally: _Tally) -> Iterator[Pair]:
-        length = asking.scorer.length
-        stride = asking.stride or max(1, length // 2)
-        return windows(_tokens(document, asking.tokenizer, tally), length, min(stride, length))
+        stride = asking.stride or asking.usual_stride
+        return windows(_tokens(document, asking.tokenizer, tally), asking.scorer.length, stride)
 
 
 def _tokens(document: Document, tokenizer: Tokenizer, tally: _Tally) -> Iterator[int]:
@@ -164,6 +169,7 @@ class RightAnswers:
 
     name: str
     questions: list[MultipleChoice]
+    file: Path
 
     def evaluate(self, asking: Asking) -> Answers:
         """The mean over the questions of the bits per byte of the right answer."""
@@ -172,14 +178,23 @@ class RightAnswers:
         for start in range(0, len(asked), CHUNK):
             values += _answer_bits(asked[start : start + CHUNK], asking)
         result = answer_result(self.name, values, len(self.questions))
-        return Answers({f"bpb:{self.name}": result})
+        files = _absolute([self.file])
+        return Answers({f"bpb:{self.name}": replace(result, files=files)})
 
 
-def answer_result(name: str, values: list[float], total: int) -> TaskResult:
-    """Of the bits per byte of each right answer that was asked for, of ``total``."""
+def _absolute(files: Iterable[Path]) -> list[str]:
+    return [str(file.absolute()) for file in files]
+
+
+def answer_result(
+    name: str, values: list[float], total: int, shots: int = 0, own_shots: bool = True
+) -> TaskResult:
+    """Of the bits per byte of each right answer that was asked for, of ``total``, after ``shots``
+    examples, which may be the task's own number."""
     metric = Metric.of(fmean(values), standard_error(values), higher_is_better=False)
     part = len(values) if len(values) < total else None
-    return TaskResult(column_of(f"bpb.{name}", samples=part), len(values), total, {"bpb": metric})
+    column = column_of(f"bpb.{name}", None if own_shots else shots, part)
+    return TaskResult(column, len(values), total, {"bpb": metric}, shots)
 
 
 def _answer_bits(questions: Iterable[MultipleChoice], asking: Asking) -> list[float]:
@@ -203,7 +218,7 @@ def read_texts(pattern: str, text_field: TextField) -> Texts | RightAnswers:
     name = _name_of(pattern)
     if len(files) == 1 and files[0].suffix == ".jsonl" and holds_choices(files[0]):
         questions = read_questions(files[0], "multiple_choice")
-        return RightAnswers(name, cast(list[MultipleChoice], questions))
+        return RightAnswers(name, cast(list[MultipleChoice], questions), files[0])
     for file in files:
         check_suffix(file)
     return Texts(name, files, text_field).check()

@@ -66,7 +66,9 @@ class HarnessAnswers:
                 pairs = _right(task, self.loaded, asking.asked(count), asking)
                 total += count
                 values += _bits(pairs, asking)
-            results[f"{name}:bpb"] = answer_result(name, values, total)
+            shots = [self.loaded.tasks[each].get_config("num_fewshot") for each in inside]
+            is_own = shots == [self.loaded.own_shots[each] or 0 for each in inside]
+            results[f"{name}:bpb"] = answer_result(name, values, total, max(shots), is_own)
         return Answers(results, versions=versions())
 
 
