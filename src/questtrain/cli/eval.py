@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from questtrain.cli.arguments import own_config, parse_arguments, refuse_options
 from questtrain.cli.help_page import own_settings
 from questtrain.cli.output import number_text, plain_table, print_json
-from questtrain.config.eval_tasks import EvalTask, parse_eval_tasks, suite_name
+from questtrain.config.eval_tasks import EvalTask, Suite, parse_eval_tasks, suite_name
 from questtrain.config.model_use import PACKED, AtStep, Packed
 from questtrain.config.ranges import SEED, SIZE, Choices, Interval
 from questtrain.config.schema import DEVICE
@@ -44,6 +44,23 @@ table of runs (docs/eval.md, which also tells how a machine without network gets
   questtrain eval run=runs/first suite=bpb files='docs/**/*.md' tasks=arc_easy
   questtrain eval run=runs/first suite=core bundle=eval_bundle
 """
+
+_TEXTS = "texts (suite=bpb files=…)"
+_HARNESS = "tasks of lm-evaluation-harness"
+_OWN_METRICS = "the own metrics of tasks of lm-evaluation-harness (suite=lm-eval)"
+HEEDED_BY: dict[str, tuple[set[Suite], str]] = {
+    "text_field": ({"bpb"}, _TEXTS),
+    "stride": ({"bpb"}, _TEXTS),
+    "num_fewshot": ({"lm-eval", "answers"}, _HARNESS),
+    "include_path": ({"lm-eval", "answers"}, _HARNESS),
+    "datasets": ({"lm-eval", "answers"}, _HARNESS),
+    "seed": ({"lm-eval", "answers", "core"}, f"{_HARNESS}, or of CORE"),
+    "bootstrap": ({"lm-eval"}, _OWN_METRICS),
+    "samples": ({"lm-eval"}, _OWN_METRICS),
+}
+"""Settings that not everything heeds: what does, and in words."""
+UNSAID = {"text_field": "text", "bootstrap": 1000, "samples": False}
+"""The defaults of those (conf/eval.yaml) that are not null."""
 
 
 @dataclass
@@ -107,7 +124,7 @@ class EvalConfig:
     bootstrap: Annotated[
         int, Interval("[0, 2^31)"), "draws for the standard error of what is no mean"
     ]
-    samples: Annotated[bool, "keep every question and answer, too, as JSON lines"]
+    samples: Annotated[bool, "suite=lm-eval: keep every question and answer, too, as JSON lines"]
 
 
 def help_page(words: Sequence[str] = ()) -> str:
@@ -147,10 +164,11 @@ def _folder(config: EvalConfig) -> str:
 
 
 def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str | None]:
-    """The tasks come first: a model takes longer to load than a wrong name to be seen."""
+    """Whether the run is there comes first, then the tasks are read, and the model last: it takes
+    longer to load than a wrong name to be seen."""
     from questtrain.data.text_rows import TextField
     from questtrain.inference.evaluate.asking import Asking, answers_of
-    from questtrain.inference.evaluate.subject import Subject
+    from questtrain.inference.evaluate.subject import Subject, check_subject
     from questtrain.inference.evaluate.suites import Places, read_suites
 
     tasks = wanted(config)
@@ -158,6 +176,7 @@ def _evaluate(config: EvalConfig, folder: str) -> tuple[Subject, Evaluation, str
         raise UserError(f"limit={config.limit:g} is no number of documents, and no share below 1.")
     field = TextField(config.text_field, setting="text_field")
     places = Places.of(config.include_path, config.datasets, field)
+    check_subject(folder, config.step, config.output)
     ready = read_suites(tasks, places)
     how = (config.device, config.step, PACKED[config.packed], config.output)
     subject = Subject.open(folder, *how)
@@ -206,13 +225,11 @@ def wanted(config: EvalConfig) -> list[EvalTask]:
 def _check_settings(config: EvalConfig, tasks: Sequence[EvalTask]) -> None:
     """UserError for a setting that changes nothing in what is evaluated."""
     suites = {task.suite for task in tasks}
-    if config.stride is not None and "bpb" not in suites:
-        raise UserError(f"stride={config.stride} is of texts (suite=bpb files=…): leave it out.")
-    if config.num_fewshot is not None and not suites & {"lm-eval", "answers"}:
-        raise UserError(
-            f"num_fewshot={config.num_fewshot} is of tasks of lm-evaluation-harness, and none is"
-            " evaluated: leave it out."
-        )
+    for key, (heeding, what) in HEEDED_BY.items():
+        value = getattr(config, key)
+        if value != UNSAID.get(key) and not suites & heeding:
+            said = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(f"{key}={said} is of {what}, and none is evaluated: leave it out.")
 
 
 def show(evaluation: Evaluation) -> None:

@@ -21,7 +21,12 @@ from questtrain.kernels.extension import serves
 from questtrain.model import Llama
 from questtrain.packed import PackedFolder, is_packed_folder
 from questtrain.quant import QuantLinear
-from questtrain.store.checkpoint import checkpoint_at, latest_checkpoint
+from questtrain.store.checkpoint import (
+    checkpoint_at,
+    checkpoint_folder,
+    checkpoint_folders,
+    latest_checkpoint,
+)
 from questtrain.store.files import no_such_folder
 
 
@@ -55,16 +60,14 @@ def load_run(
     run: str | Path, device: str = "auto", step: int | None = None, packed: bool | None = False
 ) -> TrainedModel:
     """`load` with the tokenizer and config that belong to the model."""
-    folder = Path(run).expanduser()
-    if not folder.is_dir():
-        raise no_such_folder(f"run={run}", folder)
+    folder = _folder(run)
     if is_packed_folder(folder):
         return _load_packed(folder, device, step, packed)
     _refuse_foreign_export(folder)
     config = read_config(folder / "config.yaml")
     checkpoint = latest_checkpoint(folder) if step is None else checkpoint_at(folder, step)
     if checkpoint is None:
-        raise UserError(f"{folder} holds no checkpoint yet.")
+        raise _no_checkpoint(folder)
     config = at_step(config, checkpoint.step)
     model = Llama(config.model, config.bits, config.quant)
     checkpoint.load_weights(model)
@@ -73,11 +76,43 @@ def load_run(
     return TrainedModel(ready, tokenizer, config, checkpoint.step)
 
 
+def check_run(run: str | Path, step: int | None = None) -> None:
+    """UserError where `load_run` would raise one for what is seen without reading weights: no run,
+    no export, no checkpoint, or none of that ``step``."""
+    folder = _folder(run)
+    if is_packed_folder(folder):
+        _check_step(PackedFolder.open(folder, check=False), step)
+        return
+    _refuse_foreign_export(folder)
+    read_config(folder / "config.yaml")
+    if step is not None:
+        checkpoint_folder(folder, step)
+    elif not checkpoint_folders(folder):
+        raise _no_checkpoint(folder)
+
+
+def _folder(run: str | Path) -> Path:
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        raise no_such_folder(f"run={run}", folder)
+    return folder
+
+
+def _no_checkpoint(folder: Path) -> UserError:
+    return UserError(f"{folder} holds no checkpoint yet.")
+
+
+def _check_step(export: PackedFolder, step: int | None) -> None:
+    if step not in (None, export.manifest.step):
+        raise UserError(
+            f"{export.folder} is an export of step {export.manifest.step}, not of {step}."
+        )
+
+
 def _load_packed(folder: Path, device: str, step: int | None, packed: bool | None) -> TrainedModel:
     """The same of an export, whose weights are codes already."""
     export = PackedFolder.open(folder)
-    if step not in (None, export.manifest.step):
-        raise UserError(f"{folder} is an export of step {export.manifest.step}, not of {step}.")
+    _check_step(export, step)
     ready = for_use(export.model(), choose_device(device), packed)
     return TrainedModel(ready, export.tokenizer, export.config, export.manifest.step)
 

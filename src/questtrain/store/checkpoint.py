@@ -193,10 +193,15 @@ def _no_tensors(file: Path) -> str | None:
 
 def checkpoint_at(run: Path, step: int) -> Checkpoint:
     """The checkpoint of one step; UserError if there is none, or if it is damaged."""
+    return open_checkpoint(checkpoint_folder(run, step))
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of one step lies; UserError if there is none."""
     folders = {step_of(folder): folder for folder in checkpoint_folders(run)}
     if step not in folders:
         raise UserError(f"{run} holds no checkpoint of step {step}, only {list(folders)}.")
-    return open_checkpoint(folders[step])
+    return folders[step]
 
 
 def last_good_checkpoint(run: Path) -> str:

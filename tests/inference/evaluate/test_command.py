@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from questtrain.cli.arguments import Arguments, own_config
+from questtrain.cli.eval import HEEDED_BY, UNSAID, EvalConfig
 from questtrain.cli.main import main
 from questtrain.inference.evaluate import tasks
 
@@ -209,7 +211,11 @@ def test_hellaswag_of_the_harness_from_a_local_copy_of_its_dataset(
         (["run={run}", "tasks=endings", "step=7"], "no checkpoint of step 7"),
         (["run={run}", "tasks=endings", "packed=ture"], "Did you mean 'true'?"),
         (["run={run}", "tasks=endings", "include_path={run}y"], "there is no such folder"),
-        (["run={run}", "tasks=endings", "output={run}/run.json"], "output=FOLDER takes"),
+        (["run={run}", "tasks=endings", "output={run}/run.json"], "/run.json is a file. output="),
+        (["run={run}", "suite=bpb", "tasks=endings", "samples=true"], "samples=true is of the own"),
+        (["run={run}", "tasks=endings", "text_field=body"], "text_field=body is of texts"),
+        (["run={run}/checkpoints", "tasks=endigs"], "is not a run"),
+        (["run={run}", "tasks=endigs", "step=7"], "no checkpoint of step 7"),
         (["--tasks", "a*", "b*"], "--tasks takes one pattern"),
         (["--tasks", "endigs"], "no task is called like 'endigs'. Did you mean 'endings'?"),
         (["--tasks", "--jsn"], "Did you mean '--json'?"),
@@ -225,6 +231,31 @@ def test_bad_input(run, places, capsys, words, part, monkeypatch):
     assert error.startswith("error: ")
     assert part.format(run=run) in error
     assert content(run) == before
+
+
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("include_path={run}", "include_path={run}"),
+        ("datasets=no", "datasets=no"),
+        ("seed=1", "seed=1"),
+        ("bootstrap=9", "bootstrap=9"),
+        ("samples=true", "samples=true"),
+    ],
+)
+def test_a_setting_that_texts_do_not_heed_is_refused(run, capsys, tmp_path, word, key):
+    (tmp_path / "book.txt").write_text("import os")
+    words = [f"run={run}", f"tasks=bpb:{tmp_path}/book.txt", word.format(run=run)]
+    error = refused(words, capsys)
+    assert error.startswith(f"error: {key.format(run=run)} is of ")
+    assert error.endswith("none is evaluated: leave it out.")
+
+
+def test_what_is_said_to_be_unsaid_is_the_default():
+    defaults = own_config(Arguments(), "eval", EvalConfig)
+    assert {key: getattr(defaults, key) for key in HEEDED_BY} == {
+        key: UNSAID.get(key) for key in HEEDED_BY
+    }
 
 
 def test_a_task_file_that_is_no_yaml_is_named(run, places, capsys, tmp_path, monkeypatch):
@@ -251,6 +282,8 @@ def test_the_names_of_tasks(task_folder, capsys, monkeypatch):
     monkeypatch.setattr(tasks, "_manager", only_own(tasks._manager))
     assert main(["eval", "--tasks", f"include_path={task_folder}", "*endings", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == ["endings", "other_endings"]
+    gone = refused(["--tasks", f"include_path={task_folder}y"], capsys)
+    assert gone.startswith(f"error: include_path={task_folder}y: there is no such folder")
     assert main(["eval", "--tasks", f"include_path={task_folder}"]) == 0
     assert capsys.readouterr().out.split() == [
         "answers", "both", "endings", "other_endings", "texts",

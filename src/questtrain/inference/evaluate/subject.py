@@ -10,7 +10,7 @@ import torch
 
 from questtrain.device import device_name
 from questtrain.errors import UserError
-from questtrain.inference.load import TrainedModel, load_run
+from questtrain.inference.load import TrainedModel, check_run, load_run
 from questtrain.model import PackedLlama
 from questtrain.packed import is_packed_folder
 from questtrain.quant.packed_weight import CodedWeight, IntegerWeight
@@ -56,11 +56,7 @@ class Subject:
     def results(self) -> Path:
         """The folder of its evaluations: in a run's folder, beside an export's, whose files are
         certified as they are."""
-        if self.output is not None:
-            return self.output
-        if is_packed_folder(self.folder):
-            return self.folder.with_name(f"{self.folder.name}.{FOLDER}")
-        return self.folder / FOLDER
+        return self.output or _own_results(self.folder)
 
     def evaluation(
         self,
@@ -97,6 +93,21 @@ class Subject:
         return write_evaluation(self.results, evaluation, samples)
 
 
+def check_subject(
+    folder: str | Path, step: int | None = None, output: str | Path | None = None
+) -> None:
+    """UserError where `Subject.open` would raise one for what is seen without reading weights."""
+    check_run(folder, step)
+    own = _own_results(Path(folder).expanduser().resolve())
+    _require_writable(own if output is None else Path(output).expanduser())
+
+
+def _own_results(folder: Path) -> Path:
+    if is_packed_folder(folder):
+        return folder.with_name(f"{folder.name}.{FOLDER}")
+    return folder / FOLDER
+
+
 def is_packed(model: torch.nn.Module) -> bool:
     """Whether weights are held as codes."""
     if isinstance(model, PackedLlama):
@@ -109,5 +120,10 @@ def _require_writable(folder: Path) -> None:
     place = folder
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{folder} cannot be written; output=FOLDER takes the results elsewhere.")
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return
+    reason = f"no permission to write in {place}" if place.is_dir() else f"{place} is a file"
+    raise UserError(
+        f"the results cannot be written to the folder {folder}: {reason}. output=FOLDER takes them"
+        " elsewhere."
+    )

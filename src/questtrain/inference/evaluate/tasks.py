@@ -77,6 +77,7 @@ def require_harness() -> None:
 def task_names(include_path: Path | None = None) -> list[str]:
     """All tasks, groups and tags that there are, sorted."""
     require_harness()
+    _require_folders("", include_path=include_path)
     names: list[str] = _manager(include_path).all_tasks
     return names
 
@@ -94,9 +95,7 @@ def load_tasks(
     not for a language model.
     """
     require_harness()
-    for setting, folder in (("include_path", include_path), ("datasets", datasets)):
-        if folder is not None and not folder.is_dir():
-            raise no_such_folder(f"{prefix}{setting}={folder}", folder)
+    _require_folders(prefix, include_path=include_path, datasets=datasets)
     manager = _manager_of(names, include_path)
     found = LoadedTasks()
     for name in dict.fromkeys(names):
@@ -111,6 +110,13 @@ def load_tasks(
     for name, task in found.tasks.items():
         _refuse(name, task)
     return found
+
+
+def _require_folders(prefix: str, **folders: Path | None) -> None:
+    """UserError for a setting whose folder is not there."""
+    for setting, folder in folders.items():
+        if folder is not None and not folder.is_dir():
+            raise no_such_folder(f"{prefix}{setting}={folder}", folder)
 
 
 def _manager(include_path: Path | None, include_defaults: bool = True) -> Any:
