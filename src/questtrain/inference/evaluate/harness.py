@@ -21,6 +21,7 @@ from questtrain.errors import TrainingStopped, UserError
 from questtrain.inference.evaluate.adapter import HarnessModel, decoding
 from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.drawn import SEED, drawn_with
+from questtrain.inference.evaluate.task_faults import said
 from questtrain.inference.evaluate.tasks import LoadedTasks
 from questtrain.store.evaluations import Metric, TaskResult, column_of
 
@@ -134,10 +135,8 @@ def _said_before_the_model(model: HarnessModel, loaded: LoadedTasks) -> Iterator
 
 def no_questions(loaded: LoadedTasks, error: Exception) -> UserError:
     """What to say of documents that templates do not fit."""
-    lines = str(error).strip().splitlines() or ["without a word"]
     return UserError(
-        f"the documents of {', '.join(loaded.reported)} cannot be made questions:"
-        f" {type(error).__name__}: {lines[0]}"
+        f"the documents of {', '.join(loaded.reported)} cannot be made questions: {said(error)}"
     )
 
 

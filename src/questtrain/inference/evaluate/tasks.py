@@ -27,6 +27,7 @@ from questtrain.config.yaml_fault import yaml_fault
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
 from questtrain.inference.evaluate.drawn import drawn_with
+from questtrain.inference.evaluate.task_faults import said
 from questtrain.inference.evaluate.task_files import check_task_file, first_damaged
 from questtrain.store.files import no_such_folder
 
@@ -180,17 +181,17 @@ def _load(load: Callable[[], Any], name: str, datasets: Path | None, prefix: str
     if wanted is None and isinstance(first, yaml.YAMLError):  # of a file that is included
         raise UserError(f"the task {name}: {yaml_fault(first, Path(name))}") from first
     if wanted is None:
-        raise UserError(f"the task {name} cannot be loaded: {_said(first)}") from first
+        raise UserError(f"the task {name} cannot be loaded: {said(first)}") from first
     path, configuration = wanted
     if not _is_on_the_hub(path, datasets):
         where = f" in {datasets}" if datasets else ""
-        raise UserError(f"the data of the task {name} ({path}{where}): {_said(first)}") from first
+        raise UserError(f"the data of the task {name} ({path}{where}): {said(first)}") from first
     _check_reachable(name, path, configuration, prefix)
     try:
         with _quiet(), _inside(datasets):
             return load()
     except Exception as error:
-        raise UserError(f"the data of the task {name} ({path}): {_said(error)}") from error
+        raise UserError(f"the data of the task {name} ({path}): {said(error)}") from error
 
 
 def _check_reachable(name: str, path: str, configuration: str | None, prefix: str) -> None:
@@ -231,12 +232,6 @@ def _is_on_the_hub(path: str, datasets: Path | None) -> bool:
 
     is_name = path.count("/") <= 1 and not path.startswith((".", "/", "~"))
     return is_name and path not in KINDS_OF_FILE and not ((datasets or Path()) / path).exists()
-
-
-def _said(error: BaseException) -> str:
-    """An error of somebody else in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip() if lines else 'without a word'}"
 
 
 @contextmanager
