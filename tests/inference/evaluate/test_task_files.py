@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,10 +64,43 @@ def test_a_file_that_is_named_or_included(
 
 
 def test_whatever_may_be_a_task_is_left_to_the_harness(tmp_path: Path) -> None:
-    for content in (
-        "task: a\ndoc_to_text: !function own.text\n",
-        "include: b.yaml\n",
-        "group: g\n",
+    for content, is_alone in (
+        ("task: a\ndoc_to_text: !function own.text\n", True),
+        ("include: b.yaml\n", False),
+        ("group: g\ntask: [arc_easy]\n", False),
+        ("group: g\ntask: arc_easy\n", False),
+        ("? [a, b]\n: 1\ntask: a\n", True),
     ):
         (tmp_path / "a.yaml").write_text(content)
-        check_task_file(tmp_path / "a.yaml")
+        assert check_task_file(tmp_path / "a.yaml") == is_alone
+
+
+def test_a_file_is_read_without_the_thousands_of_the_harness(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is a task or broken; a group's file may name tasks of the harness."""
+    managers: list[bool] = []
+    manager = tasks._manager
+
+    def counted(include_path: Path | None, include_defaults: bool = True) -> Any:
+        managers.append(include_defaults)
+        return manager(include_path, False)
+
+    monkeypatch.setattr(tasks, "_manager", counted)
+    (tmp_path / "broken.yaml").write_text("task: [a\n")
+    (tmp_path / "folder.yaml").mkdir()
+    for name, message in (
+        ("broken.yaml", "broken.yaml, line 2"),
+        ("gone.yml", "there is no task file"),
+        ("folder.yaml", "folder.yaml is a folder, and no task file: give the path"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_tasks(["endings", str(tmp_path / name)])
+    assert managers == []
+    file = str(task_folder / "endings.yaml")
+    assert list(load_tasks([file], datasets=task_folder).tasks) == ["endings"]
+    assert list(load_tasks([file, "texts"], task_folder, task_folder).tasks) == ["endings", "texts"]
+    assert managers == [False, False]
+    with pytest.raises(UserError, match="is a folder, and no task file"):
+        load_tasks([str(tmp_path)])
+    assert managers[2:] == [True]

@@ -18,8 +18,9 @@ NAMES = ("task", "group", "class", "include")
 that may hold them."""
 
 
-def check_task_file(path: Path) -> None:
-    """UserError unless the file is YAML that may be a task or a group of tasks."""
+def check_task_file(path: Path) -> bool:
+    """Whether the file is one task, which needs no other that is known by name; UserError unless it
+    is YAML that may be a task or a group of tasks."""
     try:
         root = yaml.compose(path.read_bytes())
     except OSError as error:
@@ -31,9 +32,10 @@ def check_task_file(path: Path) -> None:
         raise UserError(
             f"{path} is no task: lines like `task: NAME` are expected, and it holds {held}."
         )
-    keys = [key.value for key, _ in root.value]
+    keys = {key.value: value for key, value in root.value if isinstance(key, yaml.ScalarNode)}
     if not any(name in keys for name in NAMES):
         raise UserError(f"{path} names no task: a line `task: NAME` is expected, or `group: NAME`.")
+    return isinstance(keys.get("task"), yaml.ScalarNode) and "group" not in keys
 
 
 def first_damaged(folder: Path) -> str | None:

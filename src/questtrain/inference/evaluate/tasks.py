@@ -31,6 +31,9 @@ from questtrain.inference.evaluate.task_faults import said
 from questtrain.inference.evaluate.task_files import check_task_file, first_damaged
 from questtrain.store.files import no_such_folder
 
+YAML = (".yaml", ".yml")
+"""How the name of a task file ends."""
+
 
 @dataclass
 class LoadedTasks:
@@ -97,7 +100,7 @@ def load_tasks(
     """
     require_harness()
     _require_folders(prefix, include_path=include_path, datasets=datasets)
-    manager = _manager_of(names, include_path)
+    manager = _manager_of(names, include_path, _alone(names))
     found = LoadedTasks()
     for name in dict.fromkeys(names):
         is_file = name not in manager.task_index and Path(name).is_file()
@@ -127,12 +130,27 @@ def _manager(include_path: Path | None, include_defaults: bool = True) -> Any:
     return TaskManager(include_path=own, include_defaults=include_defaults)
 
 
-def _manager_of(names: Sequence[str], include_path: Path | None) -> Any:
+def _alone(names: Sequence[str]) -> set[str]:
+    """The paths of YAML files that need no other task; UserError for a path where no task is. They
+    are read before the harness' thousands of files."""
+    alone = set()
+    for name in names:
+        path = Path(name)
+        is_yaml = name.endswith(YAML)
+        if is_yaml and not path.is_file():
+            raise _no_task_file(name)
+        if (is_yaml or "/" in name) and path.is_file() and check_task_file(path):
+            alone.add(name)
+    return alone
+
+
+def _manager_of(names: Sequence[str], include_path: Path | None, alone: set[str]) -> Any:
     """One that knows the names: the harness' own YAML files, which take seconds to read, only where
-    the user's do not have them all."""
-    if include_path is not None:
+    the user's (those in a folder, and files that stand ``alone``) do not have them all."""
+    others = [name for name in names if name not in alone]
+    if include_path is not None or not others:
         own = _manager(include_path, include_defaults=False)
-        if all(_has(own.task_index, name) for name in names):
+        if all(_has(own.task_index, name) for name in others):
             return own
     return _manager(include_path)
 
@@ -150,8 +168,8 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
 def _unknown_task(
     name: str, known: Sequence[str], include_path: Path | None, prefix: str
 ) -> UserError:
-    if "/" in name or name.endswith((".yaml", ".yml")):
-        return UserError(f"there is no task file {name} (searched from {Path.cwd()}).")
+    if "/" in name or Path(name).is_dir():
+        return _no_task_file(name)
     where = "" if include_path is None else f", those in {include_path} among them"
     damaged = None if include_path is None else first_damaged(include_path)
     advice = f" {damaged} That file is passed over." if damaged else suggestion(name, known)
@@ -160,6 +178,15 @@ def _unknown_task(
         f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and"
         f" {prefix}include_path=FOLDER adds YAML files of yours."
     )
+
+
+def _no_task_file(name: str) -> UserError:
+    if Path(name).is_dir():
+        return UserError(
+            f"{name} is a folder, and no task file: give the path of a file in it, or the name of a"
+            f" task with include_path={name}."
+        )
+    return UserError(f"there is no task file {name} (searched from {Path.cwd()}).")
 
 
 def _refuse(name: str, task: Any) -> None:
