@@ -8,7 +8,7 @@ epoch's permutation puts it: a pure function of (data, seed, t).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from questtrain.data.permutation import permute
 from questtrain.data.shards import Shard
 from questtrain.errors import UserError
+from questtrain.store.patience import read_patiently
 
 
 class Windows:
@@ -31,25 +32,28 @@ class Windows:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]; UserError for an id
-        beyond the vocabulary."""
+        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1].
+
+        UserError for an id beyond the vocabulary and for a shard that is not as it was when it was
+        opened; ReadFailed where a disk fails for long.
+        """
         length = self.sequence_length
-        out = np.empty((len(numbers), length + 1), np.int64)
-        for row, number in enumerate(numbers):
-            shard, start = self._place(int(number))
-            out[row] = shard.tokens[start : start + length + 1]
+        places = self._places(numbers)
+        out = read_patiently(self.shards[0].path, lambda _: _read_rows(places, length + 1))
         limit = self.shards[0].vocab_size
         if limit is not None and out.max(initial=0) >= limit:
             row, column = divmod(int(out.argmax()), length + 1)
-            shard, start = self._place(int(numbers[row]))
+            shard, start = places[row]
             raise shard.beyond_vocabulary(int(out[row, column]), start + column)
         return out
 
-    def _place(self, number: int) -> tuple[Shard, int]:
-        """The shard that holds a window, and the window's first token there."""
-        index = int(np.searchsorted(self.ends, number, side="right"))
-        first = int(self.ends[index - 1]) if index else 0
-        return self.shards[index], (number - first) * self.sequence_length
+    def _places(self, numbers: NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """For each window the shard that holds it, and its first token there."""
+        indices = np.searchsorted(self.ends, numbers, side="right")
+        firsts = np.concatenate([np.zeros(1, np.int64), self.ends])[indices]
+        starts = (numbers - firsts) * self.sequence_length
+        shards = [self.shards[index] for index in indices.tolist()]
+        return list(zip(shards, starts.tolist(), strict=True))
 
     def require_one(self, what: str) -> None:
         """Raise UserError unless there is at least one window."""
@@ -60,6 +64,20 @@ class Windows:
                 f"{self.sequence_length} needs {self.sequence_length + 1:,} tokens in one shard, "
                 f"the longest shard has {longest:,}. Lower sequence_length or add data"
             )
+
+
+def _read_rows(places: Sequence[tuple[Shard, int]], width: int) -> NDArray[np.int64]:
+    """``width`` tokens from each place (shard, first token) on: int64 [places, width]. The shards
+    are looked at once more after the reads, so that what was changed meanwhile is not taken."""
+    out = np.empty((len(places), width), np.int64)
+    buffers = {dtype: np.empty(width, dtype) for dtype in {shard.dtype for shard, _ in places}}
+    for row, (shard, start) in enumerate(places):
+        buffer = buffers[shard.dtype]
+        shard.read_into(buffer, start)
+        out[row] = buffer
+    for shard in {id(shard): shard for shard, _ in places}.values():
+        shard.require_unchanged()
+    return out
 
 
 class Loader:

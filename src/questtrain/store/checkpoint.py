@@ -19,8 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from questtrain.errors import UserError
-from questtrain.store.files import publish_folder, remove_folder, sha256_of, write_json, writing
+from questtrain.errors import ReadFailed, UserError
+from questtrain.store.files import (
+    publish_folder,
+    remove_folder,
+    sha256_of,
+    write_json,
+    write_patiently,
+)
 from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_json
 
 log = logging.getLogger(__name__)
@@ -66,8 +72,9 @@ def save_checkpoint(
     """Write ``parts`` (``model``, ``optimizer``) as they are after ``step`` updates.
 
     Afterwards, what is older than the ``keep`` newest intact checkpoints is removed; those of the
-    steps ``known_intact`` need not be read for that. WriteFailed, with nothing left of this one,
-    where the disk refuses it.
+    steps ``known_intact`` need not be read for that. A file system that fails for a moment is
+    written to again, from the beginning; then, and where the disk refuses it, WriteFailed, with
+    nothing left of this one.
     """
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
@@ -77,21 +84,30 @@ def save_checkpoint(
     for path in parent.glob(".step_*.tmp"):
         shutil.rmtree(path)
     needed = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    try:
-        with writing(final, needed):
-            temporary.mkdir(parents=True)
-            checksums = {}
-            for part, tensors in parts.items():
-                file = temporary / f"{part}{_TENSORS}"
-                _save_tensors(tensors, file)
-                checksums[file.name] = sha256_of(file)
-            state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
-            write_json(temporary / _STATE, state)
+
+    def write() -> None:
+        try:
+            _write_folder(temporary, step, parts, wall_seconds)
             publish_folder(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    write_patiently(final, write, needed)
     _remove_older(run, step, keep, {*known_intact, step})
     return final
+
+
+def _write_folder(
+    folder: Path, step: int, parts: dict[str, dict[str, Tensor]], wall_seconds: float
+) -> None:
+    folder.mkdir(parents=True)
+    checksums = {}
+    for part, tensors in parts.items():
+        file = folder / f"{part}{_TENSORS}"
+        _save_tensors(tensors, file)
+        checksums[file.name] = sha256_of(file)
+    state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
+    write_json(folder / _STATE, state)
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
@@ -205,6 +221,8 @@ def last_good_checkpoint(run: Path) -> str:
         checkpoint = latest_checkpoint(run)
     except UserError:
         return "none that is intact"
+    except ReadFailed:
+        return "not known, because none can be read"
     return "none" if checkpoint is None else f"step {checkpoint.step} ({checkpoint.folder})"
 
 

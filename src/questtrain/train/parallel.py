@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from questtrain.config import rows_per_process
-from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError
+from questtrain.errors import ErrorOnAnotherRank, ReadFailed, TrainingStopped, UserError
 from questtrain.process.ranks import HAS_PARENT, PEER_LOST
 from questtrain.process.signals import StopSignal
 
@@ -144,13 +144,15 @@ class World:
 
     def fail_alone(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which this rank does at a moment of its own: where it has peers, a
-        UserError becomes RankEndsAlone."""
+        UserError or ReadFailed becomes RankEndsAlone, with the same exit code."""
         try:
             return work()
-        except UserError as error:
+        except (UserError, ReadFailed) as error:
             if self.size == 1:
                 raise
-            raise RankEndsAlone(str(error)) from error
+            alone = RankEndsAlone(str(error))
+            alone.exit_code = error.exit_code
+            raise alone from error
 
     def from_rank_0(self, work: Callable[[], T]) -> T:
         """What ``work`` returns on rank 0, which alone does it; it must pickle. See `agree`."""

@@ -19,7 +19,7 @@ from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import RankEndsAlone, World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
-    advising_on_full_disk,
+    advising_on_disk,
     claim_run,
     run_folder,
     settle_run,
@@ -42,10 +42,11 @@ def train(
     ``make_evaluator`` makes what does the ``train.eval_tasks``, if there are any. A run that is
     already complete is left alone. Several processes whose environment says that
     they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
-    and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
+    and TrainingStopped when training ends early: diverged, out of memory, a signal, a disk that is
+    full or fails.
     """
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
-    advice = advising_on_full_disk(run_folder(config))
+    advice = advising_on_disk(run_folder(config))
     with advice, join_world(on_gpus) as world, ExitStack() as claims:
         device = world.agree(lambda: _device(config, world))
         folder = world.agree(lambda: _claim(config, world, claims))
