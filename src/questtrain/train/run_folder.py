@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
@@ -23,6 +22,7 @@ from questtrain.errors import ReadFailed, UserError, WriteFailed
 from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
 from questtrain.store.files import FULL, copy_file, sha256_of, write_text, writing
 from questtrain.store.run_record import RunRecord, read_run_record
+from questtrain.train.claim import LOCK, claimed
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -53,21 +53,13 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
         raise UserError(f"run folder {folder} cannot be made: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"run folder {folder} is not writable; choose another runs_dir=….")
-    lock = FileLock(folder / ".lock")
+    held = False
     try:
-        with writing(folder / ".lock"):
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is training in {folder}.") from error
-    except WriteFailed:
-        raise
-    except OSError as error:
-        raise UserError(f"run folder {folder} is not writable: {error.strerror}.") from error
-    try:
-        yield folder
+        with claimed(folder):
+            held = True
+            yield folder
     finally:
-        lock.release()
-        if [file.name for file in folder.iterdir()] == [".lock"]:
+        if held and [file.name for file in folder.iterdir()] == [LOCK]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
