@@ -60,6 +60,13 @@ class ReadFailed(TrainingStopped, OSError):
         return f"{self.filename} cannot be read, tried several times: {self.strerror}. {advice}"
 
 
+class PreparationStopped(TrainingStopped):
+    """The preparation of data ends early, because the hub or a file system fails for long. What is
+    made is kept. The exit code is that of ReadFailed."""
+
+    exit_code = 74
+
+
 class ErrorOnAnotherRank(TrainingStopped):
     """Another process of the same run says why it ends; this one only exits, with its code."""
 

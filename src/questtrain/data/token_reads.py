@@ -1,7 +1,7 @@
 """Token files, read while a run goes on: by reads, never through a memory map.
 
 Where a mapped file is truncated, or its disk fails, the process dies of SIGBUS without a word. A
-read says what is wrong, and can be tried again; it costs a microsecond a row more (docs/data.md).
+read says what is wrong, and can be tried again; it costs some microseconds more (docs/data.md).
 """
 
 from __future__ import annotations

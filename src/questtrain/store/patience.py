@@ -35,25 +35,36 @@ PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before each further try: a minute together."""
 
 
-def patiently(what: str, work: Callable[[], T]) -> T:
-    """What ``work`` returns, which leaves nothing half done where it raises: after an OSError of
-    `TRANSIENT` it is called again, after each of the `PAUSES`, and a warning says so.
-
-    ``what`` is in the warning, and the file that the error names, if it is not in ``what``. The
-    last error passes.
-    """
+def tried_again(what: str, work: Callable[[], T], passing: Callable[[Exception], str | None]) -> T:
+    """What ``work`` returns, which leaves nothing half done where it raises: after an error that
+    ``passing`` has a reason for it is called again, after each of the `PAUSES`, and a warning says
+    so. The last error passes, and any other."""
     for number, pause in enumerate(PAUSES, 1):
         try:
             return work()
-        except OSError as error:
-            if error.errno not in TRANSIENT:
+        except Exception as error:
+            reason = passing(error)
+            if reason is None:
                 raise
-            reason, file = os.strerror(error.errno), error.filename
-            at = f" at {file}" if file and str(file) not in what else ""
             of = f"{number} of {len(PAUSES)}"
-            log.warning("%s: %s%s; trying again in %g s (%s)", what, reason, at, pause, of)
+            log.warning("%s: %s; trying again in %g s (%s)", what, reason, pause, of)
             sleep(pause)
     return work()
+
+
+def patiently(what: str, work: Callable[[], T]) -> T:
+    """`tried_again` after an OSError of `TRANSIENT`; the warning says ``what`` and the file that
+    the error names, if it is not in ``what``."""
+    return tried_again(what, work, lambda error: passing_reason(error, what))
+
+
+def passing_reason(error: BaseException | None, what: str = "") -> str | None:
+    """What a file system said that may work again soon; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in TRANSIENT:
+        return None
+    file = error.filename
+    at = f" at {file}" if file and str(file) not in what else ""
+    return f"{os.strerror(error.errno)}{at}"
 
 
 @contextmanager
