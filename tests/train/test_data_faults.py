@@ -16,8 +16,10 @@ import pytest
 
 from questtrain.cli.main import main
 from questtrain.data import token_reads
+from questtrain.errors import ReadFailed
 from questtrain.store import checkpoint, files, patience
 from questtrain.store.checkpoint import checkpoint_folders
+from questtrain.train.parallel import RankEndsAlone, World
 from questtrain.train.trainer import Trainer
 from tests.training_data import TINY, rows
 
@@ -249,3 +251,16 @@ def test_a_checkpoint_that_cannot_be_written_for_long(
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000002"]
     assert main(words) == 0
     same_run(prepared / "run", run)
+
+
+def test_a_rank_whose_disk_fails_ends_alone_with_the_same_exit_code():
+    """The others may be waiting for its gradients: it must not wait for their consent."""
+
+    def reading() -> None:
+        raise ReadFailed(errno.EIO, os.strerror(errno.EIO), "shard.bin")
+
+    with pytest.raises(ReadFailed):
+        World().fail_alone(reading)
+    with pytest.raises(RankEndsAlone, match=r"shard\.bin cannot be read") as ended:
+        World(rank=1, size=2).fail_alone(reading)
+    assert ended.value.exit_code == ReadFailed.exit_code == 74
