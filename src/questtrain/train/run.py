@@ -42,10 +42,9 @@ def train(
     """Train ``config`` in its run folder; returns the folder and the run record.
 
     ``make_evaluator`` makes what does the ``train.eval_tasks``, if there are any. A run that is
-    already complete is left alone. Several processes whose environment says that
-    they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
-    and TrainingStopped when training ends early: diverged, out of memory, a signal, a disk that is
-    full or fails.
+    already complete is left alone. Several processes whose environment says that they belong
+    together (`questtrain.train.parallel`) train one run. Raises UserError for bad input and
+    TrainingStopped when it ends early: diverged, out of memory, a signal, a disk full or failing.
     """
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
     advice = advising_on_disk(run_folder(config))
