@@ -4,20 +4,58 @@ and the picture of its loss."""
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from questtrain.config import TrainConfig, steps
+from questtrain.config import TrainConfig, bits_text, steps
 from questtrain.data import TokenDataset, passes
 from questtrain.data.identity import DataIdentity
 from questtrain.device import device_name, peak_memory_bytes
-from questtrain.store.files import atomic_write, writing
-from questtrain.store.initial_weights import InitialWeights
+from questtrain.store.evaluations import evaluated_columns
+from questtrain.store.files import atomic_write, write_json, writing
+from questtrain.store.initial_weights import InitialWeights, read_initial_weights
+from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.revision import git_revision
-from questtrain.store.run_record import RunRecord, Status, identity_columns
+from questtrain.store.rollbacks import Rollback, read_rollbacks, skipped_batches
+from questtrain.store.run_record import FILE, RunRecord, Status, identity_columns
 from questtrain.version import __version__
+
+
+def leave_record(
+    folder: Path,
+    config: TrainConfig,
+    status: Status,
+    dataset: TokenDataset,
+    step: int,
+    wall_seconds: float,
+    device: torch.device,
+    world_size: int,
+) -> RunRecord:
+    """Write the record and the picture of a run that ended after ``step`` updates."""
+    rows = read_metric_rows(folder / "metrics.jsonl")
+    record = build_record(
+        config,
+        status,
+        dataset,
+        rows,
+        wall_seconds,
+        device,
+        world_size,
+        read_initial_weights(folder),
+        evaluated_columns(folder, step),
+        read_rollbacks(folder),
+    )
+    draw_loss(
+        rows,
+        f"{config.model.name} {bits_text(config)}",
+        folder / "figures" / "loss.png",
+        dataset.unigram_entropy,
+    )
+    write_json(folder / FILE, record.content)
+    return record
 
 
 def build_record(
@@ -30,12 +68,14 @@ def build_record(
     world_size: int,
     initial: InitialWeights | None = None,
     evaluations: dict[str, float] | None = None,
+    rollbacks: Sequence[Rollback] = (),
 ) -> RunRecord:
     """The record of a run that ended; ``rows`` are those of metrics.jsonl.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
     validation's, ``tokens_per_second`` and ``mfu`` are medians; ``device`` one of ``world_size``;
-    ``initial``: other weights that the run began with, ``evaluations``: columns of its last step's.
+    ``initial``: other weights that the run began with, ``evaluations``: columns of its last step's,
+    ``rollbacks``: all of the run's.
     """
     logged = [row for row in rows if "train_loss" in row]
     tail = logged[-max(1, len(logged) // 10) :]
@@ -58,6 +98,8 @@ def build_record(
         data_tokens=dataset.train.num_tokens,
         epochs=round(epochs(config, dataset), 4),
         init_sha256=None if initial is None else initial.sha256,
+        rollbacks=len(rollbacks),
+        skipped_batches=len(skipped_batches(rollbacks)),
         evaluations=evaluations or {},
     )
 
