@@ -25,7 +25,7 @@ from questtrain.config import TrainConfig, at_step, bits_at, steps
 from questtrain.config.switch import phase_start, switch_step
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
-from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
+from questtrain.process.signals import Interrupted, StopRequests, StopSignal, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint
 from questtrain.store.rollbacks import Rollback, read_rollbacks, skipped_batches
@@ -51,18 +51,6 @@ T = TypeVar("T")
 
 CALIBRATION_ROWS = 8
 """Sequences that learned scales are initialised from."""
-
-
-class Interrupted(TrainingStopped):
-    """A signal asked the run to stop; what it has done is saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(
-            f"saved step {step}; the same command continues from here."
-            if step
-            else "no step was made yet; the same command starts again."
-        )
-        self.exit_code = 128 + signal_number
 
 
 class Trainer:
