@@ -15,7 +15,7 @@ from pathlib import Path
 from questtrain.config import LoopConfig, TrainConfig
 from questtrain.config.switch import switch_step
 from questtrain.data import Loader, TokenDataset
-from questtrain.errors import UserError, counted
+from questtrain.errors import TrainingStopped, UserError, counted
 from questtrain.store.checkpoint import checkpoint_folders, latest_checkpoint, step_of
 from questtrain.store.files import remove_folder
 from questtrain.store.initial_weights import read_initial_weights
@@ -27,8 +27,8 @@ from questtrain.train.weight_source import WeightSource
 log = logging.getLogger(__name__)
 
 
-class CannotGoBack(Exception):
-    """Why a run ends here instead."""
+class CannotGoBack(TrainingStopped):
+    """Why a run ends at trouble: words that go on after what the trouble is, and a comma."""
 
 
 def go_back(
@@ -44,7 +44,7 @@ def go_back(
     done = read_rollbacks(folder)
     if len(done) >= config.train.max_rollbacks:
         times = counted(len(done), "rollback", "rollbacks")
-        raise CannotGoBack(f"it was after {times} (train.max_rollbacks)")
+        raise CannotGoBack(f"after {times}, and train.max_rollbacks={config.train.max_rollbacks}")
     first = max(0, trouble.step + 1 - config.train.skip_batches)
     checkpoint = latest_checkpoint(folder, newest_before(config, first))
     step = 0 if checkpoint is None else checkpoint.step

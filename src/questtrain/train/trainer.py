@@ -325,7 +325,7 @@ class Trainer:
         try:
             step, self.initial = self.world.from_rank_0(work)
         except CannotGoBack as why:
-            self._diverged(f"{trouble.what}; {why}")
+            self._diverged(f"{trouble.what}, {why}")
         self.step, self.saved = 0, {saved for saved in self.saved if saved <= step}
         self.update.optimizer.state.clear()
         if step == 0 or bits_at(config, step) != self.update.config.bits:
