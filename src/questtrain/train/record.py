@@ -64,7 +64,7 @@ def leave_record(
     return record
 
 
-def _found(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The columns that the rows of metrics.jsonl make.
 
     ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
