@@ -95,6 +95,19 @@ def test_ranks_together_see_the_batch(
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@given(skipped=st.sets(st.integers(0, 40), max_size=20))
+def test_batches_after_skipped_ones_move_up(
+    tmp_path_factory: pytest.TempPathFactory, skipped: set[int]
+) -> None:
+    loader = Loader(_shared_shards(tmp_path_factory), 4, 16, seed=0)
+    kept = [number for number in range(61) if number not in skipped][:40]
+    expected = [loader.batch(number).tolist() for number in kept]
+    loader.skip(sorted(skipped))
+    assert [loader.number(step) for step in range(40)] == kept
+    assert [loader.batch(step).tolist() for step in range(40)] == expected
+    assert [loader.epoch(step) for step in range(40)] == [n * 4 // loader.num_windows for n in kept]
+
+
 def _shared_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shard, ...]:
     path = Path(tmp_path_factory.getbasetemp()) / "shared.bin"
     if not path.exists():

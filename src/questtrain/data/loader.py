@@ -3,11 +3,12 @@
 A shard of n tokens holds ⌊(n - 1) / T⌋ windows; window i reads tokens i·T … i·T + T, so that every
 input position is used once and its target is the token after it. Sample s of a run (batch t holds
 samples t·B … t·B + B - 1) belongs to epoch ⌊s / windows⌋ and reads the window at which that
-epoch's permutation puts it: a pure function of (data, seed, t).
+epoch's permutation puts it: a pure function of (data, seed, t), and of which batches are skipped.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -90,6 +91,16 @@ class Loader:
         self.seed = seed
         self._windows = Windows(shards, sequence_length)
         self._windows.require_one("training")
+        self.skip(())
+
+    def skip(self, numbers: Sequence[int]) -> None:
+        """Leave out the batches of these numbers, in ascending order, and no others: those after
+        them move up."""
+        self._kept_before = [number - index for index, number in enumerate(numbers)]
+
+    def number(self, step: int) -> int:
+        """Which batch ``step`` takes: ``step`` itself where none before it is skipped."""
+        return step + bisect_right(self._kept_before, step)
 
     @property
     def num_windows(self) -> int:
@@ -98,7 +109,7 @@ class Loader:
 
     def epoch(self, step: int) -> int:
         """Epoch, from 0, of the first sample of batch ``step``."""
-        return step * self.batch_size // self.num_windows
+        return self.number(step) * self.batch_size // self.num_windows
 
     def batch(self, step: int, rows: slice = slice(None)) -> NDArray[np.int64]:
         """Rows ``rows`` of the batch at ``step``: int64 [rows, T + 1], inputs and last target.
@@ -106,7 +117,7 @@ class Loader:
         A rank or a micro-batch asks for its rows only; together they are the same batch.
         """
         row_numbers = np.arange(self.batch_size, dtype=np.int64)[rows]
-        samples = row_numbers + step * self.batch_size
+        samples = row_numbers + self.number(step) * self.batch_size
         epoch, position = np.divmod(samples, self.num_windows)
         windows = permute(position, self.num_windows, self.seed, epoch)
         return self._windows.read(windows.astype(np.int64))

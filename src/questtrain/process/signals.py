@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from questtrain.errors import TrainingStopped
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 MAY_BE_IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -32,6 +34,18 @@ class StopSignal(KeyboardInterrupt):
         self.number = number
         self.exit_code = 128 + number
         self.is_spokesman = os.environ.get("RANK", "0") == "0"
+
+
+class Interrupted(TrainingStopped):
+    """A signal asked the run to stop; what it has done is saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(
+            f"saved step {step}; the same command continues from here."
+            if step
+            else "no step was made yet; the same command starts again."
+        )
+        self.exit_code = 128 + signal_number
 
 
 @dataclass

@@ -47,11 +47,16 @@ class Checkpoint:
     weights_sha256: str
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part: ``model`` or ``optimizer``; UserError where there is none."""
+        """The tensors of one part, ``model``, ``optimizer`` or ``losses``; UserError where there is
+        none."""
         file = self.folder / f"{part}{_TENSORS}"
         if not file.is_file():
             raise UserError(f"checkpoint {self.folder} holds no {file.name}.")
         return load_file(file)
+
+    def has(self, part: str) -> bool:
+        """Whether it was saved with this part, too: not all runs have ``losses``."""
+        return (self.folder / f"{part}{_TENSORS}").is_file()
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights in place; UserError if they are not this model's."""
@@ -68,13 +73,14 @@ def save_checkpoint(
     wall_seconds: float,
     keep: int,
     known_intact: Collection[int] = (),
+    keep_at_most: int | None = None,
 ) -> Path:
-    """Write ``parts`` (``model``, ``optimizer``) as they are after ``step`` updates.
+    """Write ``parts`` (``model``, ``optimizer``, …) as they are after ``step`` updates.
 
-    Afterwards, what is older than the ``keep`` newest intact checkpoints is removed; those of the
-    steps ``known_intact`` need not be read for that. A file system that fails for a moment is
-    written to again, from the beginning; then, and where the disk refuses it, WriteFailed, with
-    nothing left of this one.
+    Afterwards, what is older than the ``keep`` newest intact checkpoints is removed, but not the
+    newest intact one of at most the step ``keep_at_most``; those of the steps ``known_intact`` need
+    not be read for that. A file system that fails for a moment is written to again, from the
+    beginning; then, and where the disk refuses it, WriteFailed, with nothing left of this one.
     """
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
@@ -93,7 +99,7 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
 
     write_patiently(final, write, needed)
-    _remove_older(run, step, keep, {*known_intact, step})
+    _remove_older(run, step, keep, {*known_intact, step}, keep_at_most)
     return final
 
 
@@ -121,15 +127,22 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
         raise OSError(number, os.strerror(number), str(file)) from error
 
 
-def _remove_older(run: Path, step: int, keep: int, known_intact: Collection[int]) -> None:
-    """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one: a
-    damaged one, newer or between them, takes nobody's place."""
+def _remove_older(
+    run: Path, step: int, keep: int, known_intact: Collection[int], at_most: int | None
+) -> None:
+    """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one,
+    and is not the newest intact one up to the step ``at_most``: a damaged one, newer or between
+    them, takes nobody's place."""
     intact = 0
     for folder in reversed(checkpoint_folders(run)):
-        if intact == keep and step_of(folder) != step:
+        number = step_of(folder)
+        is_sought = at_most is not None and number <= at_most
+        if intact < keep or is_sought:
+            if number in known_intact or _is_intact(folder):
+                intact += 1
+                at_most = None if is_sought else at_most
+        elif number != step:
             remove_folder(folder)
-        elif intact < keep and (step_of(folder) in known_intact or _is_intact(folder)):
-            intact += 1
 
 
 def _is_intact(folder: Path) -> bool:
@@ -226,13 +239,16 @@ def last_good_checkpoint(run: Path) -> str:
     return "none" if checkpoint is None else f"step {checkpoint.step} ({checkpoint.folder})"
 
 
-def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest intact checkpoint; damaged ones are named and passed over.
+def latest_checkpoint(run: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint, of those up to the step ``at_most``; damaged ones are named and
+    passed over.
 
     None when the run has none at all; UserError when every one is damaged.
     """
     problems = []
     for folder in reversed(checkpoint_folders(run)):
+        if at_most is not None and step_of(folder) > at_most:
+            continue
         try:
             checkpoint = open_checkpoint(folder)
         except UserError as error:
