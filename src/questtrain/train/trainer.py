@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,7 @@ from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 from questtrain.train.switch import switched
 from questtrain.train.task_evaluation import COLUMN, TaskEvaluator, evaluated, is_done, is_due
+from questtrain.train.watching import in_a_step
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,7 @@ class Trainer:
         self.asked = StopRequests()
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self._first_bad_step = torch.full((), -1, device=device)
+        self._compiled: TrainingStep | None = None  # the one whose first step is made
 
     def run(self) -> RunRecord:
         """Train to the end and return the run record; raises TrainingStopped."""
@@ -218,8 +221,10 @@ class Trainer:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
-        loss, norm = self.update(batch, lr)
+        with in_a_step() if self._compiled is self.update else nullcontext():
+            batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
+            loss, norm = self.update(batch, lr)
+        self._compiled = self.update
         finite = torch.isfinite(loss) & torch.isfinite(norm)
         is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
