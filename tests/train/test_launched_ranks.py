@@ -145,8 +145,9 @@ def test_torchrun_shrinks_and_grows(one, tmp_path, agents, with_its_rank) -> Non
         return said.count(f", on {processes}CPU (") >= times
 
     def goes_on(agent: subprocess.Popen[str]) -> None:
-        so_far = len(rows(tmp_path / "run", "train_loss")) if (tmp_path / "run").exists() else 0
-        wait_for(lambda: has_logged(tmp_path / "run", so_far + 7), agent)
+        run = tmp_path / "run"
+        so_far = next(count for count in range(STEPS) if not has_logged(run, count + 1))
+        wait_for(lambda: has_logged(run, so_far + 7), agent)
 
     first, second = agents(), agents()
     wait_for(lambda: begun("2 × ", 1), first)

@@ -41,9 +41,15 @@ def named(ranks: Collection[int], roster: Roster) -> str:
     )
 
 
-def lowest_other(ranks: Collection[int], roster: Roster) -> int | None:
-    """The first rank that is none of ``ranks``: it speaks of them."""
-    return next((member.rank for member in roster if member.rank not in ranks), None)
+def speakers(ranks: Collection[int], roster: Roster) -> set[int]:
+    """Who says that ``ranks`` are to blame: the first of the others. Of rank 0 one on each other
+    machine says it, too: there nobody can know whether rank 0's whole machine is gone."""
+    others = [member for member in roster if member.rank not in ranks]
+    said_by = {member.rank for member in others[:1]}
+    if 0 in ranks:
+        machines = {member.kernel: member.rank for member in reversed(others)}
+        said_by |= {rank for kernel, rank in machines.items() if kernel != roster[0].kernel}
+    return said_by
 
 
 def lowest_beside(rank: int, ranks: Collection[int], roster: Roster) -> int | None:

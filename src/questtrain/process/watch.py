@@ -26,7 +26,7 @@ from typing import cast
 from questtrain.process.json_lines import JsonLines
 from questtrain.process.progress import Progress
 from questtrain.process.ranks import HAS_PARENT, PEER_LOST
-from questtrain.process.roster import Roster, lowest_beside, lowest_other
+from questtrain.process.roster import Roster, lowest_beside, speakers
 
 SECONDS_BETWEEN_BEATS = 5.0
 
@@ -128,7 +128,7 @@ class Watch(ABC):
     def _speaks_of(self, verdict: Verdict) -> bool:
         if verdict.kind == "left" or verdict.is_parents:
             return False
-        return self.rank == lowest_other(verdict.ranks, self.roster)
+        return self.rank in speakers(verdict.ranks, self.roster)
 
     def _kill(self, ranks: tuple[int, ...]) -> None:
         """A stopped process would hold its GPU, and the run folder, from who comes after it."""

@@ -114,13 +114,11 @@ class Hub(Watch):
         """Of the ranks that the others wait for, those that have been in a step for too long."""
         reports = {**self._reports, 0: self.progress.report(self.patience)}
         fewest = min(report.collectives for report in reports.values())
-        ranks = [
-            rank
-            for rank, report in reports.items()
-            if report.collectives == fewest and report.seconds > self.patience
-        ]
-        if not ranks:
+        waited_for = {rank: r.seconds for rank, r in reports.items() if r.collectives == fewest}
+        if max(waited_for.values()) <= self.patience:
             return None
+        recent = self.patience - 2 * self.beat  # what they say may be as old as a beat
+        ranks = [rank for rank, seconds in waited_for.items() if seconds > recent]
         places = ", ".join(sorted({reports[rank].place for rank in ranks} - {""}))
         text = (
             f"{named(ranks, self.roster)} hung in a step for {self.patience:g} s"
