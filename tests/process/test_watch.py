@@ -106,7 +106,7 @@ def test_rank_0s_death_is_said_by_rank_1(place, capsys) -> None:
 def test_a_goodbye_is_no_death(hub, say, place, capsys, alone) -> None:
     """Who leaves without the others has said why: they end without a word."""
     joined(place, 1).close(alone)
-    found = hub.verdict(2.0)
+    found = hub.verdict(0.7)
     assert (found.kind if found else None) == ("left" if alone else None)
     assert capsys.readouterr().err == ""
 
@@ -128,7 +128,6 @@ def test_strangers_change_nothing(hub, say) -> None:
     second.sendall(json.dumps(hello(1)).encode() + b"\n")
     second.settimeout(10)
     assert second.recv(100) == b""
-    assert hub.verdict(1.0) is None
     first.sendall(b'{"goodbye": false}\n')
     assert hub.verdict(1.0) is None
 
@@ -153,7 +152,7 @@ def test_who_the_others_wait_for_hangs(hub, say, collectives, seconds, culprits)
     beating = threading.Thread(target=beats)
     with hub.progress.step():
         beating.start()
-        found = hub.verdict(1.5)
+        found = hub.verdict(1.0)
     done.set()
     beating.join()
     assert (found.ranks if found else None) == culprits

@@ -151,8 +151,10 @@ def test_the_time_limit_of_two_tasks(sweep, cluster, tmp_path) -> None:
     folder = tmp_path / "tiny"
     job = only_job(folder)
     (task_id,) = read_submissions(folder).values()
-    wait_for(lambda: "resuming" in job.log_file.read_text(), folder, 180)
-    slurm(cluster, "scancel", task_id)
+    try:
+        wait_for(lambda: "resuming" in what_was_said(folder), folder, 180)
+    finally:
+        slurm(cluster, "scancel", task_id)
     log = job.log_file.read_text()
     assert log.count("the same command continues from here") == 1, log
     assert log.count("on 2 × CPU") == 2, log

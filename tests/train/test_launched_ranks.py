@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,10 +115,16 @@ def test_torchrun_restarts_after_a_killed_rank(one, words, tmp_path) -> None:
     same_run(one, tmp_path / "run")
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def agents(words, tmp_path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts one more of torchrun's agents, with one rank each; what is left of them is ended."""
-    meeting = (f"--rdzv_endpoint=127.0.0.1:{free_port()}", f"--rdzv_conf={QUICK}")
+    port = free_port()
+    meeting = (f"--rdzv_endpoint=127.0.0.1:{port}", f"--rdzv_conf={QUICK}")
     slow = [sys.executable, "-c", SLOW.format(joined=str(tmp_path / "joined"))]
     command = [*TORCHRUN, *ELASTIC, *meeting, "--no-python", *slow, *words, f"runs_dir={tmp_path}"]
     started: list[subprocess.Popen[str]] = []
@@ -125,6 +132,7 @@ def agents(words, tmp_path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     def begin() -> subprocess.Popen[str]:
         with (tmp_path / f"{len(started)}.log").open("w") as log:
             started.append(subprocess.Popen(command, stderr=log, text=True, env=ENVIRONMENT))
+        wait_for(lambda: listens(port), started[-1])  # the first one keeps the store for all
         return started[-1]
 
     yield begin

@@ -33,6 +33,10 @@ class Progress:
             self._since = time.monotonic()
             self._waits = False
 
+    def restart(self) -> None:
+        """Count the time of a step from now: the process did not run before."""
+        self._since = time.monotonic()
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """Inside the block this rank has no long work: its batch is read, its step computed."""

@@ -100,13 +100,18 @@ class Watch(ABC):
         self._release()
 
     def _run(self) -> None:
-        next_beat = 0.0
+        next_beat, looked = 0.0, time.monotonic()
         while not self._closed.is_set() and not self.is_over:
-            wait = min(next_beat, self.look_at) - time.monotonic()
+            wait = min(next_beat, self.look_at) - looked
             for key, _ in self.selector.select(max(0.0, wait)):
                 if key.fileobj is not self._woken:
                     self._hear(cast(Connection, key.fileobj))
-            if (now := time.monotonic()) >= next_beat:
+            now, before = time.monotonic(), looked
+            looked = now
+            if now - before > 2 * self.beat:  # stopped itself, perhaps with all others, by Slurm
+                self.progress.restart()
+                self._restart(now)
+            if now >= next_beat:
                 self._send_beats()
                 next_beat = now + self.beat
             if (verdict := self._judge(now)) is not None:
@@ -140,6 +145,10 @@ class Watch(ABC):
     @abstractmethod
     def _hear(self, source: Connection) -> None:
         """Read what has come."""
+
+    @abstractmethod
+    def _restart(self, now: float) -> None:
+        """Count the silence of others from ``now``."""
 
     @abstractmethod
     def _send_beats(self) -> None:

@@ -98,6 +98,10 @@ class Hub(Watch):
         self._heard.pop(rank, None)
         self._reports.pop(rank, None)
 
+    def _restart(self, now: float) -> None:
+        self._heard = dict.fromkeys(self._heard, now)
+        self._reports.clear()
+
     def _send_beats(self) -> None:
         for connection in self._ranks:
             connection.send({})

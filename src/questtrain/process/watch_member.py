@@ -57,6 +57,9 @@ class Spoke(Watch):
             if not self.is_over:
                 self._told = self._told or dead([0], self.roster)
 
+    def _restart(self, now: float) -> None:
+        self._heard = now
+
     def _send_beats(self) -> None:
         self._hub.send({"report": asdict(self.progress.report(self.patience))})
 
