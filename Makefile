@@ -10,7 +10,9 @@ NVCC += $(shell command -v nvcc)
 RUN := runs/first
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help train kernels test test-all test-gpu test-browser test-slurm lint clean
+SOAK := 300
+
+.PHONY: help train kernels test test-all test-gpu test-browser test-slurm test-soak lint clean
 
 help:
 	@echo "make train     a first QuEST model on this machine's CPU or GPU, in minutes"
@@ -20,6 +22,7 @@ help:
 	@echo "               [ARCHS=\"80;89;90a\" JOBS=2]"
 	@echo "make test-browser  the tests of our pages, in headless Chromium"
 	@echo "make test-slurm    the Slurm launcher's tests, in a Slurm of one node (as root)"
+	@echo "make test-soak     runs that are killed at random end with the same bits [SOAK=300 seconds]"
 
 $(READY): requirements.lock pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -62,6 +65,9 @@ test-browser: $(READY)
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m slurm
+
+test-soak: $(CPU)
+	$(BIN)/python benchmarks/soak.py --seconds $(SOAK)
 
 lint: $(READY)
 	$(BIN)/ruff check .

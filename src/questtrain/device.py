@@ -116,6 +116,17 @@ def peak_flops(device: torch.device) -> float | None:
     return peak_bf16_flops(torch.cuda.get_device_name(device))
 
 
+TOO_LARGE = ("allocate memory", "Storage size calculation overflowed")
+"""What torch says on a CPU where there is too little memory: its error has no class of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device has too little memory for what was asked of it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in TOO_LARGE)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Most device memory allocated so far; on a CPU the process's peak resident size."""
     if device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_what_is_wrong_is_said_with_file_and_line(
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert main(["train", *words(own)]) == 2
     message = capsys.readouterr().err
-    assert message.startswith(f"error: {file}, line {line}: ")
+    assert re.match(rf"error: {re.escape(str(file))}, line {line}(, column \d+)?: ", message)
     assert part in message
     assert len(message.splitlines()) == 1
 
@@ -127,7 +128,7 @@ def test_a_broken_launcher(own: Path, capsys: pytest.CaptureFixture[str]) -> Non
     file.write_text("kind: local\nthreads: [\n")
     sweep = ["sweep", "smoke", "--dry-run", "launcher=ours", "--config-dir", str(own)]
     assert main(sweep) == 2
-    assert f"error: {file}, line 3: " in capsys.readouterr().err
+    assert f"error: {file}, line 3, column 1: no YAML: " in capsys.readouterr().err
 
 
 SECRET = "s3cret"

@@ -207,6 +207,16 @@ def test_training_memory_holds_state_and_grows_with_the_micro_batch(compose: Com
     assert sizes[2] - sizes[1] == sizes[1] - sizes[0] > 0
 
 
+def test_what_is_computed_again_takes_no_memory(compose: Compose) -> None:
+    none, gate_up, blocks = (
+        training_bytes(compose("800M", train={"recompute": what}), VOCABULARY)
+        for what in ("none", "gate_up", "blocks")
+    )
+    state = 16 * total_params(compose("800M").model, VOCABULARY)
+    assert state < blocks < gate_up < none
+    assert none - gate_up > (none - state) / 4
+
+
 @pytest.mark.parametrize(
     ("size", "rows", "bits", "save", "measured"),
     [

@@ -87,7 +87,7 @@ def test_the_dead_of_one_moment_are_named_together_and_all_hear_it(hub, say, pla
 def test_rank_0s_death_is_said_by_rank_1(place, capsys) -> None:
     with ExitStack() as hubs:
         watches = []
-        for rank in (1, 2):
+        for rank in (1, 3):
             connection = connect(["127.0.0.1"], place.getsockname()[1])
             assert connection is not None
             hubs.enter_context(place.accept()[0])

@@ -20,6 +20,7 @@ from questtrain.data.text_rows import TextField
 from questtrain.inference import load_run
 from questtrain.inference.evaluate import in_run as in_run_module
 from questtrain.inference.evaluate import score as score_module
+from questtrain.inference.evaluate import tasks as tasks_module
 from questtrain.inference.evaluate.asking import Answers, Asking
 from questtrain.inference.evaluate.bits_per_byte import read_texts
 from questtrain.inference.evaluate.subject import is_packed
@@ -145,10 +146,24 @@ def test_random_states_are_left_alone(runs, text, monkeypatch):
         (["train.eval_tasks=[bpb:/no/such/file.txt]"], "no file matches '/no/such/file.txt'"),
         (["train.eval_tasks=[core:/no/such/folder]"], "none of its 21 files"),
         (["train.eval_tasks=[bpb]"], "write bpb:FILE"),
+        (["train.eval_tasks=[bpb:ROWS]"], "choose data.text_field (that of the training data, too"),
+        (["train.eval_tasks=[quizz]", "train.eval_tasks_include_path=QUIZ"], "ks_include_path=FOL"),
+        (["train.eval_tasks=[a]", "train.eval_tasks_datasets=/no/such"], "ks_datasets=/no/such: t"),
         (["train.eval_tasks=['hellaswag:acc']"], "is no task"),
     ],
 )
-def test_what_cannot_be_evaluated_is_found_before_the_run(corpus, tmp_path, capsys, words, part):
+def test_what_cannot_be_evaluated_is_found_before_the_run(
+    corpus, tmp_path, capsys, quiz, monkeypatch, words, part
+):
+    """Advice names the settings of the run."""
+    everything = tasks_module._manager  # which takes seconds to list
+    monkeypatch.setattr(
+        tasks_module, "_manager", lambda path, include_defaults=True: everything(path, False)
+    )
+    (tmp_path / "rows.jsonl").write_text('{"body": "text"}\n')
+    places = {"ROWS": f"{tmp_path}/rows.jsonl", "QUIZ": str(quiz)}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
     runs = tmp_path / "runs"
     assert main(["train", *RUN, *corpus, f"runs_dir={runs}", "name=run", *words]) == 2
     assert part in capsys.readouterr().err

@@ -199,7 +199,20 @@ def wanted(config: EvalConfig) -> list[EvalTask]:
             f"nothing to evaluate on: {needs} says what; `questtrain eval --tasks` lists the tasks"
             " of lm-evaluation-harness."
         )
+    _check_settings(config, tasks)
     return list(dict.fromkeys(tasks))
+
+
+def _check_settings(config: EvalConfig, tasks: Sequence[EvalTask]) -> None:
+    """UserError for a setting that changes nothing in what is evaluated."""
+    suites = {task.suite for task in tasks}
+    if config.stride is not None and "bpb" not in suites:
+        raise UserError(f"stride={config.stride} is of texts (suite=bpb files=…): leave it out.")
+    if config.num_fewshot is not None and not suites & {"lm-eval", "answers"}:
+        raise UserError(
+            f"num_fewshot={config.num_fewshot} is of tasks of lm-evaluation-harness, and none is"
+            " evaluated: leave it out."
+        )
 
 
 def show(evaluation: Evaluation) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from questtrain.cli.environment import environment_closed
-from questtrain.cli.own_files import check_own_file, own_file, read_own_file, yaml_fault
+from questtrain.cli.own_files import check_own_file, own_file, read_own_file
 from questtrain.config.loading import setting_names
 from questtrain.config.ranges import shown
 from questtrain.config.schema import GROUPS
+from questtrain.config.yaml_fault import yaml_fault
 from questtrain.errors import UserError, suggestion, unknown
 
 ADDED_GROUPS = ("launcher",)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from questtrain.config.loading import check_setting, flatten, setting_names
+from questtrain.config.yaml_fault import yaml_fault
 from questtrain.errors import UserError, suggestion
 
 OF_HYDRA = "defaults"
@@ -31,8 +32,8 @@ def read_own_file(path: Path) -> tuple[str, yaml.MappingNode]:
     text = _text(path)
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise UserError(yaml_fault(error, path, text)) from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(yaml_fault(error, path)) from error
     if not isinstance(tree, yaml.MappingNode):
         kinds = {yaml.ScalarNode: "a single value", yaml.SequenceNode: "a list"}
         found = kinds.get(type(tree), "nothing")
@@ -66,27 +67,13 @@ def check_own_file(path: Path, group: str, kind: type[Any]) -> None:
             raise UserError(f"{path}, line {line}: {error}") from error
 
 
-def yaml_fault(error: yaml.YAMLError, path: Path | None = None, text: str = "") -> str:
-    """``FILE, line 3: …`` of an error of the YAML reader."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        if mark is not None:
-            return f"{path or mark.name}, line {mark.line + 1}: {error.problem or error.context}."
-    if isinstance(error, yaml.reader.ReaderError):
-        line = text.count("\n", 0, int(error.position)) + 1
-        return f"{path or error.name}, line {line}: no YAML: {error.reason}."
-    return f"{path or 'a YAML file'} cannot be read: {' '.join(str(error).split())}."
-
-
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
-        return content.decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: it is no text in UTF-8: {error.reason}.") from error
+        raise UserError(yaml_fault(error, path)) from error
 
 
 def _package(text: str) -> str | None:
@@ -120,7 +107,7 @@ def _values(text: str, path: Path) -> dict[str, Any]:
     try:
         mapping = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except yaml.YAMLError as error:
-        raise UserError(yaml_fault(error, path, text)) from error
+        raise UserError(yaml_fault(error, path)) from error
     except (OmegaConfBaseException, ValueError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(mapping, dict), path

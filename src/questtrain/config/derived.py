@@ -144,11 +144,17 @@ def training_bytes(config: TrainConfig, vocab_size: int) -> int:
         weight = 1 + MASK_BYTES if config.train.save == "packed" else 1 + MASK_BYTES + 2
     else:
         kept = weight = 2.0
-    of_products = kept * (2 * hidden + of_query + width)  # what feeds qkv, gate and up, o, down
-    beside = 2 * (2 * hidden + of_query + 2 * of_kv + 2 * width)  # residual sums; QKV; gate, up
-    attention = 2 * of_query if quantized else 0  # otherwise it is what feeds o
-    of_row = of_products + beside + attention
-    blocks = rows * model.num_layers * of_row + weight * quantized_params(model)
+    # Of a row: what feeds the products, and beside it the residual sum, QKV, or gate and up.
+    attention = kept * (hidden + of_query) + 2 * (hidden + of_query + 2 * of_kv)
+    attention += 2 * of_query if quantized else 0  # otherwise it is what feeds o
+    feed_forward = kept * (hidden + width) + 2 * (hidden + 2 * width)
+    summands = 2 * 2 * hidden  # of the residual stream, from which the rest is computed again
+    of_layer, once = {
+        "none": (attention + feed_forward, 0.0),
+        "gate_up": (attention + summands, feed_forward),
+        "blocks": (summands, attention + feed_forward),
+    }[config.train.recompute]
+    blocks = rows * (model.num_layers * of_layer + once) + weight * quantized_params(model)
     head = 2 * min(rows, HEAD_ROWS) * vocab_size + 2 * rows * hidden + 6 * vocab_size * hidden
     return int(16 * total_params(model, vocab_size) + blocks + head)
 

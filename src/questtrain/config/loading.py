@@ -16,6 +16,7 @@ import yaml
 
 from questtrain.config.ranges import check_fields, check_value, rules_of, shown
 from questtrain.config.schema import TrainConfig
+from questtrain.config.yaml_fault import yaml_fault
 from questtrain.errors import UserError, suggestion
 
 Config = TypeVar("Config")
@@ -40,8 +41,10 @@ def read_config(path: Path) -> TrainConfig:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is not a run: it holds no {path.name}.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(yaml_fault(error, path)) from error
     if not isinstance(mapping, dict):
         raise UserError(f"{path} holds no configuration.")
     try:

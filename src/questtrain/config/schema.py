@@ -223,6 +223,14 @@ class LoopConfig:
         str, Choices(("exact", "fp8")), "fp8: faster, by FP8 products of rounded gradients"
     ] = "exact"
     cuda_graph: Annotated[bool, "forward and backward as one graph, where kernels serve"] = True
+    recompute: Annotated[
+        str,
+        Choices(("none", "blocks", "gate_up")),
+        "what the backward computes again, to keep less (docs/runs.md); the same bits",
+    ] = "none"
+    reproducible: Annotated[
+        bool, "the same bits by 1, 2, 4 and 8 processes, and after any stop (docs/cluster.md)"
+    ] = False
     validation_tokens: Annotated[int, Interval(COUNT), "tokens of a validation"] = 524_288
     keep_checkpoints: Annotated[int, Interval(SIZE), "newest checkpoints that are kept"] = 2
     diagnose_every: Annotated[
@@ -320,6 +328,7 @@ OPERATIONAL = (
     "logger",
     "train.keep_checkpoints",
     "train.save",
+    "train.recompute",
     "train.cuda_graph",
     "train.diagnose_every",
     "train.eval_tasks",

@@ -17,6 +17,7 @@ from questtrain.config.derived import (
 )
 from questtrain.config.eval_tasks import check_eval_tasks
 from questtrain.config.ranges import check_fields
+from questtrain.config.reproducible import settle_reproducible
 from questtrain.config.rotation import pair_rotations
 from questtrain.config.schema import (
     MAX_STEPS,
@@ -47,7 +48,7 @@ def validate(config: TrainConfig) -> None:
     """Raise UserError for the first rule between settings that ``config`` breaks.
 
     Spells ``bits`` and ``switch_from`` canonically and settles ``micro_batch_size`` (at most the
-    batch) in place.
+    batch; see also `settle_reproducible`) in place.
     """
     validate_model(config.model)
     config.bits = str(parse_bits(config.bits))
@@ -302,6 +303,8 @@ def _check_schedule(schedule: ScheduleConfig) -> None:
 
 
 def _check_run(config: TrainConfig) -> None:
+    if config.train.reproducible:
+        settle_reproducible(config)
     micro = config.batch_size if config.micro_batch_size is None else config.micro_batch_size
     micro = min(micro, config.batch_size)
     config.micro_batch_size = micro

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from questtrain.config import head_dim
 from questtrain.kernels import linear_cross_entropy
+from questtrain.kernels.autograd import GradientSum
 from questtrain.model.attention import next_angles
 from questtrain.model.llama import Llama
 from questtrain.model.products import StepProduct, norm_in_fp32, refresh, stacked_product
+from questtrain.model.recompute import Recompute, recomputed
 from questtrain.model.stacked_llama import StackedBlock, stacked_blocks
 
 
@@ -39,7 +41,9 @@ class FusedLlama(nn.Module):
         self.config, self.dtype = model.config, dtype
         self._embed, self._normalized = _embed, _normalized
         self._summed: int | None = None
+        self._recomputes = False
         self.embed_tokens, self.norm, self.lm_head = model.embed_tokens, model.norm, model.lm_head
+        self._blocks = list(blocks)
         self.layers = nn.ModuleList(blocks)
         self._products = [each for each in self.layers.modules() if isinstance(each, StepProduct)]
 
@@ -57,10 +61,16 @@ class FusedLlama(nn.Module):
         blocks = stacked_blocks(model, product_of)
         return None if blocks is None else cls(model, blocks, dtype)
 
+    def recompute(self, what: Recompute) -> None:
+        """Let backwards compute so much again."""
+        self._recomputes = what == "blocks"
+        for block in self._blocks:
+            block.recomputes_gate_up = what == "gate_up"
+
     def compile_parts(self) -> None:
         """`torch.compile` what lies between the products; all blocks share what is compiled."""
-        for block in self.layers:
-            block.compile(fullgraph=True, dynamic=False)
+        for block in self._blocks:
+            block.compile_parts()
         self._embed = torch.compile(_embed, fullgraph=True, dynamic=False)
         self._normalized = torch.compile(_normalized, fullgraph=True, dynamic=False)
 
@@ -82,6 +92,18 @@ class FusedLlama(nn.Module):
         """What `summing_gradients` has summed so far; other processes' sums are to be added."""
         return [product.sum.total for product in self._products if product.sum is not None]
 
+    def forget_gradient_sums(self) -> None:
+        """What comes is summed anew, in other memory."""
+        self._summed = 0
+        for product in self._products:
+            product.sum = None
+
+    def put_gradient_sums(self, totals: Sequence[Tensor]) -> None:
+        """As if `gradient_sums` were ``totals``, in its order."""
+        self._summed = 1
+        for product, total in zip(self._products, totals, strict=True):
+            product.sum = GradientSum(total, first=False)
+
     def forget_weights(self) -> None:
         """Give up the weights as they are derived for the products, until the next forward."""
         for product in self._products:
@@ -94,7 +116,8 @@ class FusedLlama(nn.Module):
         x_MD = self._embed(self.embed_tokens.weight, inputs_BT, self.dtype)
         added_MD = torch.zeros_like(x_MD)  # not None: one compiled block serves all
         for block in self.layers:
-            x_MD, added_MD = block(x_MD, added_MD, inputs_BT.shape[0], rotary)
+            given = (x_MD, added_MD, inputs_BT.shape[0], rotary)
+            x_MD, added_MD = recomputed(block, *given) if self._recomputes else block(*given)
         x_MD = self._normalized(x_MD, added_MD, self.norm.weight, self.norm.eps)
         return linear_cross_entropy(x_MD, self.lm_head.weight, targets_BT.flatten(), ignored)
 

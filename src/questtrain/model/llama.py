@@ -34,6 +34,7 @@ from questtrain.model.attention import (
     next_angles,
 )
 from questtrain.model.cache import Cache, CacheLayer
+from questtrain.model.recompute import Recompute, recomputed
 from questtrain.model.rotary import Rotary
 from questtrain.quant import QuantLinear
 
@@ -91,6 +92,7 @@ class Block(nn.Module):
         self.attention = Attention(config, layer, linear)
         self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.mlp = FeedForward(config, layer, linear)
+        self.recomputes_gate_up = False
 
     def products(self) -> dict[str, tuple[nn.Linear, ...]]:
         """The linear layers by product: those that share an input can be one."""
@@ -104,7 +106,12 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotary: Rotary, cache: CacheLayer | None) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary, cache)
-        out: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        if self.recomputes_gate_up:
+            return x_BTD + recomputed(self._feed_forward, x_BTD)
+        return x_BTD + self._feed_forward(x_BTD)
+
+    def _feed_forward(self, x_BTD: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.mlp_norm(x_BTD))
         return out
 
 
@@ -145,6 +152,7 @@ class Llama(nn.Module):
         if config.vocab_size is None:
             raise ValueError("model.vocab_size must be known when the model is built")
         self.config = config
+        self._recomputes = False
         linear = LinearFactory(bits, quant)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i, linear) for i in range(config.num_layers))
@@ -171,10 +179,18 @@ class Llama(nn.Module):
         rotary = next_angles(self.config, tokens_BT, cache)
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
         for layer, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, rotary, None if cache is None else cache.layer(layer))
+            given = (x_BTD, rotary, None if cache is None else cache.layer(layer))
+            x_BTD = recomputed(block, *given) if self._recomputes else block(*given)
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         return x_BTD
+
+    def recompute(self, what: Recompute) -> None:
+        """Let backwards compute so much again."""
+        self._recomputes = what == "blocks"
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.recomputes_gate_up = what == "gate_up"
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:

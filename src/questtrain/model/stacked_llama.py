@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from questtrain.model.attention import next_angles, product_attention
 from questtrain.model.cache import Cache, CacheLayer
 from questtrain.model.llama import Block, Llama
+from questtrain.model.recompute import recomputed
 from questtrain.model.rotary import Rotary
 
 
@@ -63,6 +64,7 @@ class StackedBlock(nn.Module):
         self.qkv_biases = _Biases(biases) if biases else None
         self.qkv, self.o = products["qkv"], products["o"]
         self.gate_up, self.down = products["gate_up"], products["down"]
+        self.recomputes_gate_up = False
 
     @classmethod
     def of(cls, block: Block, product_of: ProductOf) -> StackedBlock | None:
@@ -84,12 +86,36 @@ class StackedBlock(nn.Module):
         rotary: Rotary,
         cache: CacheLayer | None = None,
     ) -> tuple[Tensor, Tensor]:
+        x_MD, added_MD = self._attend(x_MD, added_MD, batch, rotary, cache)
+        if self.recomputes_gate_up:
+            return recomputed(self._feed_forward, x_MD, added_MD)
+        return self._feed_forward(x_MD, added_MD)
+
+    def compile_parts(self) -> None:
+        """`torch.compile` the block, or the two parts of which the backward computes one again."""
+        if not self.recomputes_gate_up:
+            self.compile(fullgraph=True, dynamic=False)
+            return
+        for name in ("_attend", "_feed_forward"):
+            setattr(self, name, torch.compile(getattr(self, name), fullgraph=True, dynamic=False))
+
+    def _attend(
+        self,
+        x_MD: Tensor,
+        added_MD: Tensor | None,
+        batch: int,
+        rotary: Rotary,
+        cache: CacheLayer | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Up to what the attention adds."""
         x_MD, qkv = self.qkv.after_norm(x_MD, added_MD, self.attention_norm, self.eps)
         if self.qkv_biases is not None:
             qkv = self.qkv_biases(qkv)
         qkv = qkv.view(batch, -1, qkv.shape[1])
         y_BTD = product_attention(qkv, self.heads, rotary, self.head_norms, cache)
-        added_MD = self.o.plain(y_BTD.flatten(0, 1))
+        return x_MD, self.o.plain(y_BTD.flatten(0, 1))
+
+    def _feed_forward(self, x_MD: Tensor, added_MD: Tensor) -> tuple[Tensor, Tensor]:
         x_MD, gate_up = self.gate_up.after_norm(x_MD, added_MD, self.mlp_norm, self.eps)
         return x_MD, self.down.after_swiglu(gate_up)
 

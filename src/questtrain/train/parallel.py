@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,9 +79,20 @@ class World:
             flat = torch.cat([tensor.reshape(-1) for tensor in piece])
             with noticing_lost_peers():
                 dist.all_reduce(flat)
-            parts = torch.split(flat, [tensor.numel() for tensor in piece])
-            for tensor, part in zip(piece, parts, strict=True):
-                tensor.copy_(part.view_as(tensor))
+            _split_into(piece, flat)
+
+    @torch.no_grad()
+    def tree_all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """`all_reduce` of a number of ranks that is a power of two, which sums pairs of them, then
+        pairs of these, and so on: to the same bits as `questtrain.train.gradient_tree.TreeSum` of
+        the ranks' tensors in their order."""
+        distance = 1
+        while distance < self.size:
+            for piece in _pieces(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in piece])
+                flat += _exchanged(flat, self.rank ^ distance)
+                _split_into(piece, flat)
+            distance *= 2
 
     @torch.no_grad()
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
@@ -234,6 +245,23 @@ def _groups(world: World, meeting: Meeting, on_gpus: bool, patience: float) -> I
     finally:
         if closes:
             dist.destroy_process_group()
+
+
+def _exchanged(mine: Tensor, partner: int) -> Tensor:
+    """The partner's tensor of the same shape, which gets this rank's."""
+    theirs = torch.empty_like(mine)
+    both = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
+    with _noticing_lost_peers():
+        for work in dist.batch_isend_irecv(both):
+            work.wait()
+    return theirs
+
+
+def _split_into(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    """Fill the tensors with what lies one after the other."""
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _pieces(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 
 from questtrain.config import TrainConfig, bits_text, non_embedding_params, steps, tokens
+from questtrain.config.reproducible import check_processes
 from questtrain.data import TokenDataset, prepare
 from questtrain.data.identity import DataIdentity
 from questtrain.device import choose_device, choose_device_of_rank, device_name
 from questtrain.errors import UserError
 from questtrain.store.run_record import RunRecord, read_run_record
+from questtrain.train.determinism import deterministic_algorithms
 from questtrain.train.initial_weights import initial_weights
 from questtrain.train.machine import check_memory, set_threads
 from questtrain.train.parallel import World, join_world
@@ -60,10 +62,11 @@ def train(
             return folder, record
         _announce(config, dataset, device, world)
         try:
-            trainer = world.agree(
-                lambda: Trainer(config, dataset, folder, device, world, initial, evaluator)
-            )
-            record = world.agree(trainer.run)
+            with deterministic_algorithms(config.train.reproducible):
+                trainer = world.agree(
+                    lambda: Trainer(config, dataset, folder, device, world, initial, evaluator)
+                )
+                record = world.agree(trainer.run)
         except torch.OutOfMemoryError as error:
             raise RankEndsAlone(_out_of_memory(config, device, world)) from error
         log.info(
@@ -78,6 +81,8 @@ def train(
 
 def _device(config: TrainConfig, world: World) -> torch.device:
     world.rows(config.batch_size)
+    if config.train.reproducible:
+        check_processes(world.size, str(world.size))
     set_threads(config.train.threads)
     if world.size == 1:
         device = choose_device(config.device)

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
+from questtrain.config.reproducible import DECIDES_BITS
 from questtrain.data import TokenDataset
 from questtrain.data.identity import DataIdentity, read_identity
 from questtrain.errors import UserError, WriteFailed
@@ -104,7 +105,7 @@ def _check_same(folder: Path, old: TrainConfig, new: TrainConfig, dataset: Token
     settings = [
         f"  {key}: {before.get(key)!r} in the folder, {after.get(key)!r} asked for"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not is_operational(key) and key not in places
+        if before.get(key) != after.get(key) and _counts(key, new) and key not in places
     ]
     data = _data_differences(folder, dataset)
     if not settings and not data:
@@ -116,6 +117,11 @@ def _check_same(folder: Path, old: TrainConfig, new: TrainConfig, dataset: Token
         + "\n".join([*settings, *data])
         + f"\nGive this run another name=…, or {advice}."
     )
+
+
+def _counts(key: str, config: TrainConfig) -> bool:
+    """Whether the setting is a part of what the run computes."""
+    return not is_operational(key) or (config.train.reproducible and key in DECIDES_BITS)
 
 
 def _data_differences(folder: Path, dataset: TokenDataset) -> list[str]:

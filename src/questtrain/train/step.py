@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from questtrain.config import TrainConfig
+from questtrain.config.reproducible import SHARDS
 from questtrain.cuda_graph import GraphedCall
 from questtrain.errors import UserError
 from questtrain.kernels import serves
 from questtrain.kernels.formats import FP8_MULTIPLE
 from questtrain.model import FusedLlama, Llama
+from questtrain.model.recompute import Recompute
 from questtrain.train.evaluate import Loss, loss_function, product_dtype
+from questtrain.train.gradient_tree import TreeSum
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
 from questtrain.train.parallel import World
 
@@ -45,7 +48,8 @@ def micro_batch_size(config: TrainConfig, world: World) -> int:
 def require_fp8(config: TrainConfig, device: torch.device, world: World) -> None:
     """UserError where no backward runs in FP8; which formats have one says `FusedLlama.of`."""
     micro = micro_batch_size(config, world)
-    smallest = math.gcd(micro, config.batch_size // world.size)  # divides every micro-batch
+    parts = SHARDS if config.train.reproducible else world.size
+    smallest = math.gcd(micro, config.batch_size // parts)  # divides every micro-batch
     if device.type != "cuda":
         why = f"needs a GPU with FP8, and device={device.type} is none"
     elif (capability := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
@@ -80,11 +84,16 @@ class TrainingStep:
         self.model = Llama(config.model, config.bits, config.quant)
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(device)
+        what = cast(Recompute, config.train.recompute)
+        self.model.recompute(what)
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
         self._fused = self._fused_llama()
+        if self._fused is not None:
+            self._fused.recompute(what)
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
         self._weights = list(self.model.parameters())
+        self._summed: list[nn.Parameter] = []  # of them those that have gradients of their own
         self._graph = self._step_graph()
 
     def __call__(self, batch_BT: np.ndarray, lr: float) -> tuple[Tensor, Tensor]:
@@ -130,19 +139,37 @@ class TrainingStep:
 
     def _accumulate(self, batch: Tensor) -> Tensor:
         """`_backward` of a batch on the device."""
-        targets_in_batch = self.config.batch_size * self.config.sequence_length
-        total = torch.zeros((), device=self.device)
-        parts = torch.split(batch, self.micro_batch)
         fused = self._fused
-        sums = len(parts) > 1 or self.world.size > 1
+        sums = len(batch) > self.micro_batch or self.world.size > 1
         with fused.summing_gradients() if fused and sums else nullcontext():
-            for tokens in parts:
-                loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-                loss = loss / targets_in_batch
-                torch.autograd.backward(loss)
-                total += loss.detach()
+            if self.config.train.reproducible:
+                return self._sum_shards(batch)
+            total = self._sum(batch)
             if self.world.size > 1:
                 self.world.all_reduce([*self._gradients(), total])
+        return total
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        """The share of ``rows`` in the mean loss over the batch, whose gradient is added."""
+        targets_in_batch = self.config.batch_size * self.config.sequence_length
+        total = torch.zeros((), device=self.device)
+        for tokens in torch.split(rows, self.micro_batch):
+            loss = self.loss_of(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            loss = loss / targets_in_batch
+            torch.autograd.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _sum_shards(self, rows: Tensor) -> Tensor:
+        """`_sum` of the whole batch, of which this rank has ``rows``: the same bits however many
+        ranks have the rest."""
+        tree = TreeSum()
+        for shard in torch.split(rows, self.config.batch_size // SHARDS):
+            loss = self._sum(shard)
+            tree.add([loss, *self._take_gradients()])
+        total, *gradients = tree.total
+        self.world.tree_all_reduce([total, *gradients])
+        self._put_gradients(gradients)
         return total
 
     def _loss_and_gradients(self, batch: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -151,11 +178,28 @@ class TrainingStep:
 
     def _gradients(self) -> Iterator[Tensor]:
         """What this rank's rows have given so far."""
-        for weight in self.model.parameters():
+        for weight in self._weights:
             if weight.grad is not None:
                 yield weight.grad
         if self._fused is not None:
             yield from self._fused.gradient_sums()
+
+    def _take_gradients(self) -> list[Tensor]:
+        """`_gradients`, which are none from here on."""
+        taken = list(self._gradients())
+        self._summed = [weight for weight in self._weights if weight.grad is not None]
+        for weight in self._summed:
+            weight.grad = None
+        if self._fused is not None:
+            self._fused.forget_gradient_sums()
+        return taken
+
+    def _put_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """As if what `_take_gradients` took last were ``gradients``."""
+        for weight, gradient in zip(self._summed, gradients, strict=False):
+            weight.grad = gradient
+        if self._fused is not None:
+            self._fused.put_gradient_sums(gradients[len(self._summed) :])
 
     def _step_graph(self) -> GraphedCall[tuple[Tensor, list[Tensor | None]]] | None:
         """None where nothing is captured: several processes sum their gradients eagerly."""

@@ -247,6 +247,13 @@ def test_bad_samplings_are_refused(wrong, words):
         Sampling(**{"max_tokens": 1, **wrong})
 
 
+@pytest.mark.parametrize("context", [1 << 40, 1 << 53])
+def test_a_cache_that_no_machine_has_is_a_message(packed, context):
+    """By the allocator of a CPU itself."""
+    with pytest.raises(UserError, match=rf"of 2 sequences of {context:,} tokens do not fit"):
+        Engine(packed, 2, context)
+
+
 def test_a_cache_too_large_is_a_message(packed, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -170,6 +170,9 @@ def test_hellaswag_of_the_harness_from_a_local_copy_of_its_dataset(
         (["run={run}x", "tasks=endings"], "Did you mean '{run}'?"),
         (["export={run}x", "tasks=endings"], "export={run}x: there is no such folder"),
         (["run={run}/figures", "tasks=endings"], "is not a run"),
+        (["run={run}", "tasks=mine/quiz.yml"], "there is no task file mine/quiz.yml (searched"),
+        (["run={run}", "tasks=endings", "stride=8"], "stride=8 is of texts (suite=bpb files="),
+        (["run={run}", "suite=core", "num_fewshot=1"], "num_fewshot=1 is of tasks of lm-eval"),
         (["run={run}", "tasks=endings", "limit=1.5"], "limit=1.5 is no number of documents"),
         (["run={run}", "tasks=endings", "limit=0"], "limit=0.0 must be positive"),
         (["run={run}", "tasks=endings", "step=7"], "no checkpoint of step 7"),
@@ -201,8 +204,11 @@ def test_a_task_file_that_is_no_yaml_is_named(run, places, capsys, tmp_path, mon
     (tmp_path / "own" / "quiz.yaml").write_text("task: quiz\nmetric_list: [acc\n")
     words = [f"run={run}", "tasks=quiz", *places, f"include_path={tmp_path}/own"]
     error = refused(words, capsys)
-    assert f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, column 1, is no YAML" in error
-    assert "; it is passed over. There are" in error
+    assert (
+        f"unknown task 'quiz'. {tmp_path}/own/quiz.yaml, line 3, column 1: no YAML: expected"
+        in error
+    )
+    assert "That file is passed over. There are" in error
 
 
 def only_own(manager: Callable[..., Any]) -> Callable[..., Any]:

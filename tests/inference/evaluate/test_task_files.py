@@ -15,13 +15,16 @@ from tests.inference.evaluate.test_command import only_own
 BROKEN = {
     "a list without its end": (
         b"task: quiz\nmetric_list: [acc\n",
-        "quiz.yaml, line 3, column 1, is no YAML: expected ',' or ']', but got '<stream end>'"
+        "quiz.yaml, line 3, column 1: no YAML: expected ',' or ']', but got '<stream end>'"
         " (while parsing a flow sequence that begins in line 2, column 14).",
     ),
-    "a tab": (b"task: quiz\nmetrics:\n\t- acc\n", "quiz.yaml, line 3, column 1, is no YAML: found"),
-    "no UTF-8": (b"task: a\nname: caf\xe9\n", "quiz.yaml, line 2, column 10, is no YAML: invalid"),
-    "no text": (b"task: a\n  \x00", "quiz.yaml, line 2, column 3, is no YAML: special characters"),
-    "too deep": (b"[" * 5000, "quiz.yaml is nested too deeply to read."),
+    "a tab": (b"task: quiz\nmetrics:\n\t- acc\n", "quiz.yaml, line 3, column 1: no YAML: found"),
+    "no UTF-8": (
+        b"task: a\nname: caf\xe9\n",
+        "quiz.yaml, line 2, column 10: no text in UTF-8: inv",
+    ),
+    "no text": (b"task: a\n  \x00", "quiz.yaml, line 2, column 3: no YAML: special characters"),
+    "too deep": (b"[" * 5000, "quiz.yaml: nested too deeply to read."),
     "nothing": (b"", "lines like `task: NAME` are expected, and it holds nothing."),
     "a list": (b"- a\n- b\n", "and it holds a list."),
     "a text": (b"just a text", "and it holds a text."),
@@ -43,9 +46,9 @@ def test_what_is_wrong_with_a_file_and_where(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "place"),
     [
-        (BROKEN["a list without its end"][0], "line 3, column 1, is no YAML: .*expected ',' or"),
-        (BROKEN["no UTF-8"][0], "line 2, column 10, is no YAML"),
-        (b"task: a\nb: !foo 1\n", "line 2, column 4, is no YAML: could not determine"),
+        (BROKEN["a list without its end"][0], "line 3, column 1: no YAML: .*expected ',' or"),
+        (BROKEN["no UTF-8"][0], "line 2, column 10: no "),
+        (b"task: a\nb: !foo 1\n", "line 2, column 4: no YAML: could not determine"),
     ],
 )
 def test_a_file_that_is_named_or_included(

@@ -86,6 +86,9 @@ def test_what_is_no_template_is_one_message(chat_tokenizer: Tokenizer) -> None:
         config.write_text(content)
         with pytest.raises(UserError, match=r"tokenizer_config\.json"):
             ChatTemplate.find(chat_tokenizer, None)
+    (folder / "two.jinja").write_text("line 1\n{{ line 2")
+    with pytest.raises(UserError, match=r"two\.jinja holds no chat template: .* \(its line 2\)"):
+        ChatTemplate.find(chat_tokenizer, str(folder / "two.jinja"))
     with pytest.raises(UserError, match=r"cannot be read: [^\[\]']+\.$"):
         ChatTemplate.find(chat_tokenizer, str(folder / "none.jinja"))
 

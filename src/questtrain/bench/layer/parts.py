@@ -19,6 +19,7 @@ from questtrain.bench.settings import LayerConfig
 from questtrain.bench.shapes import block_products
 from questtrain.bench.timing import Sampler, measure
 from questtrain.config import ModelConfig, parse_bits
+from questtrain.device import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def bench_layer(
             try:
                 rows = step()
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 log.warning(
                     "%s, %s, %s: does not fit into the device's memory", model.name, bits, name
@@ -47,11 +48,6 @@ def bench_layer(
                     torch.cuda.empty_cache()
             results.add([{"model": model.name, "bits": bits, **row} for row in rows])
             log.info("%s, %s, %s", model.name, bits, name)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's has a class of its own; a CPU's allocator only says so."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _all_steps(

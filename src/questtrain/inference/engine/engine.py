@@ -8,6 +8,7 @@ from collections import deque
 import torch
 from torch import nn
 
+from questtrain.device import is_out_of_memory
 from questtrain.errors import UserError, counted
 from questtrain.inference.engine.batch import PIECE, Batch
 from questtrain.inference.engine.requests import Delta, Request
@@ -41,7 +42,9 @@ class Engine:
         self._end = trained.tokenizer.bos_id
         try:
             self._batch = Batch(_served(trained.model), max_batch_size, self.context)
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise UserError(
                 f"the keys and values of {counted(max_batch_size, 'sequence', 'sequences')} of"
                 f" {self.context:,} tokens do not fit into the device's memory beside the model:"
@@ -185,6 +188,6 @@ def _served(model: nn.Module) -> nn.Module:
 
 def _explained(error: Exception, sequence: Sequence) -> str:
     """For whoever sent the request."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_out_of_memory(error):
         return f"too little memory for a prompt of {len(sequence.request.prompt):,} tokens"
     return f"{type(error).__name__}: {error}"

@@ -89,8 +89,8 @@ def _missing(root: Path, missing: Sequence[str], total: int) -> UserError:
     if len(missing) == total:
         return UserError(
             f"core: none of its {total} files of questions is in {root}. They are in the {archive}:"
-            f" unpack it so that {root / missing[0]} is there, or name another folder, core:FOLDER"
-            " (bundle=FOLDER)."
+            f" unpack it so that {root / missing[0]} is there, or name another folder:"
+            " core:FOLDER, or of `questtrain eval suite=core` bundle=FOLDER."
         )
     listed = "\n".join(f"  {root / file}" for file in missing)
     return UserError(

@@ -42,6 +42,7 @@ class RunEvaluator:
             settings.eval_tasks_include_path,
             settings.eval_tasks_datasets,
             TextField(config.data.text_field, "data.text_field (that of the training data, too)"),
+            "train.eval_tasks_",
         )
         with drawn_with(None):
             self.tasks = read_suites(tasks, places)

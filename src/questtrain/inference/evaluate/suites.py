@@ -23,11 +23,19 @@ class Places:
     include_path: Path | None
     datasets: Path | None
     text_field: TextField
+    prefix: str = ""
+    """Of the settings that name these folders."""
 
     @classmethod
-    def of(cls, include_path: str | None, datasets: str | None, text_field: TextField) -> Places:
+    def of(
+        cls,
+        include_path: str | None,
+        datasets: str | None,
+        text_field: TextField,
+        prefix: str = "",
+    ) -> Places:
         """Of folders as settings name them."""
-        return cls(folder_of(include_path), folder_of(datasets), text_field)
+        return cls(folder_of(include_path), folder_of(datasets), text_field, prefix)
 
 
 def folder_of(setting: str | None) -> Path | None:
@@ -67,7 +75,7 @@ def _claim(name: str, task: EvalTask, names: dict[str, str]) -> None:
 
 def _harness_task(suite: str, names: Sequence[str], places: Places) -> ReadyTask:
     """Loaded before the harness is imported, which takes seconds, for names that are wrong."""
-    loaded = load_tasks(names, places.include_path, places.datasets)
+    loaded = load_tasks(names, places.include_path, places.datasets, places.prefix)
     from questtrain.inference.evaluate.harness_tasks import HarnessAnswers, HarnessTasks
 
     return HarnessTasks(loaded) if suite == "lm-eval" else HarnessAnswers(loaded)

@@ -23,10 +23,11 @@ from typing import Any
 
 import yaml
 
+from questtrain.config.yaml_fault import yaml_fault
 from questtrain.data.hub import HubFileMissingError, check_hub
 from questtrain.errors import UserError, suggestion
 from questtrain.inference.evaluate.drawn import drawn_with
-from questtrain.inference.evaluate.task_files import check_task_file, first_damaged, yaml_problem
+from questtrain.inference.evaluate.task_files import check_task_file, first_damaged
 from questtrain.store.files import no_such_folder
 
 
@@ -81,28 +82,32 @@ def task_names(include_path: Path | None = None) -> list[str]:
 
 
 def load_tasks(
-    names: Sequence[str], include_path: Path | None = None, datasets: Path | None = None
+    names: Sequence[str],
+    include_path: Path | None = None,
+    datasets: Path | None = None,
+    prefix: str = "",
 ) -> LoadedTasks:
     """The tasks of those names (of groups and tags, and paths of YAML files, too) with their data.
+    ``prefix`` is that of the settings ``include_path`` and ``datasets`` in advice.
 
     UserError for a name that is none, data that is not there, a task that cannot be loaded or is
     not for a language model.
     """
     require_harness()
-    for folder in (include_path, datasets):
+    for setting, folder in (("include_path", include_path), ("datasets", datasets)):
         if folder is not None and not folder.is_dir():
-            raise no_such_folder(str(folder), folder)
+            raise no_such_folder(f"{prefix}{setting}={folder}", folder)
     manager = _manager_of(names, include_path)
     found = LoadedTasks()
     for name in dict.fromkeys(names):
         is_file = name not in manager.task_index and Path(name).is_file()
         if not is_file and name not in manager.task_index:
-            raise _unknown_task(name, manager.all_tasks, include_path)
+            raise _unknown_task(name, manager.all_tasks, include_path, prefix)
         if is_file:
             check_task_file(Path(name))
         spec = str(Path(name).resolve()) if is_file else name
         with drawn_with(None):
-            found.add(_load(partial(manager.load, [spec]), name, datasets))
+            found.add(_load(partial(manager.load, [spec]), name, datasets, prefix))
     for name, task in found.tasks.items():
         _refuse(name, task)
     return found
@@ -135,14 +140,18 @@ def _has(index: Mapping[str, Any], name: str) -> bool:
     return all(_has(index, each) for each in names)
 
 
-def _unknown_task(name: str, known: Sequence[str], include_path: Path | None) -> UserError:
+def _unknown_task(
+    name: str, known: Sequence[str], include_path: Path | None, prefix: str
+) -> UserError:
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        return UserError(f"there is no task file {name} (searched from {Path.cwd()}).")
     where = "" if include_path is None else f", those in {include_path} among them"
     damaged = None if include_path is None else first_damaged(include_path)
-    advice = f" {damaged}; it is passed over." if damaged else suggestion(name, known)
+    advice = f" {damaged} That file is passed over." if damaged else suggestion(name, known)
     return UserError(
         f"unknown task {name!r}.{advice} There are"
-        f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and include_path=FOLDER"
-        " adds YAML files of yours."
+        f" {len(known):,}{where}: `questtrain eval --tasks` lists them, and"
+        f" {prefix}include_path=FOLDER adds YAML files of yours."
     )
 
 
@@ -154,7 +163,7 @@ def _refuse(name: str, task: Any) -> None:
         raise UserError(f"the task {name} is about pictures or sound, which the model cannot read.")
 
 
-def _load(load: Callable[[], Any], name: str, datasets: Path | None) -> Any:
+def _load(load: Callable[[], Any], name: str, datasets: Path | None, prefix: str) -> Any:
     """What ``load`` gives: without the hub if that suffices."""
     try:
         with _quiet(), _offline(), _inside(datasets):
@@ -163,14 +172,14 @@ def _load(load: Callable[[], Any], name: str, datasets: Path | None) -> Any:
         first = error
     wanted = _dataset_of(first)
     if wanted is None and isinstance(first, yaml.YAMLError):  # of a file that is included
-        raise UserError(f"the task {name}: {yaml_problem(first, Path(name))}.") from first
+        raise UserError(f"the task {name}: {yaml_fault(first, Path(name))}") from first
     if wanted is None:
         raise UserError(f"the task {name} cannot be loaded: {_said(first)}") from first
     path, configuration = wanted
     if not _is_on_the_hub(path, datasets):
         where = f" in {datasets}" if datasets else ""
         raise UserError(f"the data of the task {name} ({path}{where}): {_said(first)}") from first
-    _check_reachable(name, path, configuration)
+    _check_reachable(name, path, configuration, prefix)
     try:
         with _quiet(), _inside(datasets):
             return load()
@@ -178,7 +187,7 @@ def _load(load: Callable[[], Any], name: str, datasets: Path | None) -> Any:
         raise UserError(f"the data of the task {name} ({path}): {_said(error)}") from error
 
 
-def _check_reachable(name: str, path: str, configuration: str | None) -> None:
+def _check_reachable(name: str, path: str, configuration: str | None, prefix: str) -> None:
     """UserError says what to bring here where the hub does not give it."""
     import datasets
 
@@ -194,7 +203,8 @@ def _check_reachable(name: str, path: str, configuration: str | None) -> None:
         raise UserError(
             f"the task {name} needs the dataset {path}{which}, which is neither in the cache"
             f" ({datasets.config.HF_DATASETS_CACHE}) nor to be had: {error}. Where there is a"
-            f" network, `{download}`; bring DATA here and give datasets=DATA (docs/eval.md)."
+            f" network, `{download}`; bring DATA here and give {prefix}datasets=DATA"
+            " (docs/eval.md)."
         ) from error
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -54,7 +54,8 @@ class ChatTemplate:
         try:
             self._template: Template = environment.from_string(source)
         except TemplateError as error:
-            raise UserError(f"{where} holds no chat template: {error}") from error
+            line = f" (its line {error.lineno})" if isinstance(error, TemplateSyntaxError) else ""
+            raise UserError(f"{where} holds no chat template: {error}{line}") from error
 
     @classmethod
     def find(cls, tokenizer: Tokenizer, file: str | None) -> ChatTemplate | None:
