@@ -251,7 +251,7 @@ def _exchanged(mine: Tensor, partner: int) -> Tensor:
     """The partner's tensor of the same shape, which gets this rank's."""
     theirs = torch.empty_like(mine)
     both = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
-    with _noticing_lost_peers():
+    with noticing_lost_peers():
         for work in dist.batch_isend_irecv(both):
             work.wait()
     return theirs
