@@ -271,6 +271,11 @@ class LoopConfig:
     ] = None
     eval_tasks_include_path: Annotated[str | None, "a folder with YAML files of more tasks"] = None
     threads: Annotated[int | None, Interval("[1, 4096]"), "CPU threads; null: all cores"] = None
+    rank_timeout: Annotated[
+        float,
+        Interval("[1, 604800]"),
+        "seconds that one of several processes may be missing, silent, or stuck in a step",
+    ] = 600.0
 
 
 @dataclass
@@ -356,6 +361,7 @@ OPERATIONAL = (
     "train.eval_tasks_datasets",
     "train.eval_tasks_include_path",
     "train.threads",
+    "train.rank_timeout",
     "data.cache_dir",
     "data.num_workers",
 )

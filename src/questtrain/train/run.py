@@ -18,7 +18,7 @@ from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.determinism import deterministic_algorithms
 from questtrain.train.initial_weights import initial_weights
 from questtrain.train.machine import check_memory, set_threads
-from questtrain.train.parallel import RankEndsAlone, World, join_world
+from questtrain.train.parallel import World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
     advising_on_disk,
@@ -29,6 +29,7 @@ from questtrain.train.run_folder import (
 from questtrain.train.step import micro_batch_size
 from questtrain.train.task_evaluation import MakeEvaluator, TaskEvaluator
 from questtrain.train.trainer import Trainer
+from questtrain.train.watching import RankEndsAlone
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def train(
     """
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
     advice = advising_on_disk(run_folder(config))
-    with advice, join_world(on_gpus) as world, ExitStack() as claims:
+    with advice, join_world(on_gpus, config.train.rank_timeout) as world, ExitStack() as claims:
         device = world.agree(lambda: _device(config, world))
         folder = world.agree(lambda: _claim(config, world, claims))
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))

@@ -12,6 +12,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 from questtrain.train.switch import switched
 from questtrain.train.task_evaluation import COLUMN, TaskEvaluator, evaluated, is_done, is_due
+from questtrain.train.watching import in_a_step
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ class Trainer:
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self.watch = LossWatch(config.train)
         self.rollbacks: list[Rollback] = []
+        self._compiled: TrainingStep | None = None  # the one whose first step is made
 
     def _begin(self) -> None:
         """The model and its optimizer as they are before the first update."""
@@ -231,8 +234,10 @@ class Trainer:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
-        loss, norm = self.update(batch, lr)
+        with in_a_step() if self._compiled is self.update else nullcontext():
+            batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
+            loss, norm = self.update(batch, lr)
+        self._compiled = self.update
         self.watch.note(loss, norm)
         return {"train_loss": loss, "lr": lr, "grad_norm": norm}
 
