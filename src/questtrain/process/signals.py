@@ -6,6 +6,7 @@ SIGUSR2 (what clusters send ahead of a time limit or a preemption) all mean: sav
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from types import FrameType
 
 from questtrain.errors import TrainingStopped
+
+log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -66,6 +69,21 @@ class StopRequests:
         else: a cluster sends its signals to all processes of a job, a parent passes them on, and
         Ctrl-C after SIGTERM must not lose what SIGTERM asked for."""
         return max(1, self.ctrl_c) if self.number else 0
+
+
+class StopAfterStep(StopRequests):
+    """Of a process that looks at them between its steps, and saves the last one."""
+
+    def hear(self, number: int) -> None:
+        """The first signal is for after the current step; a second Ctrl-C raises StopSignal."""
+        asked_before = self.number
+        self.note(number)
+        if self.urgency > 1:
+            raise StopSignal(number, "at once; the steps since the last checkpoint are lost.")
+        if asked_before and number != signal.SIGINT:
+            return
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        log.warning("stopping after this step and saving a checkpoint%s", again)
 
 
 @contextmanager

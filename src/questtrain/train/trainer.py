@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -26,7 +25,7 @@ from questtrain.config import TrainConfig, at_step, bits_at, steps
 from questtrain.config.switch import phase_start, switch_step
 from questtrain.data import Loader, TokenDataset, validation_batches
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
-from questtrain.process.signals import Interrupted, StopRequests, StopSignal, on_stop_signals
+from questtrain.process.signals import Interrupted, StopAfterStep, on_stop_signals
 from questtrain.quant import learned_scalars
 from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint
 from questtrain.store.rollbacks import Rollback, read_rollbacks, skipped_batches
@@ -86,7 +85,7 @@ class Trainer:
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()
-        self.asked = StopRequests()
+        self.asked = StopAfterStep()
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
         self.watch = LossWatch(config.train)
         self.rollbacks: list[Rollback] = []
@@ -99,7 +98,7 @@ class Trainer:
 
     def run(self) -> RunRecord:
         """Train to the end and return the run record; raises TrainingStopped."""
-        with on_stop_signals(self._on_signal):
+        with on_stop_signals(self.asked.hear):
             self._restore()
             while (trouble := self._train_until_trouble()) is not None:
                 self._roll_back(trouble)
@@ -388,14 +387,3 @@ class Trainer:
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
-
-    def _on_signal(self, number: int) -> None:
-        """The first signal ends the run after the current step; a second Ctrl-C at once."""
-        asked_before = self.asked.number
-        self.asked.note(number)
-        if self.asked.urgency > 1:
-            raise StopSignal(number, "at once; the steps since the last checkpoint are lost.")
-        if asked_before and number != signal.SIGINT:
-            return
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        log.warning("stopping after this step and saving a checkpoint%s", again)
