@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,25 @@ COLUMNS = r"There are context, endings, label\."
             rf"doc_to_text: a document has no column 'contxt'\. {COLUMNS} Did you mean 'context'",
         ),
         ({"doc_to_choice": "{{nosuch}}"}, rf"doc_to_choice: .* 'nosuch'\. {COLUMNS}"),
+        (
+            {"metric_list": [{"metric": "acc_nrom"}]},
+            r"metric_list: there is no metric 'acc_nrom'\. There are acc, .*mean 'acc_norm'",
+        ),
+        (
+            {"metric_list": [{"metric": "own"}], "process_results": "{{label}}"},
+            "metric_list: the metric 'own' needs an `aggregation` beside it, as `mean`",
+        ),
         ({"output_type": "choices"}, "ValueError: Got invalid output_type"),
     ],
 )
 def test_the_key_at_fault_and_what_there_is(
-    task_folder: Path, tmp_path: Path, changed: dict[str, object], message: str
+    task_folder: Path,
+    tmp_path: Path,
+    changed: dict[str, object],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "evaluate", None)  # it would look for metrics on the hub
     shutil.copy(task_folder / "endings.jsonl", tmp_path)
     (tmp_path / "endings.yaml").write_text(yaml.safe_dump(ENDINGS | changed))
     with pytest.raises(UserError, match=rf"the task endings cannot be loaded: .*{message}") as told:

@@ -22,9 +22,9 @@ UNDEFINED = re.compile(r"'(.+)' is undefined")
 def said(error: BaseException) -> str:
     """An error of somebody else in one line: which key of the task is at fault, and what it may
     name, where that is known."""
-    known = _unknown_key(error) or _unknown_split(error) or _unknown_column(error)
-    if known is not None:
-        return known
+    for fault in (_unknown_key, _unknown_split, _unknown_column, _unknown_metric):
+        if (known := fault(error)) is not None:
+            return known
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'without a word'}"
 
@@ -62,6 +62,23 @@ def _unknown_column(error: BaseException) -> str | None:
         if function.startswith("doc_to_") and isinstance(document, Mapping):
             place = f"{function}: a document has no column {found[1]!r}."
             return place + _choices(found[1], map(str, document))
+    return None
+
+
+def _unknown_metric(error: BaseException) -> str | None:
+    """The harness looks an aggregation up that a metric does not have, ``None``."""
+    if not isinstance(error, KeyError) or error.args[0] is not None:
+        return None
+    for function, local in _frames(error):
+        name: Any = local.get("metric_name")
+        task: Any = local.get("self")
+        if function != "__init__" or not isinstance(name, str):
+            continue
+        if getattr(task, "_metric_fn_list", {}).get(name) or task.config.process_results:
+            return f"metric_list: the metric {name!r} needs an `aggregation` beside it, as `mean`."
+        from lm_eval.api.registry import metric_registry
+
+        return f"metric_list: there is no metric {name!r}.{_choices(name, sorted(metric_registry))}"
     return None
 
 
