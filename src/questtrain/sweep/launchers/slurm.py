@@ -84,8 +84,8 @@ class SlurmLauncher:
             )
         if find_spec("submitit") is None:
             raise UserError(
-                "launcher=slurm needs submitit: pip install '.[slurm]' in the folder of questtrain's"
-                " sources."
+                "launcher=slurm needs submitit: pip install '.[slurm]' in the folder of"
+                " questtrain's sources."
             )
 
     def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int | None:
