@@ -20,7 +20,8 @@ from questtrain.config.reproducible import DECIDES_BITS
 from questtrain.data import TokenDataset
 from questtrain.data.identity import DataIdentity, read_identity
 from questtrain.errors import UserError, WriteFailed
-from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
+from questtrain.store.checkpoint import last_good_checkpoint
+from questtrain.store.checkpoint_folders import checkpoint_folders
 from questtrain.store.files import copy_file, sha256_of, write_text, writing
 from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.weight_source import WeightSource
