@@ -54,9 +54,9 @@ def counted(number: int, one: str, more: str) -> str:
     return f"{number:,} {one if number == 1 else more}"
 
 
-NEAR = 0.6
+NEAR = 0.51
 """Of difflib's likeness, from 0 to 1: half of the letters in the same order (``frob`` and ``info``)
-is none."""
+is none, more than that (``fp16`` and ``float16``) is one."""
 
 
 def nearest(value: str, choices: Iterable[str]) -> str | None:

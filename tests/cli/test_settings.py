@@ -165,7 +165,7 @@ def test_the_folder_of_a_run_belongs_behind_run(command, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize(
-    ("command", "meant"), [("frob", None), ("foo", None), ("evl", "eval"), ("benhc", "bench")]
+    ("command", "meant"), [("frob", None), ("evl", "eval"), ("benhc", "bench")]
 )
 def test_only_what_is_near_is_suggested(command, meant, capsys):
     assert main([command]) == 2
