@@ -41,6 +41,32 @@ class WriteFailed(TrainingStopped, OSError):
         return f"{self.filename} cannot be written: {self.strerror}{self.room}{advice}"
 
 
+class ReadFailed(TrainingStopped, OSError):
+    """A file could not be read, though it was tried again for a while: its disk or the way to it
+    fails. Like WriteFailed an OSError, with the same exit code."""
+
+    exit_code = 74
+
+    def __init__(self, number: int, reason: str, file: str, advice: str = "") -> None:
+        OSError.__init__(self, number, reason, file)
+        self.advice = advice
+
+    def advising(self, advice: str) -> ReadFailed:
+        """The same error with another advice."""
+        return ReadFailed(self.errno or 0, str(self.strerror), str(self.filename), advice)
+
+    def __str__(self) -> str:
+        advice = self.advice or "When it can be read again, the same command goes on"
+        return f"{self.filename} cannot be read, tried several times: {self.strerror}. {advice}"
+
+
+class PreparationStopped(TrainingStopped):
+    """The preparation of data ends early, because the hub or a file system fails for long. What is
+    made is kept. The exit code is that of ReadFailed."""
+
+    exit_code = 74
+
+
 class ErrorOnAnotherRank(TrainingStopped):
     """Another process of the same run says why it ends; this one only exits, with its code."""
 

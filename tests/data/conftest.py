@@ -11,6 +11,7 @@ import pytest
 from questtrain.config.schema import DataConfig
 from questtrain.data.records import ShardRecord
 from questtrain.data.shards import Shard
+from questtrain.data.token_reads import Stamp
 from questtrain.data.tokenizer_choice import train_bpe
 from tests.data.corpus import sentences
 from tests.data.hub_server import LocalHub, point_hub_at
@@ -66,7 +67,7 @@ def make_shards(tmp_path: Path) -> Callable[..., tuple[Shard, ...]]:
             path = tmp_path / f"train-{number:05d}.bin"
             np.arange(first, first + size, dtype="<u4").tofile(path)
             record = ShardRecord(path.name, "train", f"train-{number:05d}", size, 1, 1, "")
-            shards.append(Shard(path, "<u4", size, record))
+            shards.append(Shard(path, "<u4", size, record, Stamp.of(path)))
             first += size
         return tuple(shards)
 

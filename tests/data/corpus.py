@@ -37,7 +37,7 @@ def documents_of(dataset: TokenDataset, split: TokenSplit) -> list[str]:
     bos = dataset.tokenizer.bos_id
     documents = []
     for shard in split:
-        tokens = shard.tokens
+        tokens = shard.read()
         starts = np.flatnonzero(tokens == bos)
         assert starts[0] == 0
         documents += [dataset.tokenizer.decode(part[1:]) for part in np.split(tokens, starts[1:])]

@@ -181,7 +181,7 @@ def test_no_text_makes_bos(tmp_path: Path, make_config, kind: str) -> None:
         "validation_files": [str(write_jsonl(tmp_path / "v.jsonl", LITERAL))],
     }
     dataset = prepare(make_config(tokenizer=str(path), **files))
-    tokens = dataset.train.shards[0].tokens
+    tokens = dataset.train.shards[0].read()
     assert np.count_nonzero(tokens == dataset.manifest.bos_id) == len(LITERAL)
     if kind != "words":
         found = ["".join(text.split()) for text in documents_of(dataset, dataset.train)]

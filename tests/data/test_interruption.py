@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from questtrain.data import prepare, sources
+from questtrain.data import cache, prepare, sources
 from tests.data.corpus import all_documents, sentences, write_jsonl
 
 PIECES = 6
@@ -121,14 +122,13 @@ def test_two_preparers_at_once(tmp_path: Path, config) -> None:
 
 def test_two_preparers_without_locks(tmp_path: Path, config, monkeypatch) -> None:
     """On a file system without locks both do all the work, and the result is the same."""
-    import filelock
 
-    def unsupported(self: object, *arguments: object, **options: object) -> None:
-        raise NotImplementedError
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     process = start(config, tmp_path, delay=0.05)
     wait_for(config.cache_dir, "*/pieces/train-00000.json", process)
-    monkeypatch.setattr(filelock.FileLock, "acquire", unsupported)
+    monkeypatch.setattr(cache.fcntl, "flock", unsupported)
     dataset = prepare(config)
     assert process.wait(timeout=60) == 0
     dataset.verify()

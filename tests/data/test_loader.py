@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from questtrain.data import Loader, validation_batches
 from questtrain.data.permutation import permute
 from questtrain.data.records import ShardRecord
 from questtrain.data.shards import Shard
+from questtrain.data.token_reads import Stamp
 from questtrain.errors import UserError
 
 
@@ -93,11 +95,25 @@ def test_ranks_together_see_the_batch(
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@given(skipped=st.sets(st.integers(0, 40), max_size=20))
+def test_batches_after_skipped_ones_move_up(
+    tmp_path_factory: pytest.TempPathFactory, skipped: set[int]
+) -> None:
+    loader = Loader(_shared_shards(tmp_path_factory), 4, 16, seed=0)
+    kept = [number for number in range(61) if number not in skipped][:40]
+    expected = [loader.batch(number).tolist() for number in kept]
+    loader.skip(sorted(skipped))
+    assert [loader.number(step) for step in range(40)] == kept
+    assert [loader.batch(step).tolist() for step in range(40)] == expected
+    assert [loader.epoch(step) for step in range(40)] == [n * 4 // loader.num_windows for n in kept]
+
+
 def _shared_shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shard, ...]:
     path = Path(tmp_path_factory.getbasetemp()) / "shared.bin"
     if not path.exists():
         np.arange(1000, dtype="<u2").tofile(path)
-    return (Shard(path, "<u2", 1000, ShardRecord("shared.bin", "train", "p", 1000, 1, 1, "")),)
+    record = ShardRecord("shared.bin", "train", "p", 1000, 1, 1, "")
+    return (Shard(path, "<u2", 1000, record, Stamp.of(path)),)
 
 
 def test_seed_and_step_change_the_batch(make_shards) -> None:
@@ -132,12 +148,14 @@ def test_too_small_for_a_window(make_shards) -> None:
 def test_an_id_beyond_the_vocabulary_is_named_with_its_place(tmp_path, place) -> None:
     """In whatever window it falls; the vocabulary's last id is none."""
     path = tmp_path / "train-00000.bin"
-    shard = Shard(path, "<u2", 1000, ShardRecord(path.name, "train", "0", 1000, 1, 1, ""), 300)
+    record = ShardRecord(path.name, "train", "0", 1000, 1, 1, "")
     tokens = np.full(1000, 299, "<u2")
     tokens.tofile(path)
+    shard = Shard(path, "<u2", 1000, record, Stamp.of(path), 300)
     assert Loader([shard], batch_size=15, sequence_length=64, seed=0).batch(0).max() == 299
     tokens[place] = 300
     tokens.tofile(path)
+    shard = replace(shard, stamp=Stamp.of(path))
     with pytest.raises(
         UserError, match=rf"{path} is damaged: token {place} is the id 300, .* ends at 299"
     ):

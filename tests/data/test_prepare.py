@@ -101,7 +101,7 @@ def test_tokens(tmp_path: Path, make_config, dtype: str) -> None:
     dataset = prepare(config)
     assert dataset.vocab_size == vocab_size
     assert dataset.train.num_tokens == 1000
-    np.testing.assert_array_equal(dataset.validation.shards[0].tokens, ids[:100])
+    np.testing.assert_array_equal(dataset.validation.shards[0].read(), ids[:100])
     assert not list(dataset.folder.glob("*.bin")), "the files are used where they are"
     dataset.verify()
     assert describe(dataset)["train"]["documents"] is None
@@ -164,7 +164,7 @@ def test_max_tokens(tmp_path: Path, make_config) -> None:
     cut = prepare(make_config(files=[str(path)], max_tokens=123))
     assert cut.train.num_tokens == 123
     assert cut.folder == whole.folder
-    np.testing.assert_array_equal(cut.train.shards[0].tokens, whole.train.shards[0].tokens[:123])
+    np.testing.assert_array_equal(cut.train.shards[0].read(), whole.train.shards[0].read(0, 123))
 
 
 def test_a_missing_shard_is_made_again(tmp_path: Path, make_config) -> None:
@@ -204,7 +204,7 @@ def test_small_files_are_gathered_and_large_ones_stand_alone(
 def test_unigram_entropy_and_description(tmp_path: Path, make_config) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", DOCUMENTS)
     dataset = prepare(make_config(files=[str(path)]))
-    counts = Counter(dataset.train.shards[0].tokens.tolist())
+    counts = Counter(dataset.train.shards[0].read().tolist())
     total = sum(counts.values())
     expected = -sum(c / total * math.log(c / total) for c in counts.values())
     assert dataset.unigram_entropy == pytest.approx(expected, rel=1e-12)

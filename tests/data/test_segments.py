@@ -138,7 +138,7 @@ def test_a_long_document_in_a_shard(tmp_path: Path, make_config, kind: str) -> N
     dataset = prepare(make_config(files=[str(path)], validation_files=[str(validation)]))
     tokenizer = dataset.tokenizer
     whole = [tokenizer.bos_id, *tokenizer.encode(text.removeprefix("\ufeff"))]
-    np.testing.assert_array_equal(dataset.train.shards[0].tokens, whole)
+    np.testing.assert_array_equal(dataset.train.shards[0].read(), whole)
     record = dataset.train.shards[0].record
     assert record.documents == 1
     assert record.text_bytes == len(text.removeprefix("\ufeff").encode())

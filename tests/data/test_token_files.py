@@ -67,8 +67,8 @@ def test_known_layouts_are_read_right(tokens, layout: str, vocab_size: int) -> N
             prepare(tokens(LAYOUTS[layout], vocab_size=vocab_size))
         return
     dataset = prepare(tokens(LAYOUTS[layout], vocab_size=vocab_size))
-    np.testing.assert_array_equal(dataset.train.shards[0].tokens, IDS)
-    np.testing.assert_array_equal(dataset.validation.shards[0].tokens, IDS[:200])
+    np.testing.assert_array_equal(dataset.train.shards[0].read(), IDS)
+    np.testing.assert_array_equal(dataset.validation.shards[0].read(), IDS[:200])
     np.testing.assert_array_equal(
         Windows(dataset.train, 7).read(np.array([0, 3])), [IDS[:8], IDS[21:29]]
     )
@@ -84,7 +84,7 @@ def test_known_layouts_are_read_right(tokens, layout: str, vocab_size: int) -> N
 def test_a_file_of_zeros_in_front_is_known_by_its_rest(tokens) -> None:
     ids = np.concatenate([np.zeros(50_000, np.int64), IDS])
     dataset = prepare(tokens(ids.astype("<u4").tobytes()))
-    np.testing.assert_array_equal(dataset.train.shards[0].tokens, ids)
+    np.testing.assert_array_equal(dataset.train.shards[0].read(), ids)
 
 
 @pytest.mark.parametrize("content", [np.array([7, 0, 9, 0], "<u2"), np.zeros(4000, "<u2")])
@@ -172,7 +172,7 @@ def test_a_file_replaced_with_its_times_is_read_again(tokens, tmp_path: Path) ->
     path.write_bytes(IDS[::-1].astype("<u2").tobytes())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     np.testing.assert_array_equal(
-        np.bincount(prepare(config).train.shards[0].tokens), np.bincount(IDS)
+        np.bincount(prepare(config).train.shards[0].read()), np.bincount(IDS)
     )
     prepare(config).verify()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from questtrain.store.checkpoint import latest_checkpoint
+from questtrain.train.divergence import LossWatch
+from questtrain.train.saved_state import load_state, save_state
 from questtrain.train.step import WARM_STEPS, TrainingStep
 from questtrain.train.switch import switched
 from tests.gpu.kernel_cases import needs_kernels, whatever_training_warns_of
@@ -208,3 +212,27 @@ def _allocations(step: TrainingStep) -> int:
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     step(batch(0), 1e-3)
     return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+
+
+def test_a_rollback_keeps_the_graph(
+    pair: tuple[TrainingStep, TrainingStep], tmp_path: Path
+) -> None:
+    """The state of a checkpoint is loaded in place, after a step that has made all of it NaN."""
+    graphed, eager = pair
+    for step in pair:
+        folder, watch = tmp_path / str(step is graphed), LossWatch(step.config.train)
+        for seed in range(STEPS):
+            step(batch(seed), 1e-3)
+        save_state(folder, STEPS, step, watch, 0.0, ())
+        graph = step._graph._captured if step._graph is not None else None
+        with torch.no_grad():
+            next(step.model.parameters()).fill_(float("nan"))
+        assert step(batch(STEPS), 1e-3)[0].isnan()
+        step.optimizer.state.clear()
+        checkpoint = latest_checkpoint(folder)
+        assert checkpoint is not None
+        load_state(checkpoint, step, watch)
+        for seed in range(STEPS, 2 * STEPS):
+            assert step(batch(seed), 1e-3)[0].isfinite()
+        assert step._graph is None or step._graph._captured is graph
+    assert_same(graphed, eager)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -58,8 +59,8 @@ def sweep(cluster, corpus, tmp_path) -> Sweep:
     return run
 
 
-def wait_for(what: Callable[[], bool], folder: Path) -> None:
-    deadline = time.monotonic() + 60
+def wait_for(what: Callable[[], bool], folder: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, what_was_said(folder)
         time.sleep(0.05)
@@ -110,9 +111,9 @@ def test_an_array_of_four_to_the_end(sweep, tmp_path) -> None:
     assert "nothing to submit: 0 of 4 runs" in sweep(*words).stderr
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
-def test_a_requeued_run_goes_on_from_its_checkpoint(sweep, cluster, tmp_path, tasks) -> None:
-    """One task, killed by Slurm's own requeue, as in a preemption; two ranks that get Slurm's
+@pytest.mark.parametrize(("tasks", "how"), [(1, "requeue"), (2, "requeue"), (2, "warning")])
+def test_a_requeued_run_goes_on_from_its_checkpoint(sweep, cluster, tmp_path, tasks, how) -> None:
+    """One task or two ranks, ended by Slurm's own requeue, as in a preemption; two that get Slurm's
     warning (SIGUSR2), as before the time limit. The run saves, waits in the queue, goes on, and its
     losses are those of an unbroken run by one process."""
     words = (*LONG, f"launcher.tasks_per_node={tasks}", "micro_batch_size=2")
@@ -122,7 +123,7 @@ def test_a_requeued_run_goes_on_from_its_checkpoint(sweep, cluster, tmp_path, ta
     job = only_job(folder)
     (task_id,) = read_submissions(folder).values()
     wait_for(lambda: logged(job.folder) >= 5, folder)
-    if tasks == 1:
+    if how == "requeue":
         slurm(cluster, "scontrol", "requeue", task_id)
     else:
         slurm(cluster, "scancel", "--signal=USR2", task_id)
@@ -140,6 +141,51 @@ def test_a_requeued_run_goes_on_from_its_checkpoint(sweep, cluster, tmp_path, ta
     assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
     for key in ("train_loss", "val_loss"):
         assert rows(job.folder, key) == rows(tmp_path / "unbroken", key)
+
+
+def test_the_time_limit_of_two_tasks(sweep, cluster, tmp_path) -> None:
+    """Slurm itself warns them ahead of the limit: they save, are queued again, and go on."""
+    words = ("max_steps=100000", *LONG[1:], "launcher.tasks_per_node=2")
+    started = sweep(*words, "launcher.time=1", "launcher.grace=50")
+    assert started.returncode == 0, started.stderr
+    folder = tmp_path / "tiny"
+    job = only_job(folder)
+    (task_id,) = read_submissions(folder).values()
+    try:
+        wait_for(lambda: "resuming" in what_was_said(folder), folder, 180)
+    finally:
+        slurm(cluster, "scancel", task_id)
+    log = job.log_file.read_text()
+    assert log.count("the same command continues from here") == 1, log
+    assert log.count("on 2 × CPU") == 2, log
+    wait_for(lambda: not slurm(cluster, "squeue", "-h"), folder)
+    assert "gave no sign of life" not in what_was_said(folder)
+
+
+def test_a_rank_that_dies_in_slurm_is_named(sweep, tmp_path) -> None:
+    """Two tasks, one of which is killed as by the kernel: the log says which."""
+    started = sweep(*LONG[1:], "max_steps=100000", "launcher.tasks_per_node=2")
+    assert started.returncode == 0, started.stderr
+    folder = tmp_path / "tiny"
+    job = only_job(folder)
+    wait_for(lambda: logged(job.folder) >= 5, folder)
+    victim = process_of(job.name, rank=1)
+    os.kill(victim, signal.SIGKILL)
+    named = rf"rank 1 of 2 \(host \S+, pid {victim}\) died without a word"
+    wait_for(lambda: bool(re.search(named, what_was_said(folder))), folder)
+
+
+def process_of(name: str, rank: int) -> int:
+    """The process of a run in Slurm that trains as ``rank``."""
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            variables = (place / "environ").read_bytes().split(b"\0")
+            words = (place / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in variables and name.encode() in words:
+            return int(place.name)
+    raise AssertionError(f"no rank {rank} of {name}")
 
 
 def test_a_cancelled_run_saves_and_is_not_requeued(sweep, cluster, tmp_path) -> None:

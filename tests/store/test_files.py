@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from questtrain.errors import TrainingStopped, UserError, WriteFailed
-from questtrain.store import files
+from questtrain.store import files, patience
 from questtrain.store.files import (
     LineFile,
     atomic_write,
@@ -44,6 +44,7 @@ def test_what_the_disk_refuses_is_one_error_and_leaves_nothing(tmp_path, monkeyp
     path = tmp_path / "run.json"
     write_text(path, "old")
     refuse(monkeypatch, number)
+    monkeypatch.setattr(patience, "PAUSES", ())  # EIO is tried again
     for write in (lambda: write_text(path, "new"), lambda: write_json(path, [1, 2])):
         with pytest.raises(WriteFailed) as failed:
             write()

@@ -198,7 +198,10 @@ def test_a_damaged_manifest_names_the_field(tmp_path, key, value, problem):
 def test_a_diverged_run_has_failed_and_starts_over_when_it_is_retried(tmp_path):
     job = job_in(tmp_path)
     write(job.run_file, RECORD | {"status": "diverged"})
-    assert "diverged" in read_state(job).reason
+    assert read_state(job).reason == "diverged: the loss became NaN or infinite"
+    write(job.run_file, RECORD | {"status": "diverged", "rollbacks": 5})
+    assert (read_state(job).status, ended(job)) == ("failed", "failed")
+    assert read_state(job).reason == "diverged, after 5 rollbacks"
     write(job.attempt_file, outcome(1, "the loss became NaN"))
     assert read_state(job).reason == "the loss became NaN"
     forget_failure(job, claim(job))

@@ -16,6 +16,7 @@ from questtrain.store.checkpoint import (
     latest_checkpoint,
     open_checkpoint,
     save_checkpoint,
+    step_of,
 )
 
 
@@ -141,6 +142,20 @@ def test_without_an_optimizer_nothing_is_resumed(tmp_path):
     opened = open_checkpoint(save_checkpoint(tmp_path, 3, weights, 1.0, keep=1))
     with pytest.raises(UserError, match="holds no optimizer"):
         opened.tensors("optimizer")
+
+
+@pytest.mark.parametrize(("at_most", "kept"), [(5, [5, 6]), (4, [4, 6]), (3, [2, 6]), (1, [6])])
+def test_an_older_one_that_may_be_gone_back_to_is_kept(tmp_path, at_most, kept):
+    """The newest intact one up to a step: that of step 3 is damaged."""
+    for step in (2, 3, 4, 5):
+        save(tmp_path, step)
+    (tmp_path / "checkpoints/step_00000003/model.safetensors").write_bytes(b"damaged")
+    parts = {"model": {"weight": torch.zeros(2)}, "optimizer": {}}
+    save_checkpoint(tmp_path, 6, parts, 1.0, 1, (), at_most)
+    intact = [step_of(folder) for folder in checkpoint_folders(tmp_path)]
+    assert [step for step in intact if step != 3] == kept
+    latest = latest_checkpoint(tmp_path, at_most)
+    assert (6 if latest is None else latest.step) == kept[0]
 
 
 @pytest.mark.parametrize("known", [(), (1, 2, 3, 4)])

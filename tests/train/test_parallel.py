@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -220,7 +221,9 @@ def test_a_killed_rank_ends_the_other_and_the_command_resumes(
     codes, _, errors = ends(processes)
     assert codes[victim] == -signal.SIGKILL
     assert codes[1 - victim] == 1, errors
-    assert "another process of this run has ended" in errors[1 - victim]
+    culprit = rf"stopped: rank {victim} of 2 \(host \S+, pid {processes[victim].pid}\) died"
+    assert len(re.findall(culprit, errors[1 - victim])) == 1
+    assert errors[1 - victim].count("stopped: ") == 1
     assert "Traceback" not in errors[1 - victim]
     codes, _, errors = ends(start(words))
     assert codes == [0, 0], errors

@@ -75,7 +75,7 @@ def test_the_record_says_what_was_run(unbroken):
         " peak_memory_bytes device questtrain_version git_revision torch_version"
         " grid trust_error lr_scale scale_weight_decay world_size data_sha256 data_tokens epochs"
         " switch_at switch_from init_from init_sha256"
-        " scale_dtype group_size target evaluations"
+        " scale_dtype group_size target rollbacks skipped_batches evaluations"
     )
     assert list(record) == fields.split()
     config = yaml.safe_load((unbroken / "config.yaml").read_text())

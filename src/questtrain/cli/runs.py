@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from questtrain.cli.arguments import parse_arguments, refuse_options, split_paths, take_option
 from questtrain.cli.output import number_text, plain_table, print_json
-from questtrain.errors import unknown
+from questtrain.errors import counted, unknown
 from questtrain.scaling.numbers import count_text, duration
 from questtrain.scaling.runs import export_rows, read_runs
 from questtrain.store.evaluations import STDERR
@@ -167,6 +167,12 @@ def _print_table(rows: Sequence[Row]) -> None:
     for row in rows:
         if row["problem"]:
             print(f"{row['status']}: {row['name']}: {row['problem']}")
+        if times := int(_as_number(row.get("rollbacks")) or 0):
+            batches = int(_as_number(row.get("skipped_batches")) or 0)
+            print(
+                f"rolled back: {row['name']}: {counted(times, 'time', 'times')},"
+                f" {counted(batches, 'batch', 'batches')} skipped"
+            )
 
 
 def _other_columns(rows: Sequence[Row]) -> list[str]:

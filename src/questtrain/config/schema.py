@@ -233,6 +233,25 @@ class LoopConfig:
     ] = False
     validation_tokens: Annotated[int, Interval(COUNT), "tokens of a validation"] = 524_288
     keep_checkpoints: Annotated[int, Interval(SIZE), "newest checkpoints that are kept"] = 2
+    on_divergence: Annotated[
+        str,
+        Choices(("stop", "rollback")),
+        "at a loss that is NaN or infinite; rollback, also at a spike: to an earlier checkpoint",
+    ] = "stop"
+    max_rollbacks: Annotated[int, Interval(SIZE), "of a run; at the next trouble it stops"] = 5
+    skip_batches: Annotated[
+        int,
+        Interval("[2, 1e6]"),
+        "batches that a rollback skips: up to the one at which trouble was seen",
+    ] = 2
+    spike_deviations: Annotated[
+        float | None,
+        Interval("(0, 1e6]"),
+        "robust deviations above the median that make a loss a spike; null: none is one",
+    ] = 10.0
+    spike_window: Annotated[
+        int, Interval("[8, 10_000]"), "losses before it that a spike is measured by"
+    ] = 128
     diagnose_every: Annotated[
         int | None, Interval(COUNT), "steps between diagnoses; null: none"
     ] = None
@@ -252,6 +271,11 @@ class LoopConfig:
     ] = None
     eval_tasks_include_path: Annotated[str | None, "a folder with YAML files of more tasks"] = None
     threads: Annotated[int | None, Interval("[1, 4096]"), "CPU threads; null: all cores"] = None
+    rank_timeout: Annotated[
+        float,
+        Interval("[1, 604800]"),
+        "seconds that one of several processes may be missing, silent, or stuck in a step",
+    ] = 600.0
 
 
 @dataclass
@@ -322,6 +346,11 @@ OPERATIONAL = (
     "micro_batch_size",
     "logger",
     "train.keep_checkpoints",
+    "train.on_divergence",
+    "train.max_rollbacks",
+    "train.skip_batches",
+    "train.spike_deviations",
+    "train.spike_window",
     "train.save",
     "train.recompute",
     "train.cuda_graph",
@@ -332,6 +361,7 @@ OPERATIONAL = (
     "train.eval_tasks_datasets",
     "train.eval_tasks_include_path",
     "train.threads",
+    "train.rank_timeout",
     "data.cache_dir",
     "data.num_workers",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from questtrain.config.schema import DataConfig
+from questtrain.store.lock_scope import NO_LOCKS
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +28,29 @@ def exclusive(folder: Path) -> Iterator[None]:
     Correctness does not rest on it: every file is written under a name of its process and renamed.
     On a file system without locks both work, and write the same bytes.
     """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
+    with (folder / ".lock").open("a") as file:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            log.warning("another process is preparing %s; waiting for it", folder)
-            lock.acquire()
-    except NotImplementedError:
-        log.warning("%s has no file locks: going on without one", folder)
-        yield
-        return
+            _lock(file.fileno(), folder)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            log.warning("%s has no file locks: going on without one", folder)
+            yield
+            return
+        try:
+            _remove_leftovers(folder)
+            yield
+        finally:
+            _remove_leftovers(folder)  # of workers that were ended in the middle
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    """Lock until the descriptor is closed."""
     try:
-        _remove_leftovers(folder)
-        yield
-    finally:
-        _remove_leftovers(folder)  # of workers that were ended in the middle
-        lock.release()
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.warning("another process is preparing %s; waiting for it", folder)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 def _remove_leftovers(folder: Path) -> None:

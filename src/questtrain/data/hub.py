@@ -1,15 +1,21 @@
 """Files of the Hugging Face hub: the local cache first, then one quick look, then the download.
 
 `hf_hub_download` alone retries an unreachable hub for half a minute a file. Here a single request
-without retries, under a deadline that also covers the name lookup, decides whether to go on.
+without retries, under a deadline that also covers the name lookup, decides whether to begin. A
+download that has begun is more patient: the library resumes after a timeout and a connection that
+closes, but neither after a reset nor an answer of 5xx; with those the file begins anew here.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
+from contextlib import suppress
 from pathlib import Path
 
-from questtrain.errors import UserError
+from questtrain.errors import PreparationStopped, UserError
+from questtrain.store.files import REFUSED
+from questtrain.store.patience import tried_again
 
 DEADLINE_SECONDS = 8.0
 
@@ -28,16 +34,54 @@ def hub_file(repo: str, filename: str, repo_type: str = "model") -> Path:
     Raises HubUnreachableError within about `DEADLINE_SECONDS` when the hub cannot be reached,
     HubFileMissingError when the repository lacks the file, and UserError when it refuses access.
     """
-    from huggingface_hub import hf_hub_download
-
     cached = cached_file(repo, filename, repo_type)
     if cached is not None:
         return cached
     check_hub(repo, filename, repo_type)
-    try:
+    return download(repo, filename, repo_type)
+
+
+def download(repo: str, filename: str, repo_type: str = "model") -> Path:
+    """Local path of a file of a hub that was reached before, from the cache if it is there.
+
+    A hub that fails is tried again for some minutes; then PreparationStopped. What it refuses is an
+    error at once, as in `check_hub`, and so is a local disk that is full.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    def get() -> Path:
         return Path(hf_hub_download(repo, filename, repo_type=repo_type))
+
+    def passing(error: Exception) -> str | None:
+        if constants.HF_HUB_OFFLINE or _is_of_the_disk(error):
+            return None
+        with suppress(HubUnreachableError):
+            check_hub(repo, filename, repo_type)
+        return _in_a_line(error)
+
+    try:
+        return tried_again(f"downloading {repo}/{filename}", get, passing)
+    except UserError:
+        raise
     except Exception as error:  # requests, httpx or xet, by the version of huggingface_hub
-        raise HubUnreachableError(f"the download of {repo}/{filename} failed: {error}") from error
+        if constants.HF_HUB_OFFLINE:
+            raise HubUnreachableError("offline mode is on (HF_HUB_OFFLINE)") from error
+        if _is_of_the_disk(error):
+            raise
+        raise PreparationStopped(
+            f"the download of {repo}/{filename} failed, tried several times: {_in_a_line(error)}."
+            " What is prepared is kept, and the same command goes on from there."
+        ) from error
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (*REFUSED, errno.EACCES)
+
+
+def _in_a_line(error: Exception) -> str:
+    """The first line of an error's message; those of the hub have several."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def check_hub(repo: str, filename: str, repo_type: str = "model") -> None:

@@ -58,7 +58,8 @@ def _sample(dataset: TokenDataset) -> str:
     """The first document of the training split, up to the next BOS, cut short and decoded."""
     if not dataset.train.shards:
         return ""
-    ids = dataset.train.shards[0].tokens[:SAMPLE_TOKENS].tolist()
+    first = dataset.train.shards[0]
+    ids = first.read(0, min(SAMPLE_TOKENS, first.num_tokens)).tolist()
     bos = dataset.manifest.bos_id
     end = ids.index(bos, 1) if bos in ids[1:] else len(ids)
     return dataset.tokenizer.decode(ids[:end])

@@ -3,12 +3,13 @@
 A shard of n tokens holds ⌊(n - 1) / T⌋ windows; window i reads tokens i·T … i·T + T, so that every
 input position is used once and its target is the token after it. Sample s of a run (batch t holds
 samples t·B … t·B + B - 1) belongs to epoch ⌊s / windows⌋ and reads the window at which that
-epoch's permutation puts it: a pure function of (data, seed, t).
+epoch's permutation puts it: a pure function of (data, seed, t), and of which batches are skipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from questtrain.data.permutation import permute
 from questtrain.data.shards import Shard
 from questtrain.errors import UserError
+from questtrain.store.patience import read_patiently
 
 
 class Windows:
@@ -31,25 +33,28 @@ class Windows:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1]; UserError for an id
-        beyond the vocabulary."""
+        """Tokens of the windows ``numbers`` (int64 [k]): int64 [k, T + 1].
+
+        UserError for an id beyond the vocabulary and for a shard that is not as it was when it was
+        opened; ReadFailed where a disk fails for long.
+        """
         length = self.sequence_length
-        out = np.empty((len(numbers), length + 1), np.int64)
-        for row, number in enumerate(numbers):
-            shard, start = self._place(int(number))
-            out[row] = shard.tokens[start : start + length + 1]
+        places = self._places(numbers)
+        out = read_patiently(self.shards[0].path, lambda _: _read_rows(places, length + 1))
         limit = self.shards[0].vocab_size
         if limit is not None and out.max(initial=0) >= limit:
             row, column = divmod(int(out.argmax()), length + 1)
-            shard, start = self._place(int(numbers[row]))
+            shard, start = places[row]
             raise shard.beyond_vocabulary(int(out[row, column]), start + column)
         return out
 
-    def _place(self, number: int) -> tuple[Shard, int]:
-        """The shard that holds a window, and the window's first token there."""
-        index = int(np.searchsorted(self.ends, number, side="right"))
-        first = int(self.ends[index - 1]) if index else 0
-        return self.shards[index], (number - first) * self.sequence_length
+    def _places(self, numbers: NDArray[np.int64]) -> list[tuple[Shard, int]]:
+        """For each window the shard that holds it, and its first token there."""
+        indices = np.searchsorted(self.ends, numbers, side="right")
+        firsts = np.concatenate([np.zeros(1, np.int64), self.ends])[indices]
+        starts = (numbers - firsts) * self.sequence_length
+        shards = [self.shards[index] for index in indices.tolist()]
+        return list(zip(shards, starts.tolist(), strict=True))
 
     def require_one(self, what: str) -> None:
         """Raise UserError unless there is at least one window."""
@@ -62,6 +67,20 @@ class Windows:
             )
 
 
+def _read_rows(places: Sequence[tuple[Shard, int]], width: int) -> NDArray[np.int64]:
+    """``width`` tokens from each place (shard, first token) on: int64 [places, width]. The shards
+    are looked at once more after the reads, so that what was changed meanwhile is not taken."""
+    out = np.empty((len(places), width), np.int64)
+    buffers = {dtype: np.empty(width, dtype) for dtype in {shard.dtype for shard, _ in places}}
+    for row, (shard, start) in enumerate(places):
+        buffer = buffers[shard.dtype]
+        shard.read_into(buffer, start)
+        out[row] = buffer
+    for shard in {id(shard): shard for shard, _ in places}.values():
+        shard.require_unchanged()
+    return out
+
+
 class Loader:
     """The training batches of one run; see the module's docstring for their order."""
 
@@ -72,6 +91,16 @@ class Loader:
         self.seed = seed
         self._windows = Windows(shards, sequence_length)
         self._windows.require_one("training")
+        self.skip(())
+
+    def skip(self, numbers: Sequence[int]) -> None:
+        """Leave out the batches of these numbers, in ascending order, and no others: those after
+        them move up."""
+        self._kept_before = [number - index for index, number in enumerate(numbers)]
+
+    def number(self, step: int) -> int:
+        """Which batch ``step`` takes: ``step`` itself where none before it is skipped."""
+        return step + bisect_right(self._kept_before, step)
 
     @property
     def num_windows(self) -> int:
@@ -80,7 +109,7 @@ class Loader:
 
     def epoch(self, step: int) -> int:
         """Epoch, from 0, of the first sample of batch ``step``."""
-        return step * self.batch_size // self.num_windows
+        return self.number(step) * self.batch_size // self.num_windows
 
     def batch(self, step: int, rows: slice = slice(None)) -> NDArray[np.int64]:
         """Rows ``rows`` of the batch at ``step``: int64 [rows, T + 1], inputs and last target.
@@ -88,7 +117,7 @@ class Loader:
         A rank or a micro-batch asks for its rows only; together they are the same batch.
         """
         row_numbers = np.arange(self.batch_size, dtype=np.int64)[rows]
-        samples = row_numbers + step * self.batch_size
+        samples = row_numbers + self.number(step) * self.batch_size
         epoch, position = np.divmod(samples, self.num_windows)
         windows = permute(position, self.num_windows, self.seed, epoch)
         return self._windows.read(windows.astype(np.int64))

@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from questtrain.data.documents import Document, read_documents
 from questtrain.data.encoding import Encoded, encode_documents, read_facts
-from questtrain.data.hub import hub_file
+from questtrain.data.hub import download
 from questtrain.data.parquet_rows import PARQUET_SUFFIX
 from questtrain.data.records import SPLITS, PieceRecord, ShardRecord, Split, counts_path
 from questtrain.data.shards import token_dtype
 from questtrain.data.text_rows import DataFileError, NotUtf8Error, TextField
 from questtrain.data.token_files import read_layout
 from questtrain.data.tokenizer import Tokenizer
-from questtrain.errors import UserError
+from questtrain.errors import PreparationStopped, UserError
 from questtrain.store.files import atomic_write
+from questtrain.store.patience import passing_reason, tried_again
 
 READ_BYTES = 1 << 23
 
@@ -61,8 +62,28 @@ class PieceTask:
 def make_piece(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> PieceRecord:
     """Make the piece's shards and write its record; ``on_tokens`` hears of tokens as they come.
 
-    Raises UserError for bad data, and when the folder cannot be written (a full disk).
+    A file system that fails for a moment lets the piece begin anew, and ``on_tokens`` hears of its
+    tokens again. Raises UserError for bad data, and when the folder cannot be written (a full
+    disk); PreparationStopped where the hub or a file system fails for long.
     """
+    try:
+        return tried_again(
+            f"making {task.name}", lambda: _make_once(task, tokenizer, on_tokens), _passing
+        )
+    except UserError as error:
+        if _passing(error) is None:
+            raise
+        raise PreparationStopped(f"{error}. When that works, the same command goes on.") from error
+
+
+def _passing(error: Exception) -> str | None:
+    """What a file system said, where it may work again soon: the cause of what `_make_once`
+    raises, or the cause of that."""
+    cause = error.__cause__ if isinstance(error, UserError) else None
+    return passing_reason(cause) or passing_reason(cause.__cause__ if cause else None)
+
+
+def _make_once(task: PieceTask, tokenizer: Tokenizer, on_tokens: OnTokens) -> PieceRecord:
     folder = Path(task.folder)
     counts = np.zeros(task.vocab_size, np.int64)
     try:
@@ -123,7 +144,7 @@ def _documents(task: PieceTask, skipped: Counter[str]) -> Iterator[tuple[Split, 
 
 def _all_documents(task: PieceTask, skipped: Counter[str]) -> Iterator[Document]:
     for name in task.files:
-        path = hub_file(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
+        path = download(task.hub_dataset, name, "dataset") if task.hub_dataset else Path(name)
         found = 0
         for document in read_documents(path, TextField(task.text_field)):
             found += 1

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from questtrain.data.piece import OnTokens, PieceTask, make_piece
 from questtrain.data.records import PieceRecord
 from questtrain.data.tokenizer import load_tokenizer
-from questtrain.errors import UserError
+from questtrain.errors import PreparationStopped, UserError
 from questtrain.process import available_cores
 from questtrain.process.start import python_command
 
@@ -38,10 +38,10 @@ class Schedule:
         self._taken = set(done)
         self._tokens = {name: record.train_tokens for name, record in done.items()}  # measured
 
-    def count_needed(self) -> int:
-        """How many pieces are still to be made, as far as is known now."""
+    def needed(self) -> list[PieceTask]:
+        """The pieces that are still to be made, as far as is known now."""
         with self._lock:
-            return len(self._needed())
+            return self._needed()
 
     def next(self) -> PieceTask | None:
         """The next piece to make, or None when no further one is needed as far as is known now."""
@@ -161,6 +161,8 @@ def _make_remotely(
             return PieceRecord.of(message["record"])
         elif "error" in message:
             raise UserError(message["error"])
+        elif "stopped" in message:
+            raise PreparationStopped(message["stopped"])
         else:
             raise RuntimeError(f"a data worker failed on {task.name}:\n{message['crash']}")
     raise UserError(

@@ -48,9 +48,10 @@ from questtrain.data.shards import (
 from questtrain.data.sources import Piece, Source, list_source
 from questtrain.data.tokenizer import Tokenizer
 from questtrain.data.tokenizer_choice import choose_tokenizer
-from questtrain.errors import UserError
+from questtrain.errors import PreparationStopped, ReadFailed, UserError
 from questtrain.process import available_cores
-from questtrain.store.files import atomic_write
+from questtrain.store.files import copy_file
+from questtrain.store.patience import passing_reason
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDatase
 
     ``tokens_needed`` bounds the work for sources that can grow; the others are made whole, so that
     a longer run reads the same data in the same order. ``config.max_tokens`` bounds every source.
-    Returns at once when everything exists. Raises UserError for bad input.
+    Returns at once when everything exists. Raises UserError for bad input, PreparationStopped or
+    ReadFailed where the hub or a file system fails for long: the next call goes on from there.
     """
     _check(config)
     source = list_source(config)
@@ -73,9 +75,15 @@ def prepare(config: DataConfig, tokens_needed: int | None = None) -> TokenDatase
         if not job.is_ready():
             job.make()
         dataset = open_dataset(job.folder, tokens_needed, config.max_tokens)
+    except ReadFailed:
+        raise
     except OSError as error:
+        cannot = f"cannot use data.cache_dir={config.cache_dir}: {error}"
+        if passing_reason(error):
+            again = "When that works, the same command goes on"
+            raise PreparationStopped(f"{cannot}. {again}") from error
         raise UserError(
-            f"cannot use data.cache_dir={config.cache_dir}: {error}. Choose a writable folder with "
+            f"{cannot}. Choose a writable folder with "
             "data.cache_dir=… or the variable QUESTTRAIN_CACHE"
         ) from error
     _check_splits(dataset, config)
@@ -112,8 +120,7 @@ class _Job:
         with exclusive(self.folder):
             copy = self.folder / self.tokenizer_file
             if not copy.exists():
-                with atomic_write(copy) as file:
-                    file.write(self.tokenizer.path.read_bytes())
+                copy_file(self.tokenizer.path, copy)
             done = self._done()
             schedule = Schedule(
                 [self._task(piece) for piece in self.source.pieces],
@@ -121,11 +128,12 @@ class _Job:
                 self.limit,
                 _expected_tokens(self.source.pieces),
             )
-            needed = schedule.count_needed()
+            needed = schedule.needed()
             if needed:
-                self.source.check_reachable()
-                log.info("preparing %d pieces of %s in %s", needed, self.config.name, self.folder)
-                workers = min(self.config.num_workers or available_cores(), needed)
+                self.source.check_reachable(needed[0].files[0])
+                count, name = len(needed), self.config.name
+                log.info("preparing %d pieces of %s in %s", count, name, self.folder)
+                workers = min(self.config.num_workers or available_cores(), count)
                 with _progress(self.config.name, self.limit, done.values()) as bar:
                     make_pieces(schedule, workers, bar.update)
             manifest = self._manifest()

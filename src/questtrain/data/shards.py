@@ -1,14 +1,17 @@
 """Token shards on disk and the data set they form.
 
-A shard is a flat little-endian uint16 or uint32 file of token ids, memory-mapped; every document
-in it is preceded by BOS. Files made elsewhere may have another width and a header.
+A shard is a flat little-endian uint16 or uint32 file of token ids; every document in it is preceded
+by BOS. Files made elsewhere may have another width and a header.
 """
 
 from __future__ import annotations
 
+import errno
+import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,13 @@ from questtrain.data.records import (
     read_counts,
     read_manifest,
 )
+from questtrain.data.token_reads import Stamp, read_at
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.store.files import sha256_of
+from questtrain.store.patience import read_patiently
+
+log = logging.getLogger(__name__)
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -36,20 +43,72 @@ def token_dtype(vocab_size: int) -> str:
 @dataclass(frozen=True)
 class Shard:
     """The first ``num_tokens`` tokens of the token file that ``record`` is of; their ids lie below
-    ``vocab_size``, where that is known."""
+    ``vocab_size``, where that is known.
+
+    The file was as ``stamp`` says when it was opened; ``replaced`` are stamps of files that have
+    stood in its place since and held the same.
+    """
 
     path: Path
     dtype: str
     num_tokens: int
     record: ShardRecord
+    stamp: Stamp
     vocab_size: int | None = None
+    replaced: list[Stamp] = field(default_factory=list, compare=False)
 
-    @cached_property
-    def tokens(self) -> NDArray[Any]:
-        """The tokens, memory-mapped: ``dtype`` [num_tokens]."""
-        offset, shape = self.record.offset, (self.num_tokens,)
-        tokens = np.memmap(self.path, self.dtype, mode="r", offset=offset, shape=shape)
-        return tokens.view(np.ndarray)  # slices of the subclass cost ten times as much
+    def read(self, start: int = 0, count: int | None = None) -> NDArray[Any]:
+        """``count`` tokens (all that follow) from ``start`` on: ``dtype`` [count]. UserError as
+        `require_unchanged`, ReadFailed where the disk fails for long."""
+        tokens = np.empty(self.num_tokens - start if count is None else count, self.dtype)
+
+        def read(path: Path) -> NDArray[Any]:
+            self.read_into(tokens, start)
+            self.require_unchanged()
+            return tokens
+
+        return read_patiently(self.path, read)
+
+    def read_into(self, tokens: NDArray[Any], start: int) -> None:
+        """Fill ``tokens`` (``dtype`` [count]) with those from ``start`` on, once: OSError where the
+        disk fails. What was read counts after `require_unchanged` only."""
+        try:
+            place = self.record.offset + start * tokens.itemsize
+            enough = read_at(self.path, self.stamp, place, tokens)
+        except FileNotFoundError as error:
+            raise self.damaged("it is missing") from error
+        if not enough:
+            self.require_unchanged()
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self.path))  # try it again
+
+    def require_unchanged(self) -> None:
+        """UserError if the file does not hold what its record says any more: it is gone, cut, or
+        was written to. One that was replaced by the same bytes is the same."""
+        now = self._stamp_now()
+        if now in (self.stamp, *self.replaced):
+            return
+        if now.bytes != self.stamp.bytes:
+            was = f"it holds {now.bytes:,} bytes, and held {self.stamp.bytes:,} when it was opened"
+            raise self.damaged(was)
+        log.warning("%s was written to: comparing it with its checksum", self.path)
+        if sha256_of(self.path) != self.record.sha256 or self._stamp_now() != now:
+            raise self.damaged("it was changed after it was opened")
+        self.replaced.append(now)
+
+    def _stamp_now(self) -> Stamp:
+        try:
+            return Stamp.of(self.path)
+        except FileNotFoundError as error:
+            raise self.damaged("it is missing") from error
+
+    def verify(self) -> None:
+        """Read all of it; UserError if it is not what its checksum is of."""
+        if sha256_of(self.path) != self.record.sha256:
+            raise self.damaged("its checksum differs")
+
+    def damaged(self, reason: str) -> UserError:
+        """What to raise for a file that is not what its record says."""
+        return _bad_shard(self.path, Path(self.record.file).is_absolute(), reason)
 
     def beyond_vocabulary(self, token: int, place: int) -> UserError:
         """What to raise for the id ``token`` at ``place``, which no embedding row belongs to."""
@@ -111,8 +170,7 @@ class TokenDataset:
         """Compare every checksum with the manifest; UserError names the first that differs."""
         for record in self.manifest.shards:
             shard = self._shard(record)
-            if sha256_of(shard.path) != record.sha256:
-                raise _bad_shard(shard.path, self.folder, "its checksum differs")
+            shard.verify()
         tokenizer = self.folder / self.manifest.tokenizer["file"]
         if sha256_of(tokenizer) != self.manifest.tokenizer["sha256"]:
             raise UserError(
@@ -128,13 +186,14 @@ class TokenDataset:
         path = self.folder / record.file
         dtype = record.dtype or self.manifest.dtype
         expected = record.offset + record.tokens * np.dtype(dtype).itemsize
+        elsewhere = Path(record.file).is_absolute()
         if not path.is_file():
-            raise _bad_shard(path, self.folder, "it is missing")
-        if (size := path.stat().st_size) != expected:
-            raise _bad_shard(
-                path, self.folder, f"it holds {size:,} bytes, the manifest says {expected:,}"
-            )
-        return Shard(path, dtype, record.tokens, record, self.vocab_size)
+            raise _bad_shard(path, elsewhere, "it is missing")
+        stamp = read_patiently(path, Stamp.of)
+        if stamp.bytes != expected:
+            reason = f"it holds {stamp.bytes:,} bytes, the manifest says {expected:,}"
+            raise _bad_shard(path, elsewhere, reason)
+        return Shard(path, dtype, record.tokens, record, stamp, self.vocab_size)
 
 
 def open_dataset(
@@ -193,9 +252,12 @@ def _cut(shards: Sequence[Shard], max_tokens: int | None) -> tuple[Shard, ...]:
     return tuple(kept)
 
 
-def _bad_shard(path: Path, folder: Path, reason: str) -> UserError:
-    if path.is_relative_to(folder):
-        advice = "delete it and run `questtrain data prepare` again, which makes what is absent"
-    else:
+def _bad_shard(path: Path, elsewhere: bool, reason: str) -> UserError:
+    if elsewhere:
         advice = "restore it, or run `questtrain data prepare` again to take it as it is now"
+    else:
+        advice = (
+            "put it back as it was, or delete it and run `questtrain data prepare` again, which"
+            " makes what is absent"
+        )
     return UserError(f"the token shard {path} is damaged: {reason}. To repair: {advice}")

@@ -81,12 +81,13 @@ class Source:
         """Whether a hash of each document, rather than its file, decides its split."""
         return not any(piece.split == "validation" for piece in self.pieces)
 
-    def check_reachable(self) -> None:
-        """For a hub source: fail within seconds, with advice, if the hub cannot be reached."""
+    def check_reachable(self, file: str) -> None:
+        """For a hub source: fail within seconds, with advice, if the hub cannot be reached for the
+        ``file`` of a piece."""
         if self.hub_dataset is None:
             return
         try:
-            check_hub(self.hub_dataset, self.pieces[0].files[0], "dataset")
+            check_hub(self.hub_dataset, file, "dataset")
         except HubUnreachableError as error:
             raise unreachable(self.hub_dataset, str(error)) from error
 

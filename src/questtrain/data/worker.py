@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from questtrain.data.piece import PieceTask, make_piece
 from questtrain.data.tokenizer import Tokenizer, load_tokenizer
-from questtrain.errors import UserError
+from questtrain.errors import PreparationStopped, UserError
 from questtrain.process.signals import STOP_SIGNALS
 
 
@@ -44,6 +44,8 @@ def _answer(task: PieceTask, tokenizer: Tokenizer, messages: TextIO) -> dict[str
         return {"record": asdict(record)}
     except UserError as error:
         return {"error": str(error)}
+    except PreparationStopped as error:
+        return {"stopped": str(error)}
     except Exception:
         return {"crash": traceback.format_exc()}
 

@@ -37,16 +37,19 @@ PEER_LOST = 75
 
 
 class RankDied(TrainingStopped):
-    """A rank was ended by a signal that nobody sent through the parent, or lost another one."""
+    """A rank, process ``pid``, was ended by a signal that nobody sent through the parent, or lost
+    another one."""
 
-    def __init__(self, rank: int, size: int, code: int) -> None:
+    def __init__(self, rank: int, size: int, pid: int, code: int) -> None:
         how = "lost its connection to another"
         if code < 0:
             how, self.exit_code = f"was killed by {signal.Signals(-code).name}", 128 - code
         if code == -signal.SIGKILL:
             how += ": the machine may be out of memory"
+        where = f"(host {socket.gethostname()}, pid {pid})"
         super().__init__(
-            f"rank {rank} of {size} {how}. The same command continues from the last checkpoint."
+            f"rank {rank} of {size} {where} {how}. The same command continues from the last"
+            " checkpoint."
         )
 
 
@@ -56,10 +59,11 @@ def run_ranks(command: Sequence[str], size: int, task: str) -> int:
     asked = StopRequests()
     with on_stop_signals(asked.note), _ranks(command, size, task) as ranks:
         rank, code = _first_error(ranks, asked)
+        pid = ranks[rank].pid
     if code and asked.urgency > 2:
         return 128 + asked.number
     if code < 0 or code == PEER_LOST:
-        raise RankDied(rank, size, code)
+        raise RankDied(rank, size, pid, code)
     return code
 
 

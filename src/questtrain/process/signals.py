@@ -6,6 +6,7 @@ SIGUSR2 (what clusters send ahead of a time limit or a preemption) all mean: sav
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -13,6 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from questtrain.errors import TrainingStopped
+
+log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -30,6 +35,18 @@ class StopSignal(KeyboardInterrupt):
         self.number = number
         self.exit_code = 128 + number
         self.is_spokesman = os.environ.get("RANK", "0") == "0"
+
+
+class Interrupted(TrainingStopped):
+    """A signal asked the run to stop; what it has done is saved."""
+
+    def __init__(self, signal_number: int, step: int) -> None:
+        super().__init__(
+            f"saved step {step}; the same command continues from here."
+            if step
+            else "no step was made yet; the same command starts again."
+        )
+        self.exit_code = 128 + signal_number
 
 
 @dataclass
@@ -50,6 +67,21 @@ class StopRequests:
         else: a cluster sends its signals to all processes of a job, a parent passes them on, and
         Ctrl-C after SIGTERM must not lose what SIGTERM asked for."""
         return max(1, self.ctrl_c) if self.number else 0
+
+
+class StopAfterStep(StopRequests):
+    """Of a process that looks at them between its steps, and saves the last one."""
+
+    def hear(self, number: int) -> None:
+        """The first signal is for after the current step; a second Ctrl-C raises StopSignal."""
+        asked_before = self.number
+        self.note(number)
+        if self.urgency > 1:
+            raise StopSignal(number, "at once; the steps since the last checkpoint are lost.")
+        if asked_before and number != signal.SIGINT:
+            return
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        log.warning("stopping after this step and saving a checkpoint%s", again)
 
 
 @contextmanager

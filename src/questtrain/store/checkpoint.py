@@ -19,9 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from questtrain.errors import UserError
+from questtrain.errors import ReadFailed, UserError
 from questtrain.store.checkpoint_folders import checkpoint_folders, step_of
-from questtrain.store.files import publish_folder, remove_folder, sha256_of, write_json, writing
+from questtrain.store.files import (
+    publish_folder,
+    remove_folder,
+    sha256_of,
+    write_json,
+    write_patiently,
+)
 from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_json
 
 log = logging.getLogger(__name__)
@@ -41,11 +47,16 @@ class Checkpoint:
     weights_sha256: str
 
     def tensors(self, part: str) -> dict[str, Tensor]:
-        """The tensors of one part: ``model`` or ``optimizer``; UserError where there is none."""
+        """The tensors of one part, ``model``, ``optimizer`` or ``losses``; UserError where there is
+        none."""
         file = self.folder / f"{part}{_TENSORS}"
         if not file.is_file():
             raise UserError(f"checkpoint {self.folder} holds no {file.name}.")
         return load_file(file)
+
+    def has(self, part: str) -> bool:
+        """Whether it was saved with this part, too: not all runs have ``losses``."""
+        return (self.folder / f"{part}{_TENSORS}").is_file()
 
     def load_weights(self, model: nn.Module) -> None:
         """Load the weights in place; UserError if they are not this model's."""
@@ -62,12 +73,14 @@ def save_checkpoint(
     wall_seconds: float,
     keep: int,
     known_intact: Collection[int] = (),
+    keep_at_most: int | None = None,
 ) -> Path:
-    """Write ``parts`` (``model``, ``optimizer``) as they are after ``step`` updates.
+    """Write ``parts`` (``model``, ``optimizer``, …) as they are after ``step`` updates.
 
-    Afterwards, what is older than the ``keep`` newest intact checkpoints is removed; those of the
-    steps ``known_intact`` need not be read for that. WriteFailed, with nothing left of this one,
-    where the disk refuses it.
+    Afterwards, what is older than the ``keep`` newest intact checkpoints is removed, but not the
+    newest intact one of at most the step ``keep_at_most``; those of the steps ``known_intact`` need
+    not be read for that. A file system that fails for a moment is written to again, from the
+    beginning; then, and where the disk refuses it, WriteFailed, with nothing left of this one.
     """
     parent = run / "checkpoints"
     final = parent / f"step_{step:08d}"
@@ -77,21 +90,30 @@ def save_checkpoint(
     for path in parent.glob(".step_*.tmp"):
         shutil.rmtree(path)
     needed = sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
-    try:
-        with writing(final, needed):
-            temporary.mkdir(parents=True)
-            checksums = {}
-            for part, tensors in parts.items():
-                file = temporary / f"{part}{_TENSORS}"
-                _save_tensors(tensors, file)
-                checksums[file.name] = sha256_of(file)
-            state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
-            write_json(temporary / _STATE, state)
+
+    def write() -> None:
+        try:
+            _write_folder(temporary, step, parts, wall_seconds)
             publish_folder(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    _remove_older(run, step, keep, {*known_intact, step})
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    write_patiently(final, write, needed)
+    _remove_older(run, step, keep, {*known_intact, step}, keep_at_most)
     return final
+
+
+def _write_folder(
+    folder: Path, step: int, parts: dict[str, dict[str, Tensor]], wall_seconds: float
+) -> None:
+    folder.mkdir(parents=True)
+    checksums = {}
+    for part, tensors in parts.items():
+        file = folder / f"{part}{_TENSORS}"
+        _save_tensors(tensors, file)
+        checksums[file.name] = sha256_of(file)
+    state = {"step": step, "wall_seconds": wall_seconds, "sha256": checksums}
+    write_json(folder / _STATE, state)
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
@@ -105,15 +127,22 @@ def _save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
         raise OSError(number, os.strerror(number), str(file)) from error
 
 
-def _remove_older(run: Path, step: int, keep: int, known_intact: Collection[int]) -> None:
-    """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one: a
-    damaged one, newer or between them, takes nobody's place."""
+def _remove_older(
+    run: Path, step: int, keep: int, known_intact: Collection[int], at_most: int | None
+) -> None:
+    """Remove what is older than the ``keep`` newest intact checkpoints, of which ``step`` is one,
+    and is not the newest intact one up to the step ``at_most``: a damaged one, newer or between
+    them, takes nobody's place."""
     intact = 0
     for folder in reversed(checkpoint_folders(run)):
-        if intact == keep and step_of(folder) != step:
+        number = step_of(folder)
+        is_sought = at_most is not None and number <= at_most
+        if intact < keep or is_sought:
+            if number in known_intact or _is_intact(folder):
+                intact += 1
+                at_most = None if is_sought else at_most
+        elif number != step:
             remove_folder(folder)
-        elif intact < keep and (step_of(folder) in known_intact or _is_intact(folder)):
-            intact += 1
 
 
 def _is_intact(folder: Path) -> bool:
@@ -191,16 +220,21 @@ def last_good_checkpoint(run: Path) -> str:
         checkpoint = latest_checkpoint(run)
     except UserError:
         return "none that is intact"
+    except ReadFailed:
+        return "not known, because none can be read"
     return "none" if checkpoint is None else f"step {checkpoint.step} ({checkpoint.folder})"
 
 
-def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest intact checkpoint; damaged ones are named and passed over.
+def latest_checkpoint(run: Path, at_most: int | None = None) -> Checkpoint | None:
+    """The newest intact checkpoint, of those up to the step ``at_most``; damaged ones are named and
+    passed over.
 
     None when the run has none at all; UserError when every one is damaged.
     """
     problems = []
     for folder in reversed(checkpoint_folders(run)):
+        if at_most is not None and step_of(folder) > at_most:
+            continue
         try:
             checkpoint = open_checkpoint(folder)
         except UserError as error:

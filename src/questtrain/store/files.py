@@ -10,30 +10,48 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from questtrain.errors import UserError, WriteFailed, nearest
+from questtrain.store.patience import TRANSIENT, patiently, read_patiently
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+T = TypeVar("T")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+REFUSED = (*FULL, errno.EIO, errno.EROFS)
 """What a disk says when it is full, over a quota or a size limit, or failing."""
 
 
 @contextmanager
-def writing(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Around whatever writes ``path``: what the disk refuses (`REFUSED`) is a WriteFailed that
-    names the file, the bytes ``needed`` where they are known, and those that are free. Of nested
-    ones the outermost speaks."""
+def writing(
+    path: Path, needed: int | None = None, refused: Collection[int] = REFUSED
+) -> Iterator[None]:
+    """Around whatever writes ``path``: what the disk refuses (the error numbers ``refused``) is a
+    WriteFailed that names the file, the bytes ``needed`` where they are known, and those that are
+    free. Of nested ones the outermost speaks."""
     try:
         yield
     except OSError as error:
         # numpy's tofile tells of a short write without a number.
         number = errno.ENOSPC if type(error) is OSError and error.errno is None else error.errno
-        if number not in REFUSED:
+        if number is None or number not in refused:
             raise
         raise WriteFailed(number, os.strerror(number), str(path), _room(path, needed)) from error
+
+
+def write_patiently(path: Path, write: Callable[[], T], needed: int | None = None) -> T:
+    """What ``write`` returns, which writes ``path`` whole or leaves nothing of it: again where the
+    file system fails for a moment (`patiently`), then WriteFailed as in `writing`.
+
+    A file is written anew from its beginning and never flushed a second time: after a flush that
+    failed, the next one may succeed without the lost pages (fsync(2), "errors").
+    """
+    with writing(path, needed, {*REFUSED, *TRANSIENT}):
+        return patiently(f"writing {path}", write)
 
 
 def _room(path: Path, needed: int | None) -> str:
@@ -66,16 +84,20 @@ def atomic_write(path: Path, needed: int | None = None) -> Iterator[BinaryIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically: a reader sees the old content or the new, never a part."""
-    data = text.encode()
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    _write_bytes(path, text.encode())
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Copy a small file's content atomically."""
-    data = source.read_bytes()
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    _write_bytes(path, read_patiently(source, Path.read_bytes))
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    def write() -> None:
+        with atomic_write(path, len(data)) as file:
+            file.write(data)
+
+    write_patiently(path, write, len(data))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,8 +143,11 @@ class LineFile:
         self._file = path.open("ab", buffering=0)
 
     def write(self, line: str) -> None:
-        """WriteFailed as in `writing`."""
+        """WriteFailed as in `write_patiently`."""
         data = (line + "\n").encode()
+        write_patiently(self._path, lambda: self._append(data), len(data))
+
+    def _append(self, data: bytes) -> None:
         size = os.fstat(self._file.fileno()).st_size
         try:
             with writing(self._path, len(data)):
@@ -197,7 +222,11 @@ def remove_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content."""
+    """Hex digest of a file's content; ReadFailed where its disk fails for long."""
+    return read_patiently(path, _sha256_of)
+
+
+def _sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 
 from questtrain.config.ranges import shown
 from questtrain.errors import UserError
+from questtrain.store.patience import patiently
 
 Content = TypeVar("Content")
 
@@ -50,7 +51,7 @@ def read_json(path: Path, kind: type[Content], remedy: str = "") -> Content:
     DamagedJson for a file that cannot be read or holds none; FileNotFoundError passes.
     """
     try:
-        return parse_json(path.read_bytes(), kind)
+        return parse_json(patiently(f"reading {path}", path.read_bytes), kind)
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -33,6 +33,10 @@ class _Row:
     expected_masked_fraction: float | None = None
     gradient_alignment: float | None = None
     evaluations: dict[str, float] | None = None
+    rollback: Count | None = None
+    found_at: Count | None = None
+    reason: str | None = None
+    skipped_batches: list[Count] | None = None
 
 
 def read_metric_rows(path: Path) -> list[dict[str, Any]]:

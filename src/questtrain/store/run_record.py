@@ -108,6 +108,8 @@ class RunRecord:
     scale_dtype: str | None = None
     group_size: Size | None = None
     target: str | None = None
+    rollbacks: Number | None = None
+    skipped_batches: Number | None = None
     evaluations: dict[str, float] = field(default_factory=dict)
 
     @property

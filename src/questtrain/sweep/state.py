@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from questtrain.errors import counted
 from questtrain.store.files import last_lines
 from questtrain.store.json_file import DamagedJson
 from questtrain.store.metric_rows import metric_row
@@ -109,8 +110,11 @@ def _failure(job: Job, record: RunRecord | None) -> str | None:
     outcome = read_outcome(job)
     if outcome is not None:
         return (outcome.reason or f"exit code {outcome.exit_code}") if outcome.failed else None
-    diverged = record is not None and record.status == "diverged"
-    return "diverged: the loss became NaN or infinite" if diverged else None
+    if record is None or record.status != "diverged":
+        return None
+    if record.rollbacks:
+        return f"diverged, after {counted(int(record.rollbacks), 'rollback', 'rollbacks')}"
+    return "diverged: the loss became NaN or infinite"
 
 
 def read_record(run_folder: Path) -> RunRecord | None:

@@ -24,9 +24,14 @@ EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 def initial_weights(config: TrainConfig, run: Path, dataset: TokenDataset) -> WeightSource | None:
-    """The source of the first weights, whole and of this model; None for a run that has weights of
-    its own: without ``init_from``, or with a checkpoint already. UserError names what is wrong."""
-    if config.init_from is None or checkpoint_folders(run):
+    """`first_weights`; None, too, for a run that has a checkpoint already."""
+    return None if checkpoint_folders(run) else first_weights(config, dataset)
+
+
+def first_weights(config: TrainConfig, dataset: TokenDataset) -> WeightSource | None:
+    """The source of the first weights, whole and of this model; None for a run without
+    ``init_from``, which makes its own. UserError names what is wrong."""
+    if config.init_from is None:
         return None
     source = weight_source(config.init_from)
     for key, asked, there in shape_differences(config.model, source.model):

@@ -8,17 +8,21 @@ import math
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from tqdm import tqdm
 
-from questtrain.config import LoggerConfig
+from questtrain.config import LoggerConfig, TrainConfig, flops_per_token
+from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import UserError
 from questtrain.store.files import LineFile, write_text, writing
 from questtrain.store.metric_rows import read_metric_rows
+from questtrain.store.rollbacks import Rollback
+from questtrain.train.parallel import World
 
 if TYPE_CHECKING:
     import wandb
@@ -27,13 +31,17 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 
+ROLLBACK = "rollback"
+"""Of the rows of metrics.jsonl that say from where, and why, a run went back: which one, from 1."""
+
 
 class Metrics(AbstractContextManager["Metrics"]):
     """Writes rows to ``metrics.jsonl`` and to the run's logger; on a rank that ``writes`` none, to
     nobody.
 
-    Rows of the file beyond ``start_step`` are dropped, and all of them where a run starts anew. A
-    number that is not finite is written as null: JSON has no other word for it.
+    Rows of the file beyond ``start_step`` are dropped, and all of them where a run starts anew;
+    each of its ``rollbacks`` has a row. A number that is not finite is written as null: JSON has no
+    other word for it.
     """
 
     def __init__(
@@ -43,6 +51,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         config: LoggerConfig,
         resolved: dict[str, Any],
         writes: bool,
+        rollbacks: Sequence[Rollback] = (),
     ) -> None:
         self._file: LineFile | None = None
         self._wandb: wandb.Run | None = None
@@ -54,6 +63,10 @@ class Metrics(AbstractContextManager["Metrics"]):
         self._file = LineFile(path)
         if config.name == "wandb":
             self._wandb = _start_wandb(config, folder, resolved, rows)
+        written = {row.get(ROLLBACK) for row in rows}
+        for number, rollback in enumerate(rollbacks, start=1):
+            if number not in written:
+                self.write(_rollback_row(start_step, number, rollback))
 
     def write(self, row: dict[str, Any]) -> None:
         """WriteFailed where the disk refuses it."""
@@ -68,6 +81,42 @@ class Metrics(AbstractContextManager["Metrics"]):
             self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def training_row(
+    config: TrainConfig,
+    step: int,
+    raw: dict[str, Any],
+    steps_per_second: float,
+    device: torch.device,
+    world: World,
+) -> dict[str, Any]:
+    """The row of update ``step`` (from 1), whose ``raw`` metrics are on the device, which is
+    waited for."""
+    batch_tokens = config.batch_size * config.sequence_length
+    tokens_per_second = steps_per_second * batch_tokens
+    peak = peak_flops(device)
+    flops = flops_per_token(config.model, config.model.vocab_size or 0, config.sequence_length)
+    return {
+        "step": step,
+        "train_loss": float(raw["train_loss"]),
+        "lr": raw["lr"],
+        "grad_norm": float(raw["grad_norm"]),
+        "tokens": step * batch_tokens,
+        "tokens_per_second": round(tokens_per_second, 1),
+        "mfu": None if peak is None else round(flops * tokens_per_second / world.size / peak, 4),
+        "memory_bytes": peak_memory_bytes(device),
+    }
+
+
+def _rollback_row(step: int, number: int, rollback: Rollback) -> dict[str, Any]:
+    return {
+        "step": step,
+        ROLLBACK: number,
+        "found_at": rollback.found_at,
+        "reason": rollback.reason,
+        "skipped_batches": rollback.skipped,
+    }
 
 
 def _start_wandb(

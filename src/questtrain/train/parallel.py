@@ -7,7 +7,8 @@ gives the gradient of the mean; after that every rank computes the same update. 
 There are two groups. Gradients travel through the first (NCCL between GPUs, gloo between CPUs).
 What is agreed (errors, signals, the checkpoint to start from) travels between the hosts' CPUs
 through the second, which waits as long as the preparation of data may take, and which fails at once
-when a process dies. One process makes neither.
+when a process dies. One process makes neither. Who is gone or hangs, the ranks' watch finds
+(`questtrain.train.watching`).
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from questtrain.config import rows_per_process
-from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError
-from questtrain.process.ranks import HAS_PARENT, PEER_LOST
+from questtrain.errors import ErrorOnAnotherRank, ReadFailed, TrainingStopped, UserError
+from questtrain.process.orphans import stop_with_agent
 from questtrain.process.signals import StopSignal
+from questtrain.train.meeting import Meeting, meet
+from questtrain.train.watching import PeerLost, RankEndsAlone, noticing_lost_peers, watching
 
 T = TypeVar("T")
 
@@ -36,23 +39,15 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun, or our own `questtrain.process.ranks`, sets for each process; under srun, see
 docs/cluster.md."""
 
-PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others to start, or for their gradients."""
+SECONDS_TO_NAME = 60.0
+"""How long after a rank's time is over a collective goes on waiting for it: the watch, which knows
+who it is, speaks first."""
 
 PREPARATION = timedelta(days=7)
 """How long a rank waits for rank 0 to tokenize a corpus."""
 
 MESSAGE_BYTES = 64 << 20
 """Gradients are summed in flat pieces of about this size: few messages, little extra memory."""
-
-
-class RankEndsAlone(TrainingStopped):
-    """This rank ends without the others' consent: it is out of memory, or one of them is gone. A
-    collective may be under way."""
-
-
-class PeerLost(RankEndsAlone, ErrorOnAnotherRank):
-    """This rank ends because another one is gone: which, their parent says."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class World:
             return
         for piece in _pieces(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in piece])
-            with _noticing_lost_peers():
+            with noticing_lost_peers():
                 dist.all_reduce(flat)
             _split_into(piece, flat)
 
@@ -104,7 +99,7 @@ class World:
         """Overwrite each tensor with rank 0's, in place."""
         if self.size > 1:
             for tensor in tensors:
-                with _noticing_lost_peers():
+                with noticing_lost_peers():
                     dist.broadcast(tensor, src=0)
 
     def all_reduce_max(self, number: int) -> int:
@@ -112,7 +107,7 @@ class World:
         if self.size == 1:
             return number
         numbers = torch.tensor([number])
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.control)
         return int(numbers)
 
@@ -121,7 +116,7 @@ class World:
         if self.size == 1:
             return value
         values = [value]
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             dist.broadcast_object_list(values, src=0, group=self.control)
         return values[0]
 
@@ -142,7 +137,7 @@ class World:
         codes = torch.zeros(self.size, dtype=torch.int64)
         if error is not None and not isinstance(error, ErrorOnAnotherRank):
             codes[self.rank] = error.exit_code
-        with _noticing_lost_peers():
+        with noticing_lost_peers():
             dist.all_reduce(codes, group=self.control)
         if not codes.any():
             return result[0]
@@ -155,13 +150,15 @@ class World:
 
     def fail_alone(self, work: Callable[[], T]) -> T:
         """What ``work`` returns, which this rank does at a moment of its own: where it has peers, a
-        UserError becomes RankEndsAlone."""
+        UserError or ReadFailed becomes RankEndsAlone, with the same exit code."""
         try:
             return work()
-        except UserError as error:
+        except (UserError, ReadFailed) as error:
             if self.size == 1:
                 raise
-            raise RankEndsAlone(str(error)) from error
+            alone = RankEndsAlone(str(error))
+            alone.exit_code = error.exit_code
+            raise alone from error
 
     def from_rank_0(self, work: Callable[[], T]) -> T:
         """What ``work`` returns on rank 0, which alone does it; it must pickle. See `agree`."""
@@ -201,58 +198,62 @@ def world_from(environment: Mapping[str, str]) -> World:
 
 
 @contextmanager
-def join_world(on_gpus: bool) -> Iterator[World]:
-    """The World of the environment, its groups made and closed again.
+def join_world(on_gpus: bool, patience: float) -> Iterator[World]:
+    """The World of the environment, its groups made and closed again; a rank may be missing for
+    ``patience`` seconds (`questtrain.train.meeting`, `questtrain.train.watching`).
 
     At `RankEndsAlone` a process on a GPU says why and is gone at once: closing the groups would
     wait for the gradients of a dead rank.
     """
     world = world_from(os.environ)
+    stop_with_agent(os.environ)
     if world.size == 1:
         yield world
         return
     if not world.is_first:
         logging.getLogger("questtrain").setLevel(logging.ERROR)
+    meeting = meet(world.rank, world.size, world.local_rank, patience)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
-    except RuntimeError as error:
-        raise TrainingStopped(
-            f"rank {world.rank} of {world.size} did not meet the others at"
-            f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {error}"
-        ) from error
-    try:
-        with _noticing_lost_peers():
-            control = dist.new_group(backend="gloo", timeout=PREPARATION)
-        yield World(world.rank, world.size, world.local_rank, control)
+        with (
+            watching(meeting, world.rank, patience),
+            _groups(world, meeting, on_gpus, patience) as whole,
+        ):
+            yield whole
     except RankEndsAlone as error:
         if on_gpus:
             if not isinstance(error, PeerLost):
                 print(f"stopped: {error}", file=sys.stderr, flush=True)
             os._exit(error.exit_code)
         raise
-    finally:
-        dist.destroy_process_group()
 
 
 @contextmanager
-def _noticing_lost_peers() -> Iterator[None]:
-    """A collective inside the block fails when a rank is gone: this one then ends alone."""
+def _groups(world: World, meeting: Meeting, on_gpus: bool, patience: float) -> Iterator[World]:
+    """The World with its two groups."""
+    backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    timeout = timedelta(seconds=patience + SECONDS_TO_NAME)
+    with noticing_lost_peers():
+        dist.init_process_group(
+            backend, store=meeting.store, rank=world.rank, world_size=world.size, timeout=timeout
+        )
+    closes = True
     try:
-        yield
-    except RuntimeError as error:
-        if HAS_PARENT in os.environ:
-            raise PeerLost(PEER_LOST) from error
-        raise RankEndsAlone(
-            "another process of this run has ended without a word to this one. The same command"
-            " continues from the last checkpoint."
-        ) from error
+        with noticing_lost_peers():
+            control = dist.new_group(backend="gloo", timeout=PREPARATION)
+        yield World(world.rank, world.size, world.local_rank, control)
+    except RankEndsAlone:
+        closes = not on_gpus
+        raise
+    finally:
+        if closes:
+            dist.destroy_process_group()
 
 
 def _exchanged(mine: Tensor, partner: int) -> Tensor:
     """The partner's tensor of the same shape, which gets this rank's."""
     theirs = torch.empty_like(mine)
     both = [dist.P2POp(dist.isend, mine, partner), dist.P2POp(dist.irecv, theirs, partner)]
-    with _noticing_lost_peers():
+    with noticing_lost_peers():
         for work in dist.batch_isend_irecv(both):
             work.wait()
     return theirs

@@ -9,45 +9,41 @@ from typing import Any
 
 import torch
 
-from questtrain.config import TrainConfig, steps
+from questtrain.config import TrainConfig, bits_text, steps
 from questtrain.data import TokenDataset, passes
 from questtrain.data.identity import DataIdentity
 from questtrain.device import device_name, peak_memory_bytes
-from questtrain.store.files import atomic_write, writing
-from questtrain.store.initial_weights import InitialWeights
+from questtrain.store.evaluations import evaluated_columns
+from questtrain.store.files import atomic_write, write_json, writing
+from questtrain.store.initial_weights import read_initial_weights
+from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.revision import git_revision
-from questtrain.store.run_record import RunRecord, Status, identity_columns
+from questtrain.store.rollbacks import read_rollbacks, skipped_batches
+from questtrain.store.run_record import FILE, RunRecord, Status, identity_columns
 from questtrain.version import __version__
 
 
-def build_record(
+def leave_record(
+    folder: Path,
     config: TrainConfig,
     status: Status,
     dataset: TokenDataset,
-    rows: list[dict[str, Any]],
+    step: int,
     wall_seconds: float,
     device: torch.device,
     world_size: int,
-    initial: InitialWeights | None = None,
-    evaluations: dict[str, float] | None = None,
 ) -> RunRecord:
-    """The record of a run that ended; ``rows`` are those of metrics.jsonl.
-
-    ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
-    validation's, ``tokens_per_second`` and ``mfu`` are medians; ``device`` one of ``world_size``;
-    ``initial``: other weights that the run began with, ``evaluations``: columns of its last step's.
-    """
-    logged = [row for row in rows if "train_loss" in row]
-    tail = logged[-max(1, len(logged) // 10) :]
-    return RunRecord(
+    """Write what a run leaves in its folder when it ends after ``step`` updates: the picture, and
+    the record, in which are columns of that step's evaluations; ``device`` is one of
+    ``world_size``."""
+    rows = read_metric_rows(folder / "metrics.jsonl")
+    initial, rollbacks = read_initial_weights(folder), read_rollbacks(folder)
+    record = RunRecord(
         **identity_columns(config),
+        **_found(rows),
         status=status,
         tokenizer=dataset.tokenizer.label,
-        train_loss=statistics.fmean(row["train_loss"] for row in tail) if tail else None,
-        val_loss=next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None),
         wall_seconds=round(wall_seconds, 1),
-        tokens_per_second=_median(logged, "tokens_per_second"),
-        mfu=_median(logged, "mfu"),
         peak_memory_bytes=peak_memory_bytes(device),
         device=device_name(device),
         questtrain_version=__version__,
@@ -58,8 +54,30 @@ def build_record(
         data_tokens=dataset.train.num_tokens,
         epochs=round(epochs(config, dataset), 4),
         init_sha256=None if initial is None else initial.sha256,
-        evaluations=evaluations or {},
+        rollbacks=len(rollbacks),
+        skipped_batches=len(skipped_batches(rollbacks)),
+        evaluations=evaluated_columns(folder, step),
     )
+    title = f"{config.model.name} {bits_text(config)}"
+    draw_loss(rows, title, folder / "figures" / "loss.png", dataset.unigram_entropy)
+    write_json(folder / FILE, record.content)
+    return record
+
+
+def _found(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns that the rows of metrics.jsonl make.
+
+    ``train_loss`` is the mean over the last tenth of the logged steps, ``val_loss`` the last
+    validation's, ``tokens_per_second`` and ``mfu`` are medians.
+    """
+    logged = [row for row in rows if "train_loss" in row]
+    tail = logged[-max(1, len(logged) // 10) :]
+    return {
+        "train_loss": statistics.fmean(row["train_loss"] for row in tail) if tail else None,
+        "val_loss": next((row["val_loss"] for row in reversed(rows) if "val_loss" in row), None),
+        "tokens_per_second": _median(logged, "tokens_per_second"),
+        "mfu": _median(logged, "mfu"),
+    }
 
 
 def epochs(config: TrainConfig, dataset: TokenDataset) -> float:

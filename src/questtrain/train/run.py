@@ -18,10 +18,10 @@ from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.determinism import deterministic_algorithms
 from questtrain.train.initial_weights import initial_weights
 from questtrain.train.machine import check_memory, set_threads
-from questtrain.train.parallel import RankEndsAlone, World, join_world
+from questtrain.train.parallel import World, join_world
 from questtrain.train.record import epochs
 from questtrain.train.run_folder import (
-    advising_on_full_disk,
+    advising_on_disk,
     claim_run,
     run_folder,
     settle_run,
@@ -29,6 +29,7 @@ from questtrain.train.run_folder import (
 from questtrain.train.step import micro_batch_size
 from questtrain.train.task_evaluation import MakeEvaluator, TaskEvaluator
 from questtrain.train.trainer import Trainer
+from questtrain.train.watching import RankEndsAlone
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ def train(
     """Train ``config`` in its run folder; returns the folder and the run record.
 
     ``make_evaluator`` makes what does the ``train.eval_tasks``, if there are any. A run that is
-    already complete is left alone. Several processes whose environment says that
-    they belong together (`questtrain.train.parallel`) train one run. Raises UserError for bad input
-    and TrainingStopped when training ends early: diverged, out of memory, a signal, a full disk.
+    already complete is left alone. Several processes whose environment says that they belong
+    together (`questtrain.train.parallel`) train one run. Raises UserError for bad input and
+    TrainingStopped when it ends early: diverged, out of memory, a signal, a disk full or failing.
     """
     on_gpus = config.device != "cpu" and torch.cuda.is_available()
-    advice = advising_on_full_disk(run_folder(config))
-    with advice, join_world(on_gpus) as world, ExitStack() as claims:
+    advice = advising_on_disk(run_folder(config))
+    with advice, join_world(on_gpus, config.train.rank_timeout) as world, ExitStack() as claims:
         device = world.agree(lambda: _device(config, world))
         folder = world.agree(lambda: _claim(config, world, claims))
         dataset = world.agree_rank_0_first(lambda: _dataset(config, device, world))

@@ -12,18 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from filelock import FileLock, Timeout
 
 from questtrain.config import TrainConfig, is_operational
 from questtrain.config.loading import flatten, read_config
 from questtrain.config.reproducible import DECIDES_BITS
 from questtrain.data import TokenDataset
 from questtrain.data.identity import DataIdentity, read_identity
-from questtrain.errors import UserError, WriteFailed
+from questtrain.data.stamps import require_same_shards
+from questtrain.errors import ReadFailed, UserError, WriteFailed
 from questtrain.store.checkpoint import last_good_checkpoint
 from questtrain.store.checkpoint_folders import checkpoint_folders
-from questtrain.store.files import copy_file, sha256_of, write_text, writing
+from questtrain.store.files import FULL, copy_file, sha256_of, write_text, writing
 from questtrain.store.run_record import RunRecord, read_run_record
+from questtrain.train.claim import LOCK, claimed
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -54,21 +55,13 @@ def claim_run(config: TrainConfig) -> Iterator[Path]:
         raise UserError(f"run folder {folder} cannot be made: {error.strerror}.") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"run folder {folder} is not writable; choose another runs_dir=….")
-    lock = FileLock(folder / ".lock")
+    held = False
     try:
-        with writing(folder / ".lock"):
-            lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(f"another process is training in {folder}.") from error
-    except WriteFailed:
-        raise
-    except OSError as error:
-        raise UserError(f"run folder {folder} is not writable: {error.strerror}.") from error
-    try:
-        yield folder
+        with claimed(folder):
+            held = True
+            yield folder
     finally:
-        lock.release()
-        if [file.name for file in folder.iterdir()] == [".lock"]:
+        if held and [file.name for file in folder.iterdir()] == [LOCK]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -92,6 +85,7 @@ def settle_run(
         _check_same(folder, read_config(path), config, dataset)
     elif config.resume == "must" and not checkpoint_folders(folder):
         raise UserError(f"resume=must, but {folder} holds no run to resume.")
+    require_same_shards(folder, dataset)
     _keep_data(folder, dataset)
     if initial is not None:
         initial.facts(str(config.init_from)).write(folder)
@@ -158,12 +152,12 @@ def _keep_data(folder: Path, dataset: TokenDataset) -> None:
 
 
 @contextmanager
-def advising_on_full_disk(folder: Path) -> Iterator[None]:
-    """Ends a WriteFailed's message with the last good checkpoint and what to do."""
+def advising_on_disk(folder: Path) -> Iterator[None]:
+    """Ends a WriteFailed's or ReadFailed's message with the last good checkpoint and what to do."""
     try:
         yield
-    except WriteFailed as error:
-        raise error.advising(
-            f"Last good checkpoint: {last_good_checkpoint(folder)}."
-            " Make room, and the same command goes on."
-        ) from error
+    except (WriteFailed, ReadFailed) as error:
+        cure = "Make room, and" if error.errno in FULL else "When the file system works again,"
+        last = last_good_checkpoint(folder)
+        advice = f"Last good checkpoint: {last}. {cure} the same command goes on."
+        raise error.advising(advice) from error

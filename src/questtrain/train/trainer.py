@@ -1,16 +1,17 @@
 """The training loop.
 
 Everything a step needs is a pure function of (config, step): its batch and its learning rate. The
-only state is the weights and AdamW's moments, so a resumed run continues exactly.
+only state is the weights and AdamW's moments, so a resumed run continues exactly. A run that goes
+back (`questtrain.train.rollback`) is resumed by the process that it runs in.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,30 +21,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from questtrain.config import TrainConfig, at_step, bits_at, bits_text, flops_per_token, steps
+from questtrain.config import TrainConfig, at_step, bits_at, steps
 from questtrain.config.switch import phase_start, switch_step
 from questtrain.data import Loader, TokenDataset, validation_batches
-from questtrain.device import peak_flops, peak_memory_bytes
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
-from questtrain.process.signals import StopRequests, StopSignal, on_stop_signals
+from questtrain.process.signals import Interrupted, StopAfterStep, on_stop_signals
 from questtrain.quant import learned_scalars
-from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint, save_checkpoint
-from questtrain.store.evaluations import evaluated_columns
-from questtrain.store.files import write_json
-from questtrain.store.initial_weights import read_initial_weights
-from questtrain.store.metric_rows import read_metric_rows
-from questtrain.store.run_record import FILE, RunRecord, Status
+from questtrain.store.checkpoint import last_good_checkpoint, latest_checkpoint
+from questtrain.store.rollbacks import Rollback, read_rollbacks, skipped_batches
+from questtrain.store.run_record import RunRecord, Status
 from questtrain.train.diagnostics import diagnostic_batches, diagnostic_metrics
+from questtrain.train.divergence import Diverged, LossWatch, Trouble
 from questtrain.train.evaluate import validation_loss
 from questtrain.train.initial_weights import load_initial_weights
-from questtrain.train.metrics import Metrics, Progress, StepRate
-from questtrain.train.optimizer import optimizer_tensors, restore_optimizer
+from questtrain.train.metrics import Metrics, Progress, StepRate, training_row
 from questtrain.train.parallel import World
-from questtrain.train.record import build_record, draw_loss
+from questtrain.train.record import leave_record
+from questtrain.train.rollback import CannotGoBack, go_back
+from questtrain.train.saved_state import load_state, save_state
 from questtrain.train.schedule import learning_rate
 from questtrain.train.step import TrainingStep
 from questtrain.train.switch import switched
 from questtrain.train.task_evaluation import COLUMN, TaskEvaluator, evaluated, is_done, is_due
+from questtrain.train.watching import in_a_step
 from questtrain.train.weight_source import WeightSource
 
 log = logging.getLogger(__name__)
@@ -52,18 +52,6 @@ T = TypeVar("T")
 
 CALIBRATION_ROWS = 8
 """Sequences that learned scales are initialised from."""
-
-
-class Interrupted(TrainingStopped):
-    """A signal asked the run to stop; what it has done is saved."""
-
-    def __init__(self, signal_number: int, step: int) -> None:
-        super().__init__(
-            f"saved step {step}; the same command continues from here."
-            if step
-            else "no step was made yet; the same command starts again."
-        )
-        self.exit_code = 128 + signal_number
 
 
 class Trainer:
@@ -93,29 +81,49 @@ class Trainer:
         self.switch_step = switch_step(config)
         if self.switch_step is not None and config.train.backward == "fp8":
             TrainingStep(at_step(config, self.switch_step), device, world)  # refused now, or never
-        self.update = TrainingStep(at_step(config, 0), device, world)
-        self.model = self.update.model
+        self._begin()
         self.step = 0
         self.seconds_before = 0.0
         self.started = time.monotonic()
-        self.asked = StopRequests()
+        self.asked = StopAfterStep()
         self.saved: set[int] = set()  # steps whose checkpoints are known to be intact
-        self._first_bad_step = torch.full((), -1, device=device)
+        self.watch = LossWatch(config.train)
+        self.rollbacks: list[Rollback] = []
+        self._compiled: TrainingStep | None = None  # the one whose first step is made
+
+    def _begin(self) -> None:
+        """The model and its optimizer as they are before the first update."""
+        self.update = TrainingStep(at_step(self.config, 0), self.device, self.world)
+        self.model = self.update.model
 
     def run(self) -> RunRecord:
         """Train to the end and return the run record; raises TrainingStopped."""
-        world = self.world
-        with on_stop_signals(self._on_signal):
+        with on_stop_signals(self.asked.hear):
             self._restore()
-            self._initialise_scales()
-            logger, resolved = self.config.logger, asdict(self.config)
-            with world.agree(
-                lambda: Metrics(self.folder, self.step, logger, resolved, writes=world.is_first)
-            ) as metrics:
-                if self.initial is not None:
+            while (trouble := self._train_until_trouble()) is not None:
+                self._roll_back(trouble)
+            return self.world.from_rank_0(lambda: self._finish("completed"))
+
+    def _train_until_trouble(self) -> Trouble | None:
+        """What ended the training before its last step; None where nothing did."""
+        self._initialise_scales()
+        open_metrics = partial(
+            Metrics,
+            self.folder,
+            self.step,
+            self.config.logger,
+            asdict(self.config),
+            writes=self.world.is_first,
+            rollbacks=self.rollbacks,
+        )
+        try:
+            with self.world.agree(open_metrics) as metrics:
+                if self.initial is not None and self.step == 0:
                     self._validate(metrics)
                 self._train(metrics)
-            return world.from_rank_0(lambda: self._finish("completed"))
+        except Diverged as error:
+            return error.trouble
+        return None
 
     def _train(self, metrics: Metrics) -> None:
         config = self.config
@@ -132,12 +140,18 @@ class Trainer:
                 last = self.step == self.total_steps
                 stop = self._asked_to_stop()
                 if last or self.step % config.log_every == 0:
-                    self._check_finite()
-                    row = self._logged(row, rate.since_last(self.step))
+                    self._check_losses()
+                    row = training_row(
+                        config, self.step, row, rate.since_last(self.step), self.device, self.world
+                    )
+                    row |= self._bits_column()
                     self._write(metrics, row)
                     progress.show(row)
+                elif self.watch.is_full:
+                    self._check_losses()
                 if self.step == self.switch_step:
-                    self._check_finite()
+                    self._check_losses()
+                    self.watch.begin_anew()
                     with rate.paused():
                         self._switch()
                         self._initialise_scales()
@@ -155,11 +169,12 @@ class Trainer:
         config = self.config
         loss = None
         if last or self.step % config.eval_every == 0:
+            self._check_losses()
             loss = self._validate(metrics)
         if config.train.diagnose_every and self.step % config.train.diagnose_every == 0:
             self._write(metrics, self._between_steps(self._diagnose))
         if must_save or self.step % config.checkpoint_every == 0:
-            self._check_finite()
+            self._check_losses()
             if loss is None:
                 self._require_finite_loss()
             self.world.agree(self._save)
@@ -181,7 +196,7 @@ class Trainer:
                 self._write(metrics, {"step": self.step, COLUMN: columns, **self._bits_column()})
             return
         if self.step not in self.saved:
-            self._check_finite()
+            self._check_losses()
             self._require_finite_loss()
             self.world.agree(self._save)
         raise Interrupted(self._asked_to_stop(), self.step)
@@ -218,11 +233,11 @@ class Trainer:
         """One optimizer step on the batch of ``self.step``; returns its raw metrics."""
         config = self.config
         lr = learning_rate(self.step, self.total_steps, config.lr, config.schedule)
-        batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
-        loss, norm = self.update(batch, lr)
-        finite = torch.isfinite(loss) & torch.isfinite(norm)
-        is_first = ~finite & (self._first_bad_step < 0)
-        self._first_bad_step = torch.where(is_first, self.step + 1, self._first_bad_step)
+        with in_a_step() if self._compiled is self.update else nullcontext():
+            batch = self.world.fail_alone(lambda: self.loader.batch(self.step, self.rows))
+            loss, norm = self.update(batch, lr)
+        self._compiled = self.update
+        self.watch.note(loss, norm)
         return {"train_loss": loss, "lr": lr, "grad_norm": norm}
 
     def _switch(self) -> None:
@@ -250,30 +265,11 @@ class Trainer:
         tokens = torch.from_numpy(rows_BT).to(self.device)
         return self.update.eager_loss_of(tokens[:, :-1], tokens[:, 1:])
 
-    def _logged(self, row: dict[str, Any], steps_per_second: float) -> dict[str, Any]:
-        config = self.config
-        batch_tokens = config.batch_size * config.sequence_length
-        tokens_per_second = steps_per_second * batch_tokens
-        per_device = tokens_per_second / self.world.size
-        peak = peak_flops(self.device)
-        flops = flops_per_token(config.model, config.model.vocab_size or 0, config.sequence_length)
-        return {
-            "step": self.step,
-            "train_loss": float(row["train_loss"]),
-            "lr": row["lr"],
-            "grad_norm": float(row["grad_norm"]),
-            "tokens": self.step * batch_tokens,
-            "tokens_per_second": round(tokens_per_second, 1),
-            "mfu": None if peak is None else round(flops * per_device / peak, 4),
-            "memory_bytes": peak_memory_bytes(self.device),
-            **self._bits_column(),
-        }
-
     def _validation_loss(self) -> float:
         """The run has diverged where it is not finite."""
         loss = self._between_steps(self._measure)
         if not math.isfinite(loss):
-            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
+            raise self._useless_weights()
         return loss
 
     def _require_finite_loss(self) -> None:
@@ -284,7 +280,13 @@ class Trainer:
             lambda: float(self._eager_loss(next(validation_batches(validation, 1, length, length))))
         )
         if self.world.all_reduce_max(int(not math.isfinite(loss))):
-            self._diverged(f"the validation loss became NaN or infinite at step {self.step}")
+            raise self._useless_weights()
+
+    def _useless_weights(self) -> Diverged:
+        """The next update's loss would say the same: that trouble is seen here does not change
+        which batches have led to it."""
+        what = f"the validation loss became NaN or infinite at step {self.step}"
+        return Diverged(Trouble(self.step, what))
 
     def _measure(self) -> float:
         config = self.config
@@ -310,10 +312,31 @@ class Trainer:
             **diagnostic_metrics(self.model, self.update.eager_loss_of, tokens),
         }
 
-    def _check_finite(self) -> None:
-        step = int(self._first_bad_step)
-        if step >= 0:
-            self._diverged(f"the loss or its gradient became NaN or infinite at step {step}")
+    def _check_losses(self) -> None:
+        """Diverged where one is of no use, of the updates since the last time."""
+        trouble = self.watch.look(self.step)
+        if self.config.train.on_divergence == "rollback":
+            trouble = self.world.broadcast_object(trouble)
+        if trouble is not None:
+            raise Diverged(trouble)
+
+    def _roll_back(self, trouble: Trouble) -> None:
+        """Become the run that goes on from before ``trouble``; TrainingStopped where it ends."""
+        config, spent = self.config, self._wall_seconds()
+        if config.train.on_divergence == "stop":
+            self._diverged(trouble.what)
+        work = partial(go_back, self.folder, config, self.dataset, self.loader, trouble)
+        try:
+            step, self.initial = self.world.from_rank_0(work)
+        except CannotGoBack as why:
+            self._diverged(f"{trouble.what}, {why}")
+        self.step, self.saved = 0, {saved for saved in self.saved if saved <= step}
+        self.update.optimizer.state.clear()
+        if step == 0 or bits_at(config, step) != self.update.config.bits:
+            self.update.release()
+            self._begin()
+        self._restore()
+        self.seconds_before += spent - self._wall_seconds()  # what is done again takes time again
 
     def _diverged(self, what: str) -> NoReturn:
         if not self.world.is_first:
@@ -326,15 +349,19 @@ class Trainer:
         )
 
     def _restore(self) -> None:
-        checkpoint = self.world.from_rank_0(lambda: latest_checkpoint(self.folder))
+        """The state of the folder: of its last checkpoint, or of the run's start."""
+        checkpoint, self.rollbacks = self.world.from_rank_0(
+            lambda: (latest_checkpoint(self.folder), read_rollbacks(self.folder))
+        )
+        self.loader.skip(skipped_batches(self.rollbacks))
         if checkpoint is None:
+            self.watch.begin_anew()
             if self.initial is not None:
                 self._start_from(self.initial)
             return
         if bits_at(self.config, checkpoint.step) != self.update.config.bits:
             self._switch()
-        checkpoint.load_weights(self.model)
-        restore_optimizer(checkpoint.tensors("optimizer"), self.model, self.update.optimizer)
+        load_state(checkpoint, self.update, self.watch)
         self.saved.add(checkpoint.step)
         self.step, self.seconds_before = checkpoint.step, checkpoint.wall_seconds
         log.info("resuming %s at step %d", self.folder, self.step)
@@ -347,48 +374,16 @@ class Trainer:
         log.info("%s starts with the weights of %s", self.config.name, initial.folder)
 
     def _save(self) -> None:
-        if not self.world.is_first:
-            return
-        parts = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.model, self.update.optimizer),
-        }
-        keep = self.config.train.keep_checkpoints
-        save_checkpoint(self.folder, self.step, parts, self._wall_seconds(), keep, self.saved)
-        self.saved.add(self.step)
+        if self.world.is_first:
+            spent = self._wall_seconds()
+            save_state(self.folder, self.step, self.update, self.watch, spent, self.saved)
+            self.saved.add(self.step)
 
     def _finish(self, status: Status) -> RunRecord:
-        rows = read_metric_rows(self.folder / "metrics.jsonl")
-        record = build_record(
-            self.config,
-            status,
-            self.dataset,
-            rows,
-            self._wall_seconds(),
-            self.device,
-            self.world.size,
-            read_initial_weights(self.folder),
-            evaluated_columns(self.folder, self.step),
+        spent, size = self._wall_seconds(), self.world.size
+        return leave_record(
+            self.folder, self.config, status, self.dataset, self.step, spent, self.device, size
         )
-        draw_loss(
-            rows,
-            f"{self.config.model.name} {bits_text(self.config)}",
-            self.folder / "figures" / "loss.png",
-            self.dataset.unigram_entropy,
-        )
-        write_json(self.folder / FILE, record.content)
-        return record
 
     def _wall_seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
-
-    def _on_signal(self, number: int) -> None:
-        """The first signal ends the run after the current step; a second Ctrl-C at once."""
-        asked_before = self.asked.number
-        self.asked.note(number)
-        if self.asked.urgency > 1:
-            raise StopSignal(number, "at once; the steps since the last checkpoint are lost.")
-        if asked_before and number != signal.SIGINT:
-            return
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        log.warning("stopping after this step and saving a checkpoint%s", again)
