@@ -141,6 +141,29 @@ def host_memory_bytes() -> int:
     return min([machine, *control_group_limits()])
 
 
+STATM = Path("/proc/self/statm")
+"""Linux's word for how many pages of memory this process has; the second number is of those that
+are there."""
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What this process may still take of the device's memory; on a CPU what it may have in all
+    (`host_memory_bytes`) without what it has. Never below 0."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, host_memory_bytes() - _resident_bytes())
+
+
+def _resident_bytes() -> int:
+    """Memory that the process has now; where the system does not say, the most that it had."""
+    try:
+        pages = int(STATM.read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes(torch.device("cpu"))
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def control_group_limits(
     groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> Iterator[int]:

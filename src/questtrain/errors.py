@@ -80,10 +80,15 @@ def counted(number: int, one: str, more: str) -> str:
     return f"{number:,} {one if number == 1 else more}"
 
 
+NEAR = 0.51
+"""Of difflib's likeness, from 0 to 1: half of the letters in the same order (``frob`` and ``info``)
+is none, more than that (``fp16`` and ``float16``) is one."""
+
+
 def nearest(value: str, choices: Iterable[str]) -> str | None:
     """The choice closest to ``value``, or None when nothing comes close."""
     by_lower = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=NEAR)
     return by_lower[matches[0]] if matches else None
 
 

@@ -11,6 +11,9 @@ from questtrain.bench.layer import block as bench_block
 from questtrain.bench.layer.bf16_block import Bf16Block
 from questtrain.bench.layer.block import BlockBenchmark
 from questtrain.bench.layer.random_tensors import Format
+from questtrain.bench.settings import ServeLoadConfig
+from questtrain.cli import bench
+from questtrain.cli.arguments import Arguments, own_config
 from questtrain.cli.main import main
 from questtrain.config import ModelConfig
 from questtrain.kernels import cpu_library
@@ -343,3 +346,19 @@ def test_help_names_every_setting(capsys, action):
     page = capsys.readouterr().out
     assert all(f"\n  {name} " in page for name in names)
     assert max(map(len, page.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    ("serves", "model", "line"),
+    [
+        (True, "nano", "on a CPU its own kernels are measured (avx2)"),
+        (True, "800M", "on a CPU its own kernels are measured (avx2); models=nano is quick"),
+        (False, "nano", "on a CPU without its kernels the plain torch reference is measured"),
+    ],
+)
+def test_what_a_cpu_measures_is_said(serves, model, line, monkeypatch):
+    monkeypatch.setattr(cpu_library, "serves", lambda: serves)
+    monkeypatch.setattr(cpu_library, "serving_path", lambda: "avx2")
+    words = Arguments(overrides=[f"models={model}"])
+    config = own_config(words, "bench_serve", ServeLoadConfig)
+    assert bench._of_cpu("serve", config) == line

@@ -203,7 +203,7 @@ def test_servers_of_random_models(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("QUESTTRAIN_API_KEY", "secret")  # not of servers of ours
     output = tmp_path / "serve.json"
     words = "models=nano layers=1 vocab_size=64 clients=2 rate=20 prompt_tokens=6 output_tokens=5"
-    quick = "seconds=0.5 rounds=1 compile=false device=cpu"
+    quick = "seconds=0.5 rounds=1 device=cpu"
     assert main(["bench", "serve", *words.split(), *quick.split(), f"output={output}"]) == 0
     record = json.loads(output.read_text())
     assert record["complete"]
@@ -244,3 +244,18 @@ def test_a_server_that_cannot_start_says_why(tmp_path):
         running_server(without_key, run, tmp_path / "log"),
     ):
         pass
+
+
+@pytest.mark.parametrize("setting", ["models=nano", "bits=w4a4", "vocab_size=64", "layers=1"])
+def test_a_run_has_its_own_shape(setting, capsys):
+    assert main(["bench", "serve", "run=runs/first", setting, "device=cpu"]) == 2
+    assert f"run= or {setting.partition('=')[0]}=, not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("asked", "on_cpu"), [("null", False), ("true", True), ("false", False)])
+def test_blocks_are_compiled_on_a_cpu_where_that_is_asked_for(tmp_path, asked, on_cpu):
+    words = ["models=nano", f"compile={asked}", "device=cpu"]
+    config = own_config(Arguments(overrides=words), "bench_serve", ServeLoadConfig)
+    served, of_nano = served_cases(config).server, served_cases(config).models["nano"]["bf16"]
+    load = bench._load("bf16", of_nano, served, config, tmp_path, torch.device("cpu"))
+    assert load.compile is on_cpu

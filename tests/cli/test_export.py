@@ -89,7 +89,7 @@ def test_a_format_whose_package_is_missing_says_so(monkeypatch):
     monkeypatch.setattr("questtrain.inference.export.find_spec", lambda name: None)
     for name, entry in EXPORT_FORMATS.items():
         if entry.needs:
-            with pytest.raises(UserError, match=r"pip install 'questtrain\[export\]'"):
+            with pytest.raises(UserError, match=r"pip install '\.\[export\]'"):
                 export_format(name)
 
 

@@ -29,6 +29,7 @@ BAD_INPUT = [
     (["batch_size=7.5"], ["batch_size=7.5 must be a whole number"]),
     (["bits"], ["'bits' is not a setting", "key=value"]),
     ([""], ["'' is not a setting"]),
+    (["bits"], ["such as bits=w4a4."]),
     (["--model=30M"], ["unknown option '--model=30M'", "key=value"]),
     (["--cfg", "hydra"], ["--cfg hydra is not known"]),
     (["quant.skip=[a"], ["cannot read the setting 'quant.skip=[a'"]),
@@ -146,3 +147,28 @@ def test_a_size_of_ones_own(tmp_path, capsys):
     assert (mine.model.num_layers, mine.lr) == (3, 2e-3)
     assert main(["train", "--config-dir", str(tmp_path), "model=6M", "--cfg", "job"]) == 2
     assert "3M, 5M, 7M, 17M, 30M" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "serve", "generate", "export", "diagnose"])
+def test_the_folder_of_a_run_belongs_behind_run(command, tmp_path, monkeypatch, capsys):
+    """And the example of any other word is one that the command takes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "config.yaml").touch()
+    assert main([command, "first"]) == 2
+    assert (
+        "'first' is not a setting but a run's folder: write run=first." in capsys.readouterr().err
+    )
+    assert main([command, "second"]) == 2
+    error = capsys.readouterr().err
+    assert "'second' is not a setting: write key=value, such as run=runs/first." in error
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"), [("frob", None), ("evl", "eval"), ("benhc", "bench")]
+)
+def test_only_what_is_near_is_suggested(command, meant, capsys):
+    assert main([command]) == 2
+    error = capsys.readouterr().err
+    assert (f"Did you mean {meant!r}?" in error) == (meant is not None)
+    assert ("Did you mean" in error) == (meant is not None)

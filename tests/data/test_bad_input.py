@@ -26,6 +26,11 @@ def test_no_files_match(tmp_path: Path, make_config) -> None:
         prepare(make_config(files=[f"{tmp_path}/*.jsonl"]))
     with pytest.raises(UserError, match=r"is a folder; write .*/\*\*/\*\.txt"):
         prepare(make_config(files=[str(tmp_path)]))
+    (tmp_path / "deep").mkdir()
+    for name in ("a.md", "deep/b.md", "c.jsonl.gz", "d.png", "e.png", "f.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=r"is a folder; write .*/\*\*/\*\.md"):
+        prepare(make_config(files=[str(tmp_path)]))
 
 
 def test_unknown_suffix(tmp_path: Path, make_config) -> None:
@@ -77,6 +82,8 @@ def test_not_utf8_in_a_row(tmp_path: Path, make_config) -> None:
     ("line", "message"),
     [
         ('{"text": "cut o', r"bad\.jsonl, line 3: damaged JSON"),
+        ('{"text": 1\n', r"line 3: damaged JSON \(Expecting ',' delimiter at column 11\)"),
+        ('{"text" 1}\n', r"line 3: damaged JSON \(Expecting ':' delimiter at column 9\)"),
         ('{"content": "x", "id": 1}', r"line 3: no field 'text'; choose .* from content, id"),
         ('{"text": 5}', r"line 3: the field 'text' holds int, not text"),
         ('"just a string"', r"line 3: expected an object with the field 'text', found str"),

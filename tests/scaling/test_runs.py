@@ -44,6 +44,23 @@ def test_a_switch_in_a_table(tmp_path):
         read_runs([str(tmp_path / "t.csv")])
 
 
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [
+        ([], "stopped at step 60, or still training; the same command begins anew: nothing is"),
+        ([40, 69], "stopped at step 69, or still training; the same command goes on from step 69"),
+        ([40], "stopped at step 60, or still training; the same command goes on from step 40"),
+    ],
+)
+def test_an_unfinished_run_goes_on_from_its_checkpoint(tmp_path, saved, words):
+    started = make(tmp_path / "started")
+    (started / "metrics.jsonl").write_text('{"step": 60, "train_loss": 5.5}\n')
+    for step in saved:
+        (started / "checkpoints" / f"step_{step:08d}").mkdir(parents=True)
+    (run,) = read_runs([str(started)])
+    assert (run.status, run.problem.startswith(words)) == ("unfinished", True)
+
+
 def test_runs_in_every_state_are_rows(tmp_path):
     make(tmp_path / "a-done", RECORD)
     make(tmp_path / "b-diverged", RECORD | {"status": "diverged", "val_loss": None})

@@ -19,6 +19,7 @@ from questtrain.store.files import (
     atomic_write,
     copy_file,
     folder_to_publish,
+    no_such_folder,
     output_for,
     publish_folder,
     remove_folder,
@@ -205,3 +206,13 @@ def test_a_hidden_folder_goes_once_its_process_is_killed(tmp_path: Path) -> None
     with folder_to_publish(final):
         pass
     assert sorted(final.parent.iterdir()) == sorted({*kept, final} - {other.parent})
+
+
+def test_a_file_in_a_folders_place_is_said_to_be_one(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "rns.txt").touch()
+    said = {
+        name: str(no_such_folder(f"run={name}", tmp_path / name)) for name in ("rns.txt", "rns")
+    }
+    assert said["rns.txt"] == "run=rns.txt: that is a file, where a folder belongs."
+    assert said["rns"].startswith("run=rns: there is no such folder. Did you mean ")

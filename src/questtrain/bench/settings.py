@@ -25,7 +25,7 @@ class BenchConfig:
 
     models: Annotated[list[str], "any of the model sizes, and 7B"]
     rounds: Annotated[int, Interval(SIZE), "samples a case; all cases take turns"]
-    device: Annotated[str, DEVICE, "what it runs on; a CPU runs the plain torch reference"]
+    device: Annotated[str, DEVICE, "what it runs on"]
     output: Annotated[str | None, "the JSON file; null writes none"]
 
 
@@ -99,7 +99,9 @@ class ServeLoadConfig(InferenceConfig):
     temperature: Annotated[float, Interval("[0, 2]"), "0: the most likely token"]
     seconds: Annotated[float, Interval("(0, 3600]"), "a window lasts, after all have warmed up"]
     seed: Annotated[int, Interval(SEED), "of prompts and arrivals"]
-    compile: Annotated[bool, "of BF16 blocks"]
+    compile: Annotated[
+        bool | None, "of BF16 blocks; null: on a GPU (on a CPU it takes minutes a server)"
+    ]
 
 
 @dataclass

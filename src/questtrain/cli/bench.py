@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +27,7 @@ from questtrain.cli.bench_models import (
     training_cases,
 )
 from questtrain.cli.help_page import own_settings
+from questtrain.cli.hydra_config import given_values
 from questtrain.cli.output import print_json
 from questtrain.config.ranges import Choices, Text, rules_of
 from questtrain.errors import UserError, unknown
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     import torch
 
     from questtrain.bench.results import Results
+
+OF_RANDOM_MODELS = ("models", "bits", "vocab_size", "layers")
+"""Settings of `bench serve` that say what a run says itself."""
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +101,7 @@ ACTIONS = {
         (
             "models=[7B,800M] clients=[1,16,64]",
             "run=runs/first clients=8 rate=4",
-            "models=nano clients=[1,4] seconds=2 output_tokens=16 compile=false",
+            "models=nano clients=[1,4] seconds=2 output_tokens=16",
         ),
     ),
     "train": Action(
@@ -133,6 +137,7 @@ def main(words: Sequence[str]) -> int:
     config = own_config(arguments, f"bench_{name}", action.config)
     if config is None:
         return 0
+    _check_run_alone(config, given_values(arguments.overrides))
     models = action.models(config)
     _check_lists(config)
     module, function = action.measure
@@ -148,6 +153,18 @@ def main(words: Sequence[str]) -> int:
     results.finish()
     _show(results, arguments.json)
     return 0
+
+
+def _check_run_alone(config: BenchConfig, given: Mapping[str, str]) -> None:
+    """UserError for a shape beside a run, which has its own."""
+    if not isinstance(config, ServeLoadConfig) or config.run is None:
+        return
+    for name in OF_RANDOM_MODELS:
+        if name in given:
+            raise UserError(
+                f"run= or {name}=, not both: run={config.run} has its own model, bits and"
+                " vocabulary."
+            )
 
 
 def _check_lists(config: BenchConfig) -> None:
@@ -168,12 +185,25 @@ def _start(name: str, words: Sequence[str], config: BenchConfig) -> tuple[Result
 
     device = choose_device(config.device)
     if device.type == "cpu":
-        log.warning(
-            "on a CPU the plain torch reference is measured, not the kernels; models=nano is quick"
-        )
+        log.warning("%s", _of_cpu(name, config))
     command = shlex.join(["questtrain", "bench", *words])
     output = None if config.output is None else Path(config.output).expanduser()
     return Results(name, environment(device, command), asdict(config), output), device
+
+
+def _of_cpu(name: str, config: BenchConfig) -> str:
+    """What is measured on a CPU, and which model would be quick."""
+    from questtrain.kernels import cpu_library
+
+    if name == "train":
+        measured = "on a CPU plain torch is measured: the kernels of training are for GPUs"
+    elif cpu_library.serves():
+        measured = f"on a CPU its own kernels are measured ({cpu_library.serving_path()})"
+    else:
+        measured = "on a CPU without its kernels the plain torch reference is measured"
+    has_run = isinstance(config, ServeLoadConfig) and config.run is not None
+    is_quick = has_run or set(config.models) == {"nano"}
+    return measured if is_quick else f"{measured}; models=nano is quick"
 
 
 def _show(results: Results, as_json: bool) -> None:

@@ -21,6 +21,10 @@ from questtrain.errors import UserError, suggestion, unknown
 
 ADDED_GROUPS = ("launcher",)
 """Groups that a command adds to its own settings, with Hydra's ``+``."""
+
+EXAMPLES = {"bits": "w4a4", "run": "runs/first"}
+"""Of settings, for messages: the first that a command has is shown."""
+
 HUGE_NUMBER = re.compile(r"[+-]?[\d_]{1000,}")
 """More digits than Python reads."""
 
@@ -110,7 +114,7 @@ def hydra_override(override: str, names: Sequence[str], config_dir: str | None =
         )
     sign, key, separator, value = _taken_apart(override)
     if not (separator or sign == "~"):
-        raise UserError(f"{override!r} is not a setting: write key=value, such as bits=w4a4.")
+        raise _no_setting(override, names)
     if sign == "+" and key in ADDED_GROUPS:
         return override
     groups = GROUPS if "model.name" in names else ()  # other commands have none
@@ -126,6 +130,16 @@ def hydra_override(override: str, names: Sequence[str], config_dir: str | None =
     if key in groups and separator:
         _check_choice(key, value, config_dir)
     return _literal(f"++{override}" if not sign and "." in key else override)
+
+
+def _no_setting(word: str, names: Sequence[str]) -> UserError:
+    """What to raise for a word without ``=``: the folder of a run belongs behind ``run=``, where
+    there is that setting."""
+    if "run" in names and word and (Path(word).expanduser() / "config.yaml").is_file():
+        return UserError(f"{word!r} is not a setting but a run's folder: write run={word}.")
+    example = next((f"{key}={value}" for key, value in EXAMPLES.items() if key in names), None)
+    such_as = f", such as {example}" if example else ""
+    return UserError(f"{word!r} is not a setting: write key=value{such_as}.")
 
 
 def _taken_apart(override: str) -> tuple[str, str, str, str]:

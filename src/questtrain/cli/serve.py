@@ -63,5 +63,6 @@ def check_packages(command: str = "serve", more: Sequence[str] = ()) -> None:
     missing = [name for name in (*PACKAGES, *more) if find_spec(name) is None]
     if missing:
         raise UserError(
-            f"questtrain {command} needs {', '.join(missing)}: pip install 'questtrain[serve]'"
+            f"questtrain {command} needs {', '.join(missing)}: pip install '.[serve]' in the"
+            " folder of questtrain's sources."
         )

@@ -65,6 +65,17 @@ def check_suffix(path: Path) -> None:
         )
 
 
+def suffix_of(path: Path) -> str | None:
+    """How the name of a file ends that `read_documents` knows, ``.jsonl.gz`` whole; None for
+    another kind."""
+    name = path.name.lower()
+    rows = (*JSON_SUFFIXES, PARQUET_SUFFIX, ARROW_SUFFIX)
+    endings = [suffix for suffix in rows if name.endswith(suffix)]
+    if endings:
+        return path.name[-len(max(endings, key=len)) :]
+    return path.suffix if is_plain(path) else None
+
+
 def _rows_reader(path: Path) -> RowsReader | None:
     name = path.name.lower()
     return next((rows for suffix, rows in ROWS.items() if name.endswith(suffix)), None)

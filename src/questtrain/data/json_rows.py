@@ -125,9 +125,9 @@ def _parse(text: str, place: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
+        column = min(error.pos, len(text.rstrip())) + 1  # the end of the line is no next line here
         raise DataFileError(
-            f"{place}: damaged JSON ({error.msg} at column {error.colno}). Repair or remove that "
-            "line"
+            f"{place}: damaged JSON ({error.msg} at column {column}). Repair or remove that line"
         ) from error
     except RecursionError as error:
         raise _too_deep(place) from error

@@ -10,15 +10,17 @@ import glob
 import os
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from questtrain.config.ranges import Text
 from questtrain.config.schema import DataConfig
-from questtrain.data.documents import CODE_SUFFIXES, check_suffix
+from questtrain.data.documents import CODE_SUFFIXES, check_suffix, suffix_of
 from questtrain.data.hub import HubUnreachableError, check_hub
 from questtrain.data.records import Split, json_sha256
 from questtrain.data.text_rows import DataFileError
@@ -36,6 +38,8 @@ C4_FILES = {
     "realnewslike": (512, 1),
 }
 C4_FILE_BYTES = 320 << 20
+LOOKED_AT = 10_000
+"""Files of a folder that are looked at for advice."""
 
 
 @dataclass(frozen=True)
@@ -230,13 +234,21 @@ def expand(patterns: Sequence[str], key: str) -> list[Path]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            raise UserError(f"{key}: {pattern} is a folder; write {pattern.rstrip('/')}/**/*.txt")
+            some = f"{pattern.rstrip('/')}/**/*{_usual_suffix(path)}"
+            raise UserError(f"{key}: {pattern} is a folder; write {some}")
         matches = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
         files = [match.absolute() for match in matches if match.is_file()]
         if not files:
             raise UserError(f"{key}: no file matches {pattern!r} (searched from {Path.cwd()})")
         found.update(files)
     return sorted(found)
+
+
+def _usual_suffix(folder: Path) -> str:
+    """How most names of documents end in a folder, of the first `LOOKED_AT` that it has."""
+    files = (path for path in islice(folder.rglob("*"), LOOKED_AT) if path.is_file())
+    counts = Counter(suffix for suffix in map(suffix_of, files) if suffix is not None)
+    return max(counts, key=lambda suffix: (counts[suffix], suffix), default=".txt")
 
 
 def _check_not_empty(files: Sequence[Path]) -> None:

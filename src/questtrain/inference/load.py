@@ -24,9 +24,9 @@ from questtrain.quant import QuantLinear
 from questtrain.store.checkpoint import (
     checkpoint_at,
     checkpoint_folder,
-    checkpoint_folders,
     latest_checkpoint,
 )
+from questtrain.store.checkpoint_folders import checkpoint_folders
 from questtrain.store.files import no_such_folder
 
 

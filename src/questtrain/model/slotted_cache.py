@@ -30,7 +30,7 @@ class SlottedCache:
     """
 
     def __init__(self, config: ModelConfig, slots: int, capacity: int, like: Tensor) -> None:
-        capacity = -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
+        capacity = _whole(capacity)
         shape = (slots, num_kv_heads(config), capacity, head_dim(config))
         # Each in memory of its own: what is written to through views of one tensor is that whole
         # tensor to torch.compile.
@@ -54,6 +54,19 @@ class SlottedCache:
         """The slot that ``slot_1``, int64 ``[1]``, says on the device, for a prompt's first
         tokens."""
         return BeginningSlot(self, slot_1)
+
+
+def slotted_cache_bytes(config: ModelConfig, slots: int, capacity: int, item: int) -> int:
+    """What a `SlottedCache` takes whose numbers have ``item`` bytes: keys and values, and cos and
+    sin in fp32."""
+    places = _whole(capacity)
+    of_place = 2 * config.num_layers * num_kv_heads(config) * head_dim(config) * item
+    return places * (slots * of_place + 2 * head_dim(config) * torch.float32.itemsize)
+
+
+def _whole(capacity: int) -> int:
+    """The number of places for so many tokens."""
+    return -(-capacity // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
 
 
 class DecodingSlots:

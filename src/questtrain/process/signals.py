@@ -31,9 +31,7 @@ class StopSignal(KeyboardInterrupt):
 
     def __init__(self, number: int, text: str | None = None) -> None:
         name = signal.Signals(number).name
-        super().__init__(
-            text or f"{name}; nothing half-written is left, the same command starts again."
-        )
+        super().__init__(text or f"{name}; the same command starts again.")
         self.number = number
         self.exit_code = 128 + number
         self.is_spokesman = os.environ.get("RANK", "0") == "0"

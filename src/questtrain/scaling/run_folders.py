@@ -27,7 +27,9 @@ def _runs_at(folder: Path, nested: bool) -> list[Path]:
     if not folder.exists():
         raise no_such_folder(str(folder), folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is a file: name run folders, or a folder of runs.")
+        raise UserError(
+            f"{folder} is a file: name run folders, a folder of runs, or a table (.csv, .jsonl)."
+        )
     if nested:
         inside = _runs_below(folder)
     elif is_run(folder):

@@ -15,6 +15,7 @@ from questtrain.config.loading import read_config
 from questtrain.errors import UserError, suggestion
 from questtrain.scaling.precision import label_of, precision_label
 from questtrain.scaling.run_folders import find_runs
+from questtrain.store.checkpoint_folders import checkpoint_folders, step_of
 from questtrain.store.json_file import DamagedJson
 from questtrain.store.metric_rows import read_metric_rows
 from questtrain.store.run_record import identity_columns, read_run_record
@@ -139,7 +140,10 @@ def _unfinished(folder: Path) -> Run:
     for column in ("train_loss", "val_loss"):
         columns[column] = next((row[column] for row in reversed(rows) if column in row), None)
     step = max((row["step"] for row in rows), default=0)
-    problem = f"stopped at step {step:,}, or still training; the same command goes on"
+    saved = [step_of(checkpoint) for checkpoint in checkpoint_folders(folder)]
+    goes_on = f"goes on from step {saved[-1]:,}" if saved else "begins anew: nothing is saved yet"
+    step = max(step, *saved, 0)
+    problem = f"stopped at step {step:,}, or still training; the same command {goes_on}"
     return Run(config.name or folder.name, "unfinished", columns, str(folder), folder, problem)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from questtrain.errors import ReadFailed, UserError
+from questtrain.store.checkpoint_folders import checkpoint_folders, step_of
 from questtrain.store.files import (
     publish_folder,
     remove_folder,
@@ -31,7 +32,6 @@ from questtrain.store.json_file import Count, DamagedJson, NotNegative, read_jso
 
 log = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d{8,})")
 _STATE = "checkpoint.json"
 _TENSORS = ".safetensors"
 
@@ -151,20 +151,6 @@ def _is_intact(folder: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def checkpoint_folders(run: Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest first, verified or not."""
-    parent = run / "checkpoints"
-    if not parent.is_dir():
-        return []
-    folders = [path for path in parent.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(folders, key=step_of)
-
-
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint folder's name."""
-    return int(folder.name.removeprefix("step_"))
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -242,7 +242,9 @@ def sha256_of_hashes(hashes: Mapping[str, str]) -> str:
 
 def no_such_folder(what: str, folder: Path) -> UserError:
     """What to raise for a folder that is not there: ``what`` was asked for, and the sibling of
-    the nearest name."""
+    the nearest name. A file in its place is said to be one."""
+    if folder.exists():
+        return UserError(f"{what}: that is a file, where a folder belongs.")
     parent = folder.parent
     names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     close = nearest(folder.name, names)

@@ -17,7 +17,8 @@ from questtrain.data import TokenDataset, prepare
 from questtrain.device import choose_device, device_name
 from questtrain.errors import UserError
 from questtrain.model import Llama
-from questtrain.store.checkpoint import checkpoint_at, checkpoint_folders, step_of
+from questtrain.store.checkpoint import checkpoint_at
+from questtrain.store.checkpoint_folders import checkpoint_folders, step_of
 from questtrain.store.files import no_such_folder, write_json
 from questtrain.store.run_record import HEAD_COLUMNS, identity_columns
 from questtrain.train.diagnostics import (

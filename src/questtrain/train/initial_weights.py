@@ -15,7 +15,7 @@ from questtrain.data import TokenDataset, load_tokenizer
 from questtrain.errors import UserError
 from questtrain.model import Llama
 from questtrain.model.meta import without_numbers
-from questtrain.store.checkpoint import checkpoint_folders
+from questtrain.store.checkpoint_folders import checkpoint_folders
 from questtrain.train.weight_source import FLOATS, WeightSource, tokenizer_of, weight_source
 
 log = logging.getLogger(__name__)

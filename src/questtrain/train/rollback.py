@@ -16,7 +16,8 @@ from questtrain.config import LoopConfig, TrainConfig
 from questtrain.config.switch import switch_step
 from questtrain.data import Loader, TokenDataset
 from questtrain.errors import TrainingStopped, UserError, counted
-from questtrain.store.checkpoint import checkpoint_folders, latest_checkpoint, step_of
+from questtrain.store.checkpoint import latest_checkpoint
+from questtrain.store.checkpoint_folders import checkpoint_folders, step_of
 from questtrain.store.files import remove_folder
 from questtrain.store.initial_weights import read_initial_weights
 from questtrain.store.rollbacks import Rollback, read_rollbacks, write_rollbacks

@@ -20,7 +20,8 @@ from questtrain.data import TokenDataset
 from questtrain.data.identity import DataIdentity, read_identity
 from questtrain.data.stamps import require_same_shards
 from questtrain.errors import ReadFailed, UserError, WriteFailed
-from questtrain.store.checkpoint import checkpoint_folders, last_good_checkpoint
+from questtrain.store.checkpoint import last_good_checkpoint
+from questtrain.store.checkpoint_folders import checkpoint_folders
 from questtrain.store.files import FULL, copy_file, sha256_of, write_text, writing
 from questtrain.store.run_record import RunRecord, read_run_record
 from questtrain.train.claim import LOCK, claimed

@@ -9,6 +9,7 @@ import torch
 
 from questtrain.errors import UserError
 from questtrain.inference.engine import engine as engine_module
+from questtrain.inference.engine import memory
 from questtrain.inference.engine.batch import Batch
 from questtrain.inference.engine.engine import Engine
 from questtrain.inference.engine.requests import Request, Sampling
@@ -248,8 +249,9 @@ def test_bad_samplings_are_refused(wrong, words):
 
 
 @pytest.mark.parametrize("context", [1 << 40, 1 << 53])
-def test_a_cache_that_no_machine_has_is_a_message(packed, context):
+def test_a_cache_that_no_machine_has_is_a_message(packed, context, monkeypatch):
     """By the allocator of a CPU itself."""
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: 1 << 100)
     with pytest.raises(UserError, match=rf"of 2 sequences of {context:,} tokens do not fit"):
         Engine(packed, 2, context)
 

@@ -342,4 +342,6 @@ def test_an_export_of_another_program(run, places, tmp_path, capsys):
 def test_without_the_harness(run, places, capsys, monkeypatch):
     monkeypatch.setattr(tasks, "find_spec", lambda name: None)
     error = refused([f"run={run}", "tasks=endings", *places], capsys)
-    assert error.endswith("not installed: pip install 'questtrain[eval]'.")
+    assert error.endswith(
+        "not installed: pip install '.[eval]' in the folder of questtrain's sources."
+    )

@@ -54,12 +54,12 @@ REFUSED = {
     "no stop": ('{"prompt": "a", "stop": []}', 400, "stop", None),
     "logprobs": ('{"prompt": "a", "logprobs": true}', 400, "logprobs", None),
     "suffix": ('{"prompt": "a", "suffix": "b"}', 400, "suffix", None),
-    "best_of": ('{"prompt": "a", "best_of": 2}', 400, None, None),
+    "best_of": ('{"prompt": "a", "best_of": 2}', 400, "best_of", None),
     "logit_bias": ('{"prompt": "a", "logit_bias": {"1": 5}}', 400, "logit_bias", None),
     "penalty": ('{"prompt": "a", "presence_penalty": 0.5}', 400, "presence_penalty", None),
     "unknown": ('{"prompt": "a", "top_k": 5}', 400, "top_k", None),
     "stream_options alone": (
-        '{"prompt": "a", "stream_options": {"include_usage": true}}', 400, None, None
+        '{"prompt": "a", "stream_options": {"include_usage": true}}', 400, "stream_options", None
     ),
     "another model": ('{"prompt": "a", "model": "gpt-4"}', 404, "model", "model_not_found"),
     "too long": (json.dumps({"prompt": "a" * 30_000}), 413, None, "request_too_large"),
@@ -79,6 +79,7 @@ def test_wrong_requests_are_told_what_is_wrong(fake: Server, case: str) -> None:
 
 
 CONTENTS = {
+    "no parts": ([], "messages.0.content", "is an empty list"),
     "nothing": (None, "messages.0.content", "parts of type text"),
     "a number": (1, "messages.0.content", "parts of type text"),
     "a picture": (
@@ -327,3 +328,24 @@ def test_metrics_count_what_happened(fake: Server) -> None:
     fake.post(prompt="a", n=0)
     assert {line: fake.metric(line) - before[line] for line in counted} == counted
     assert fake.metric("questtrain_running") == fake.metric("questtrain_waiting") == 0
+
+
+def test_what_is_no_utf8_is_told_with_its_place(fake: Server) -> None:
+    refused = fake.http.post("/v1/completions", content=b'{"prompt": "a\xff"}', headers=JSON)
+    assert refused.status_code == 400
+    message = refused.json()["error"]["message"]
+    assert message == "the body is no UTF-8: byte 0xff at place 13 (from 0)."
+
+
+@pytest.mark.parametrize(
+    ("said", "param"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"max_tokens": 2, "max_completion_tokens": 2}, "max_completion_tokens"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ],
+)
+def test_what_one_parameter_asks_of_another_names_one(fake: Server, said: dict, param: str) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], **said}
+    refused = fake.http.post("/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)

@@ -64,7 +64,7 @@ def bench_serve(
             work = _work(config, cases[RIVAL])
             running = {}
             for case, train_config in cases.items():
-                load = _load(case, train_config, served.server, config, folder)
+                load = _load(case, train_config, served.server, config, folder, device)
                 running[case] = _start(stack, served.server, load, folder / case, work, device)
                 log.info("%s, %s: serving", name, case)
             for what in _loads(config):
@@ -81,7 +81,12 @@ def _work(config: ServeLoadConfig, rival: TrainConfig) -> Work:
 
 
 def _load(
-    case: str, of_case: TrainConfig, server: ServeConfig, config: ServeLoadConfig, folder: Path
+    case: str,
+    of_case: TrainConfig,
+    server: ServeConfig,
+    config: ServeLoadConfig,
+    folder: Path,
+    device: torch.device,
 ) -> Load:
     """The run as it is, or random weights."""
     assert server.context is not None
@@ -90,9 +95,9 @@ def _load(
         return ServedRun(config.run, config.device, None, True, most, server.context)
     own = folder / f"{case} tokenizer"
     own.mkdir()
-    return RandomModel(
-        of_case, config.device, server.max_batch_size, server.context, config.compile, str(own)
-    )
+    compiled = device.type == "cuda" if config.compile is None else config.compile
+    most, context = server.max_batch_size, server.context
+    return RandomModel(of_case, config.device, most, context, compiled, str(own))
 
 
 def _start(

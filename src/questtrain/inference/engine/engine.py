@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from questtrain.device import is_out_of_memory
-from questtrain.errors import UserError, counted
 from questtrain.inference.engine.batch import PIECE, Batch
+from questtrain.inference.engine.memory import check_memory, too_many
 from questtrain.inference.engine.requests import Delta, Request
 from questtrain.inference.engine.results import Arrival, PieceResult, StepResult
 from questtrain.inference.engine.sequence import Sequence
 from questtrain.inference.engine.token_texts import TokenTexts
 from questtrain.inference.load import TrainedModel
+from questtrain.model import Llama, StackedLlama
 from questtrain.quant import QuantLinear
 
 
@@ -40,16 +41,16 @@ class Engine:
         self.vocab_size = trained.config.model.vocab_size
         self._texts = TokenTexts(trained.tokenizer)
         self._end = trained.tokenizer.bos_id
+        model = _served(trained.model)
+        if isinstance(model, Llama | StackedLlama):
+            check_memory(model, max_batch_size, self.context)
         try:
-            self._batch = Batch(_served(trained.model), max_batch_size, self.context)
+            self._batch = Batch(model, max_batch_size, self.context)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise UserError(
-                f"the keys and values of {counted(max_batch_size, 'sequence', 'sequences')} of"
-                f" {self.context:,} tokens do not fit into the device's memory beside the model:"
-                " ask for fewer, or for a shorter context."
-            ) from error
+            advice = " ask for fewer, or for a shorter context."
+            raise too_many(max_batch_size, self.context, advice) from error
         self._free = list(range(max_batch_size))
         self._sequences: dict[int, Sequence] = {}  # by id, until they are over
         self._waiting: deque[Sequence] = deque()  # the first may be half read

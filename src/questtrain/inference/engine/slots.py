@@ -15,7 +15,7 @@ from questtrain.inference.engine.sampling import How, Rows, Told, draw, tell
 from questtrain.kernels.dispatch import serves_cpu
 from questtrain.kernels.ops.decode_attention import attends_in_one_kernel
 from questtrain.model import Llama, PackedLlama, SlottedCache, StackedLlama
-from questtrain.model.slotted_cache import FREE
+from questtrain.model.slotted_cache import FREE, slotted_cache_bytes
 
 FEWEST_ROWS = 8
 """Of products whose number of rows is fixed. It is a power of two: of other numbers matrix
@@ -38,8 +38,8 @@ class Slots:
     def __init__(self, model: Llama | StackedLlama, count: int, capacity: int) -> None:
         weight = model.embed_tokens.weight
         self.model = model
-        self._head_rows = max(FEWEST_ROWS, 1 << (count - 1).bit_length())
-        self.count = count if weight.is_cuda else self._head_rows
+        self._head_rows = _head_rows(count)
+        self.count = _slots_of(count, weight)
         self.cache = SlottedCache(model.config, self.count, capacity, weight)
         self.tokens = self.cache.position.new_zeros(self.count)
         self._seeds, self._numbers = (torch.zeros_like(self.tokens) for _ in range(2))
@@ -108,6 +108,24 @@ class Slots:
         """fp32 ``[N, V]``, by a product of N rows."""
         logits_NV: Tensor = self.model.lm_head(self.model.norm(hidden_ND))
         return logits_NV.float()
+
+
+def slots_bytes(model: Llama | StackedLlama, count: int, capacity: int) -> int:
+    """What the `Slots` of a model take of its device's memory: the cache, and the logits in fp32;
+    a step's own tensors come on top."""
+    weight = model.embed_tokens.weight
+    slots = _slots_of(count, weight)
+    cache = slotted_cache_bytes(model.config, slots, capacity, weight.itemsize)
+    return cache + slots * weight.shape[0] * torch.float32.itemsize
+
+
+def _head_rows(count: int) -> int:
+    return max(FEWEST_ROWS, 1 << (count - 1).bit_length())
+
+
+def _slots_of(count: int, weight: Tensor) -> int:
+    """The slots for so many sequences: on a CPU as many as the head has rows."""
+    return count if weight.is_cuda else _head_rows(count)
 
 
 def _put(x_B: Tensor, slot: int, value: float) -> None:

@@ -74,7 +74,7 @@ def require_harness() -> None:
     if find_spec("lm_eval") is None:
         raise UserError(
             "tasks are asked by lm-evaluation-harness, which is not installed: pip install"
-            " 'questtrain[eval]'."
+            " '.[eval]' in the folder of questtrain's sources."
         )
 
 

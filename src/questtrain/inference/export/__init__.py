@@ -21,7 +21,7 @@ def export_format(name: str) -> ExportFormat:
     if missing:
         raise UserError(
             f"format={name} is written with {missing[0]}, and Python finds no such package:"
-            " pip install 'questtrain[export]'."
+            " pip install '.[export]' in the folder of questtrain's sources."
         )
     module = import_module(f"questtrain.inference.export.{name.replace('-', '_')}")
     form: ExportFormat = getattr(module, entry.writer)()

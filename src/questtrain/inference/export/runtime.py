@@ -49,7 +49,8 @@ def require(form: ExportFormat, runtime: str, device: str) -> None:
     if missing:
         raise UserError(
             f"format={form.name} is verified by {runtime}, and Python finds no {missing[0]}:"
-            " pip install 'questtrain[export]', or export without that: verify=false."
+            " pip install '.[export]' in the folder of questtrain's sources, or export without"
+            " that: verify=false."
         )
 
 

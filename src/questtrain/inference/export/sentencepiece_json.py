@@ -67,7 +67,7 @@ def _parsed(model: bytes) -> Any:
     except ImportError as error:
         raise UserError(
             "a SentencePiece model is read with protobuf, which Python does not find:"
-            " pip install 'questtrain[export]'."
+            " pip install '.[export]' in the folder of questtrain's sources."
         ) from error
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model)

@@ -8,6 +8,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from questtrain.inference.engine.requests import Sampling
 
@@ -37,6 +38,15 @@ MAX_LOGPROBS = 20
 STEEP = 1e-3
 """The lowest temperature above 0, as `questtrain generate` has it: dividing logits by less may make
 infinities of them."""
+
+
+AT_PARAMETER = "at_parameter"
+"""Pydantic's name for errors of `at`."""
+
+
+def at(param: str, message: str) -> PydanticCustomError:
+    """An error of a whole body for which one of its parameters is to blame."""
+    return PydanticCustomError(AT_PARAMETER, "{message}", {"param": param, "message": message})
 
 
 def _stops(value: Any) -> Any:
@@ -106,7 +116,7 @@ class Body(BaseModel):
     def agree(self) -> Body:
         """What one parameter asks of another."""
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream=true")
+            raise at("stream_options", "stream_options needs stream=true")
         return self
 
     @property
@@ -141,7 +151,7 @@ class CompletionBody(Body):
     def returns_all(self) -> CompletionBody:
         """The best of several is not chosen here."""
         if self.best_of not in (None, self.n or 1):
-            raise ValueError("best_of is not supported: all n answers are returned")
+            raise at("best_of", "best_of is not supported: all n answers are returned")
         return self
 
 
@@ -169,7 +179,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_parts)]
+    content: Annotated[list[Part], BeforeValidator(_parts), Field(min_length=1)]
     name: str | None = None
 
     @property
@@ -189,7 +199,8 @@ class ChatBody(Body):
     def tells_of_tokens(self) -> ChatBody:
         """Alternatives are told only with log-probabilities."""
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+            raise at("top_logprobs", "top_logprobs needs logprobs=true")
         if None not in (self.max_tokens, self.max_completion_tokens):
-            raise ValueError("max_tokens and max_completion_tokens are the same: give one of them")
+            same = "max_tokens and max_completion_tokens are the same: give one of them"
+            raise at("max_completion_tokens", same)
         return self

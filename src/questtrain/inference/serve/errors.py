@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from questtrain.config.ranges import shown
 from questtrain.errors import suggestion
-from questtrain.inference.serve.bodies import NEUTRAL, ChatBody, CompletionBody
+from questtrain.inference.serve.bodies import AT_PARAMETER, NEUTRAL, ChatBody, CompletionBody
 
 TYPES = {
     401: "authentication_error",
@@ -81,6 +81,8 @@ def validation_error(error: dict[str, Any]) -> ApiError:
     if kind == "json_invalid":
         what = error.get("ctx", {}).get("error", "")
         return ApiError(400, f"the body is no JSON: {what} (character {where[0]}).")
+    if kind == AT_PARAMETER:
+        return ApiError(400, f"{error['ctx']['message']}.", error["ctx"]["param"])
     if param is None and kind != "value_error":
         return ApiError(400, "the body must be a JSON object.")
     if kind == "extra_forbidden":
@@ -107,7 +109,15 @@ def http_error(error: HTTPException, request: Request) -> ApiError:
     words = {
         404: f"there is no {path} here.",
         405: f"{path} takes {allowed}, not {request.method}.",
-        400: "the body cannot be read as JSON.",
+        400: _unreadable(error.__cause__),
     }
     message = words.get(error.status_code, str(error.detail))
     return ApiError(error.status_code, message, headers=headers)
+
+
+def _unreadable(cause: BaseException | None) -> str:
+    """Why a body cannot be parsed, with the place where that is known."""
+    if isinstance(cause, UnicodeDecodeError):
+        byte, place = cause.object[cause.start], cause.start
+        return f"the body is no UTF-8: byte 0x{byte:02x} at place {place} (from 0)."
+    return "the body cannot be read as JSON."

@@ -83,7 +83,10 @@ class SlurmLauncher:
                 " cluster's login node, or choose launcher=local."
             )
         if find_spec("submitit") is None:
-            raise UserError("launcher=slurm needs submitit: pip install 'questtrain[slurm]'.")
+            raise UserError(
+                "launcher=slurm needs submitit: pip install '.[slurm]' in the folder of"
+                " questtrain's sources."
+            )
 
     def run(self, jobs: Sequence[Job], folder: Path, command: str) -> int | None:
         """Submit what is neither done, failed, running nor queued, longest first; None, or 0 when
