@@ -167,7 +167,7 @@ def test_metrics_without_mask_rows_are_no_record(tmp_path):
 @pytest.mark.parametrize(
     ("config", "part"),
     [
-        ("model: [", "cannot be read"),
+        ("model: [", "line 1, column 9: no YAML"),
         ("", "holds no configuration"),
         ("model: {name: 30M}\nbits: 4", "model.nominal_params is not set"),
     ],

@@ -130,8 +130,8 @@ def test_a_batch_of_noise_in_the_data_is_a_spike(corpus, tmp_path, capsys):
     folder = next(path.parent for path in cache.glob("*/train-*.bin"))
     loader = Loader(open_dataset(folder).train, 4, 32, seed=0)
     samples = np.arange(4 * 24, 4 * 25)
-    for window in permute(samples, loader.num_windows, 0, np.zeros(4, np.int64)):
-        shard, start = loader._windows._place(int(window))
+    windows = permute(samples, loader.num_windows, 0, np.zeros(4, np.int64)).astype(np.int64)
+    for window, (shard, start) in zip(windows, loader._windows._places(windows), strict=True):
         tokens = np.memmap(shard.path, "<u2", "r+")
         tokens[start : start + 33] = np.random.default_rng(window).integers(256, 512, 33)
         tokens.flush()
