@@ -8,8 +8,10 @@ import threading
 
 import pytest
 
+from questtrain.cli.main import main
 from questtrain.process.signals import (
     STOP_SIGNALS,
+    Interrupted,
     StopRequests,
     StopSignal,
     on_stop_signals,
@@ -116,3 +118,22 @@ def test_in_another_thread_nothing_changes() -> None:
     thread.start()
     thread.join()
     assert seen == before
+
+
+@pytest.mark.parametrize("second", [TERM, USR2])
+def test_one_that_comes_while_a_saved_run_ends_takes_nothing_back(
+    second, monkeypatch, capsys
+) -> None:
+    """Slurm warns a process, then the one around it passes the warning on."""
+
+    def training(command: str, words: list[str]) -> int:
+        try:
+            raise Interrupted(USR2, 622)
+        finally:
+            send(second)
+
+    monkeypatch.setattr("questtrain.cli.main._dispatch", training)
+    assert main(["train"]) == 128 + USR2
+    assert capsys.readouterr().err == (
+        "stopped: saved step 622; the same command continues from here.\n"
+    )

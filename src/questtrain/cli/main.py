@@ -15,7 +15,7 @@ from importlib import import_module
 
 from questtrain.cli.commands import ANSWER_WITHOUT_WORDS, COMMANDS
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped, UserError, unknown
-from questtrain.process.signals import StopSignal, stops_raise
+from questtrain.process.signals import Interrupted, StopSignal, stops_raise
 from questtrain.version import __version__
 
 SECONDS_TO_SPEAK = 1.0
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _answer(list(sys.argv[1:] if arguments is None else arguments))
     except BaseException as error:
         stop = error if isinstance(error, StopSignal) else None
+        if stop is not None and (interrupted := _interrupted_before(stop)) is not None:
+            return _told(interrupted)
         number = requests.number  # a library may have made another error of it
         if not number and isinstance(error, KeyboardInterrupt):
             number = signal.SIGINT
@@ -52,6 +54,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if stop.is_spokesman:
             print(f"stopped: {stop}", file=sys.stderr)
         return stop.exit_code
+
+
+def _interrupted_before(error: BaseException | None) -> Interrupted | None:
+    """The stop that was under way, with its step saved, when another signal came: a cluster sends
+    several."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error
+
+
+def _told(error: TrainingStopped) -> int:
+    """The exit code of what has been said."""
+    print(f"stopped: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _answer(words: list[str]) -> int:
@@ -72,8 +88,7 @@ def _answer(words: list[str]) -> int:
         time.sleep(SECONDS_TO_SPEAK)
         return error.exit_code
     except TrainingStopped as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return error.exit_code
+        return _told(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
