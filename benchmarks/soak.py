@@ -50,8 +50,8 @@ SETTINGS = (
     "device=cpu",
 )
 SIZES = (1, 2, 4)
-LONGEST_WAIT = 1.5
-"""Until a fault, in units of what the unbroken run takes: some starts end before it."""
+LONGEST_WAIT = 1.0
+"""Until a fault, in units of what the unbroken run takes."""
 PATIENCE = 120.0
 """Seconds after a fault within which every process must have ended."""
 NUMBERS = ("train_loss", "grad_norm", "val_loss")
