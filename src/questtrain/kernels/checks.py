@@ -12,6 +12,7 @@ from torch import Tensor
 from questtrain.kernels.formats import BLOCKS, LEVELS, MAX_PACKED_LEVELS, container_bits
 
 FLOATING = (torch.bfloat16, torch.float16, torch.float32)
+"""What the kernels take where they take numbers that are not codes."""
 
 
 def check_matrix(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from questtrain.kernels import cpu_library, extension
+from questtrain.kernels.checks import FLOATING
 from questtrain.kernels.extension import constant_when_compiled
 from questtrain.kernels.formats import (
     BLOCKS,
@@ -207,9 +208,8 @@ def serves_cpu(device: torch.device) -> bool:
 
 def rotates_rows(x: Tensor, block: int) -> bool:
     """Whether `hadamard_rows` is to rotate ``x [..., K]``, faster than a product with H."""
-    floating = x.dtype in (torch.bfloat16, torch.float16, torch.float32)
     sizes = block in BLOCKS and x.shape[-1] % math.lcm(block, 32) == 0
-    return serves_cpu(x.device) and floating and sizes
+    return serves_cpu(x.device) and x.dtype in FLOATING and sizes
 
 
 def multiplies_packed_floats(x: Tensor, rows: int, levels: int, block: int) -> bool:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from questtrain.config import ModelConfig, head_dim, num_kv_heads
+from questtrain.kernels.checks import FLOATING
 from questtrain.kernels.elementwise import split_rotary
 from questtrain.kernels.ops.rotary import rotate
 from questtrain.model.cache import Cache, CacheLayer
@@ -45,9 +46,6 @@ class HeadNorm(nn.RMSNorm):
         return super().forward(heads.to(self.weight.dtype)).to(x_BTD.dtype).flatten(-2)
 
 
-ROTATED = (torch.bfloat16, torch.float16, torch.float32)
-"""What `split_rotary` takes."""
-
 HeadNorms = tuple[nn.Module, ...] | nn.ModuleList
 """`HeadNorm` of Q and of K, or none."""
 
@@ -74,10 +72,7 @@ def causal_attention(
             return y_BD.unsqueeze(1)
     q_BHTK = rotate(_split_heads(q_BTD, heads.queries), *rotary)
     k_BGSK = rotate(_split_heads(k_BTE, heads.keys), *rotary)
-    v_BGSK, mask = _split_heads(v_BTE, heads.keys), None
-    if cache is not None:
-        k_BGSK, v_BGSK, mask = cache.append(k_BGSK, v_BGSK)
-    return _attend(q_BHTK, k_BGSK, v_BGSK, mask)
+    return _attend(q_BHTK, k_BGSK, _split_heads(v_BTE, heads.keys), cache)
 
 
 def product_attention(
@@ -91,16 +86,13 @@ def product_attention(
     in the product's place, and its backward are a kernel each, but where heads are normalized
     before it, or are of a width or dtype that the kernel does not take. A step of one token, and a
     compiler, have one kernel for the rotation and what fills the ``cache`` as it is."""
-    rotates = heads.width % 16 == 0 and qkv_BTN.dtype in ROTATED
+    rotates = heads.width % 16 == 0 and qkv_BTN.dtype in FLOATING
     fuses = cache is not None and (qkv_BTN.shape[1] == 1 or torch.compiler.is_compiling())
     if len(norms) or fuses or not rotates:
         return causal_attention(split_columns(qkv_BTN, heads), heads, rotary, cache, norms)
     parts = split_rotary(qkv_BTN, *rotary, heads.queries, heads.keys)
     q_BHTK, k_BGSK, v_BGSK = (part.transpose(1, 2) for part in parts)
-    mask = None
-    if cache is not None:
-        k_BGSK, v_BGSK, mask = cache.append(k_BGSK, v_BGSK)
-    return _attend(q_BHTK, k_BGSK, v_BGSK, mask)
+    return _attend(q_BHTK, k_BGSK, v_BGSK, cache)
 
 
 def split_columns(qkv_BTN: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,8 +101,11 @@ def split_columns(qkv_BTN: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor
     return q_BTD, k_BTE, v_BTE
 
 
-def _attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention, causal or by a ``mask``, heads joined: ``[B, T, D]``."""
+def _attend(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, cache: CacheLayer | None) -> Tensor:
+    """Attention, causal and to what the ``cache`` holds, heads joined: ``[B, T, D]``."""
+    mask = None
+    if cache is not None:
+        k_BGSK, v_BGSK, mask = cache.append(k_BGSK, v_BGSK)
     shared_by = q_BHTK.shape[1] // k_BGSK.shape[1]
     if shared_by > 1 and not _shares_heads(q_BHTK, mask):
         k_BGSK, v_BGSK = (x.repeat_interleave(shared_by, 1) for x in (k_BGSK, v_BGSK))

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from questtrain.config import ModelConfig, head_dim, num_kv_heads
 from questtrain.kernels import decode_attention
+from questtrain.kernels.checks import FLOATING
 from questtrain.model.rotary import Rotary, rotary_angles
 
 CAPACITY_MULTIPLE = 16
 """The mask's rows are aligned for the attention kernels."""
-
-DECODED = (torch.bfloat16, torch.float16, torch.float32)
-"""What `decode_attention` takes."""
 
 
 class CacheLayer(Protocol):
@@ -63,7 +61,7 @@ class StaticLayer(NamedTuple):
         """The attention of one new token a sequence by `decode_attention`, from rotary to heads
         joined: ``[B, D]``; E = G·K. None, and nothing is done, in float64, which it does not take.
         """
-        if self.keys.dtype not in DECODED:
+        if self.keys.dtype not in FLOATING:
             return None
         cos, sin = rotary[0][0], rotary[1][0]
         return decode_attention(q_BD, k_BE, v_BE, self.keys, self.values, self.position, cos, sin)
