@@ -25,7 +25,7 @@ from questtrain.kernels.autograd import GradientSum
 from questtrain.model.attention import next_angles
 from questtrain.model.llama import Llama
 from questtrain.model.products import StepProduct, norm_in_fp32, refresh, stacked_product
-from questtrain.model.recompute import Recompute, recomputed
+from questtrain.model.recompute import recomputed
 from questtrain.model.stacked_llama import StackedBlock, stacked_blocks
 
 
@@ -61,8 +61,9 @@ class FusedLlama(nn.Module):
         blocks = stacked_blocks(model, product_of)
         return None if blocks is None else cls(model, blocks, dtype)
 
-    def recompute(self, what: Recompute) -> None:
-        """Let backwards compute so much again."""
+    def recompute(self, what: str) -> None:
+        """Let backwards compute ``blocks`` again, ``gate_up`` (all that follows a block's
+        attention), or ``none``."""
         self._recomputes = what == "blocks"
         for block in self._blocks:
             block.recomputes_gate_up = what == "gate_up"
@@ -84,9 +85,8 @@ class FusedLlama(nn.Module):
             for product in self._products if self._summed else ():
                 product.finish_gradients()
         finally:
+            self.forget_gradient_sums()
             self._summed = None
-            for product in self._products:
-                product.sum = None
 
     def gradient_sums(self) -> list[Tensor]:
         """What `summing_gradients` has summed so far; other processes' sums are to be added."""

@@ -34,7 +34,7 @@ from questtrain.model.attention import (
     next_angles,
 )
 from questtrain.model.cache import Cache, CacheLayer
-from questtrain.model.recompute import Recompute, recomputed
+from questtrain.model.recompute import recomputed
 from questtrain.model.rotary import Rotary
 from questtrain.quant import QuantLinear
 
@@ -185,8 +185,9 @@ class Llama(nn.Module):
             cache.advance(tokens_BT.shape[1])
         return x_BTD
 
-    def recompute(self, what: Recompute) -> None:
-        """Let backwards compute so much again."""
+    def recompute(self, what: str) -> None:
+        """Let backwards compute ``blocks`` again, ``gate_up`` (all that follows a block's
+        attention), or ``none``."""
         self._recomputes = what == "blocks"
         for block in self.layers:
             assert isinstance(block, Block)

@@ -6,13 +6,10 @@ The second forward has the bits of the first: nothing in a block is drawn by cha
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.utils.checkpoint import checkpoint
-
-Recompute = Literal["none", "blocks", "gate_up"]
-"""Nothing, whole blocks, or what follows a block's attention: the norm, gate and up, and SwiGLU."""
 
 T = TypeVar("T")
 

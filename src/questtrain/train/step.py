@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from questtrain.errors import UserError
 from questtrain.kernels import serves
 from questtrain.kernels.formats import FP8_MULTIPLE
 from questtrain.model import FusedLlama, Llama
-from questtrain.model.recompute import Recompute
 from questtrain.train.evaluate import Loss, loss_function, product_dtype
 from questtrain.train.gradient_tree import TreeSum
 from questtrain.train.optimizer import build_optimizer, clipped_step, set_learning_rate
@@ -84,12 +83,11 @@ class TrainingStep:
         self.model = Llama(config.model, config.bits, config.quant)
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(device)
-        what = cast(Recompute, config.train.recompute)
-        self.model.recompute(what)
+        self.model.recompute(config.train.recompute)
         self.eager_loss_of = loss_function(self.model, device, config.train.autocast)
         self._fused = self._fused_llama()
         if self._fused is not None:
-            self._fused.recompute(what)
+            self._fused.recompute(config.train.recompute)
         self.loss_of = self._fast_loss()
         self.optimizer = build_optimizer(self.model, config.optim, config.quant, config.lr)
         self._weights = list(self.model.parameters())
@@ -196,10 +194,11 @@ class TrainingStep:
 
     def _put_gradients(self, gradients: Sequence[Tensor]) -> None:
         """As if what `_take_gradients` took last were ``gradients``."""
-        for weight, gradient in zip(self._summed, gradients, strict=False):
+        own = len(self._summed)
+        for weight, gradient in zip(self._summed, gradients[:own], strict=True):
             weight.grad = gradient
         if self._fused is not None:
-            self._fused.put_gradient_sums(gradients[len(self._summed) :])
+            self._fused.put_gradient_sums(gradients[own:])
 
     def _step_graph(self) -> GraphedCall[tuple[Tensor, list[Tensor | None]]] | None:
         """None where nothing is captured: several processes sum their gradients eagerly."""
