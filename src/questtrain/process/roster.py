@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from questtrain.process.kernel import boot_id, pid_namespace
 
 
 @dataclass(frozen=True)
 class Member:
     """One rank: its process ``pid`` on ``host``. Ranks of one ``kernel`` may send each other
-    signals: it names the machine's boot and the namespace of process ids."""
+    signals: it names the machine's boot and the namespace of process ids, or, where the system does
+    not tell (it is not Linux), the host."""
 
     rank: int
     host: str
@@ -22,7 +24,8 @@ class Member:
     @classmethod
     def here(cls, rank: int) -> Member:
         """This process."""
-        return cls(rank, socket.gethostname(), os.getpid(), _kernel())
+        boot, numbers, host = boot_id(), pid_namespace(), socket.gethostname()
+        return cls(rank, host, os.getpid(), f"{boot}/{numbers}" if boot and numbers else host)
 
 
 Roster = Sequence[Member]
@@ -35,10 +38,15 @@ def named(ranks: Collection[int], roster: Roster) -> str:
     for rank in sorted(ranks):
         by_host.setdefault(roster[rank].host, []).append(roster[rank])
     return " and ".join(
-        f"rank{_s(members)} {_listed(member.rank for member in members)} of {len(roster)}"
-        f" (host {host}, pid{_s(members)} {_listed(member.pid for member in members)})"
+        f"{numbered('rank', [member.rank for member in members])} of {len(roster)}"
+        f" (host {host}, {numbered('pid', [member.pid for member in members])})"
         for host, members in by_host.items()
     )
+
+
+def numbered(what: str, numbers: Collection[int]) -> str:
+    """``rank 3``; ``ranks 2, 3``."""
+    return f"{what}{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def speakers(ranks: Collection[int], roster: Roster) -> set[int]:
@@ -57,19 +65,3 @@ def lowest_beside(rank: int, ranks: Collection[int], roster: Roster) -> int | No
     kernel = roster[rank].kernel
     others = (m.rank for m in roster if m.kernel == kernel and m.rank not in ranks)
     return next(others, None)
-
-
-def _s(members: Collection[Member]) -> str:
-    return "" if len(members) == 1 else "s"
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _kernel() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux: a host's name has to do
-        return socket.gethostname()

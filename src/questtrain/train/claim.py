@@ -24,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from questtrain.errors import UserError, WriteFailed
+from questtrain.process.kernel import boot_id, pid_namespace
 from questtrain.store.files import write_json, writing
 from questtrain.store.json_file import DamagedJson, read_json
 from questtrain.store.lock_scope import NO_LOCKS, mount_of
@@ -70,9 +71,9 @@ class Owner:
             pid=os.getpid(),
             since=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             token=secrets.token_hex(8),
-            boot=_boot(),
+            boot=boot_id(),
             started=_started(os.getpid()),
-            numbers=_numbers(),
+            numbers=pid_namespace(),
             slurm_job=os.environ.get("SLURM_JOB_ID", ""),
             slurm_restarts=int(restarts) if restarts.isdigit() else 0,
         )
@@ -209,20 +210,6 @@ def _read(file: Path) -> Owner | None:
         return read_json(file, Owner)
     except (FileNotFoundError, DamagedJson):
         return None
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _numbers() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
 
 
 def _started(pid: int) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from questtrain.errors import ErrorOnAnotherRank, TrainingStopped
-from questtrain.process.roster import Member, Roster
+from questtrain.process.roster import Member, Roster, numbered
 
 SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -192,8 +192,7 @@ def _give_up(store: Store, here: Collection[int]) -> None:
 
 
 def _not_come(missing: Collection[int], size: int, place: str) -> str:
-    ranks = f"rank{'' if len(missing) == 1 else 's'} {', '.join(map(str, missing))}"
     return (
-        f"{ranks} of {size} did not come to {place} (MASTER_ADDR, MASTER_PORT) in time"
-        " (train.rank_timeout): look whether each was started, and can reach that address."
+        f"{numbered('rank', missing)} of {size} did not come to {place} (MASTER_ADDR, MASTER_PORT)"
+        " in time (train.rank_timeout): look whether each was started, and can reach that address."
     )
