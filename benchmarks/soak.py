@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +96,7 @@ def soak(runs: Path, steps: int, seconds: float, chance: random.Random) -> list[
     while time.monotonic() < end and all(each.equal for each in rounds):
         name = f"round{len(rounds)}"
         rounds.append(Round())
-        waits = iter(lambda: chance.uniform(0, longest), None)
-        train_with_faults([*settings, f"name={name}"], name, rounds[-1], chance, waits)
+        train_with_faults([*settings, f"name={name}"], name, rounds[-1], chance, longest)
         rounds[-1].equal = bits_of(runs / name, steps) == expected
         said = ", ".join(f"{count} × {fault}" for fault, count in rounds[-1].faults.items())
         equal = "the same bits" if rounds[-1].equal else "OTHER BITS"
@@ -110,9 +109,9 @@ def train_with_faults(
     name: str,
     noted: Round,
     chance: random.Random,
-    waits: Iterator[float],
+    longest: float,
 ) -> None:
-    """Start it, disturb it after the next of the ``waits`` (seconds), and so on until it has ended
+    """Start it, disturb it after ``longest`` seconds at the most, and so on until it has ended
     well; SystemExit where a process outlives a fault or a start fails by itself."""
     while True:
         size = chance.choice(SIZES)
@@ -125,7 +124,7 @@ def train_with_faults(
             start_new_session=True,
         )
         with suppress(subprocess.TimeoutExpired):
-            _, errors = process.communicate(timeout=next(waits))
+            _, errors = process.communicate(timeout=chance.uniform(0, longest))
             if process.returncode == 0:
                 return
             raise SystemExit(f"{name}: {size} processes ended by themselves:\n{errors}")

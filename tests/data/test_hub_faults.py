@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from questtrain.errors import PreparationStopped, UserError
 from questtrain.store import files, patience
 from tests.data.corpus import sentences, write_jsonl
 from tests.data.hub_server import LocalHub, point_hub_at
+from tests.failing import failing
 
 NAME = "datasets/allenai/c4/resolve/main/realnewslike/c4-{}.json.gz"
 PIECES = 3
@@ -151,18 +151,6 @@ def test_a_hub_that_is_down_when_a_preparation_goes_on(hub, needed, make_config,
     assert pauses == []
     hub.down = False
     assert content(prepare(config, tokens_needed=tokens)) == undisturbed
-
-
-def failing(times: int, number: int, work: Callable) -> Callable:
-    left = [times]
-
-    def fails(*arguments, **keywords):
-        if left[0]:
-            left[0] -= 1
-            raise OSError(number, os.strerror(number))
-        return work(*arguments, **keywords)
-
-    return fails
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN])

@@ -21,6 +21,7 @@ from questtrain.store import checkpoint, files, patience
 from questtrain.store.checkpoint import checkpoint_folders
 from questtrain.train.parallel import RankEndsAlone, World
 from questtrain.train.trainer import Trainer
+from tests.failing import failing
 from tests.training_data import TINY, rows
 
 RUN = (*TINY, "bits=bf16", "max_steps=6", "log_every=1", "eval_every=6", "checkpoint_every=2")
@@ -177,19 +178,6 @@ def test_a_file_that_is_cut_while_a_real_process_trains(words, cache, tmp_path):
     assert process.returncode == 2, said
     assert "it holds 4,096 bytes" in said
     assert "Traceback" not in said
-
-
-def failing(times: int, number: int, work: Callable) -> Callable:
-    """``work``, whose first ``times`` calls fail as a file system fails."""
-    left = [times]
-
-    def fails(*arguments, **keywords):
-        if left[0]:
-            left[0] -= 1
-            raise OSError(number, os.strerror(number))
-        return work(*arguments, **keywords)
-
-    return fails
 
 
 @pytest.mark.parametrize("number", TRANSIENT)

@@ -21,12 +21,7 @@ that may hold them."""
 def check_task_file(path: Path) -> bool:
     """Whether the file is one task, which needs no other that is known by name; UserError unless it
     is YAML that may be a task or a group of tasks."""
-    try:
-        root = yaml.compose(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(yaml_fault(error, path)) from error
+    root = _composed(path)
     if not isinstance(root, yaml.MappingNode):
         held = {yaml.SequenceNode: "a list", yaml.ScalarNode: "a text"}.get(type(root), "nothing")
         raise UserError(
@@ -42,9 +37,17 @@ def first_damaged(folder: Path) -> str | None:
     """What is wrong with the first file in a folder, below it too, that is no YAML."""
     for path in sorted(folder.rglob("*.yaml")):
         try:
-            yaml.compose(path.read_bytes())
-        except OSError as error:
-            return f"{path} cannot be read: {error.strerror}."
-        except (yaml.YAMLError, RecursionError) as error:
-            return yaml_fault(error, path)
+            _composed(path)
+        except UserError as error:
+            return str(error)
     return None
+
+
+def _composed(path: Path) -> yaml.Node | None:
+    """The YAML of a file, whose tags are not followed; UserError where there is none."""
+    try:
+        return yaml.compose(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(yaml_fault(error, path)) from error
